@@ -1,0 +1,362 @@
+"""Chapter 2: the numbers that define a LLaMA.
+
+A LLaMA is one architecture in many sizes.  Everything that tells a 15M toy from
+the 405B model is a few integers, an epsilon, and how positions are encoded; this
+chapter names them, spelled as in Hugging Face's ``config.json``, and reads them
+from the three places where they are found: that file (both spellings, of
+transformers 4 and 5), Meta's ``params.json``, and a table of well-known models.
+
+A wrong number here gives a model that runs and talks nonsense, so everything is
+checked once, on the way in, and the rest of the book may trust it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+
+
+@dataclass(frozen=True)
+class Rope:
+    """How rotary embeddings turn positions into angles; explained in `rope`.
+
+    Only `rope_theta` matters for ``rope_type="default"``; the other fields belong
+    to the scalings that stretch a trained context.  None means "not given": the
+    value that transformers would infer is used.
+    """
+
+    rope_type: str = "default"
+    rope_theta: float = 10000.0
+    factor: float | None = None
+    original_max_position_embeddings: int | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    attention_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+
+@dataclass(frozen=True)
+class Config:
+    """The size and shape of one LLaMA, in Hugging Face's words.
+
+    The letters are those used for array shapes in every later chapter.
+    """
+
+    vocab_size: int  # V
+    hidden_size: int  # E
+    intermediate_size: int  # F
+    num_hidden_layers: int  # L
+    num_attention_heads: int  # H, the query heads
+    num_key_value_heads: int  # K, each shared by G = H / K query heads
+    head_dim: int  # D; H * D is usually E, but need not be
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope: Rope = Rope()
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    bos_token_id: int | None = 1
+    eos_token_id: tuple[int, ...] = (2,)
+
+
+def config_from_hf(data: Mapping[str, Any]) -> Config:
+    """Read the dictionary of a Hugging Face ``config.json``.
+
+    Parameters
+    ----------
+    data : mapping
+        As ``LlamaConfig`` writes it: transformers 4 (``rope_theta`` and
+        ``rope_scaling``) or transformers 5 (``rope_parameters``).
+
+    Raises
+    ------
+    ValueError
+        If it is not a LLaMA, or a number is missing or impossible.
+    """
+    _refuse_other_architectures(data)
+    heads = _positive(data, "num_attention_heads")
+    hidden = _positive(data, "hidden_size")
+    if data.get("head_dim") is None and hidden % heads:
+        raise ValueError(
+            f"config: hidden_size {hidden} is not a multiple of "
+            f"num_attention_heads {heads}, and no head_dim is given"
+        )
+    positions = _positive(data, "max_position_embeddings", 2048)
+    config = Config(
+        vocab_size=_positive(data, "vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=_positive(data, "intermediate_size"),
+        num_hidden_layers=_positive(data, "num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=_positive(data, "num_key_value_heads", heads),
+        head_dim=_positive(data, "head_dim", hidden // heads),
+        max_position_embeddings=positions,
+        rms_norm_eps=_number(data, "rms_norm_eps", 1e-6),
+        rope=_rope_from_hf(data, positions),
+        tie_word_embeddings=_flag(data, "tie_word_embeddings"),
+        attention_bias=_flag(data, "attention_bias"),
+        mlp_bias=_flag(data, "mlp_bias"),
+        bos_token_id=_first(_token_ids(data, "bos_token_id", 1)),
+        eos_token_id=_token_ids(data, "eos_token_id", 2),
+    )
+    return check(config)
+
+
+def config_from_params(data: Mapping[str, Any], vocab_size: int) -> Config:
+    """Read Meta's ``params.json``.
+
+    The feed-forward width is not written there but follows from a rule: two
+    thirds of four times the model's width (SwiGLU has three matrices where the
+    plain block has two), times `ffn_dim_multiplier`, rounded up to a multiple of
+    `multiple_of`.
+
+    Parameters
+    ----------
+    data : mapping
+        With ``dim``, ``n_layers``, ``n_heads`` and the rest.
+    vocab_size : int
+        Rows of the embedding: LLaMA 1 and 2 write ``"vocab_size": -1``.
+
+    Raises
+    ------
+    ValueError
+        If a number is missing or impossible.
+
+    References
+    ----------
+    Meta llama/model.py, `FeedForward` and `ModelArgs`.  The context length is not
+    in the file either: LLaMA 3.1 and later are recognised by `use_scaled_rope`.
+    Meta's own code scales them all by 8; the 3.2 models (width 2048 and 3072)
+    were published with 32, which is used here unless the file says otherwise.
+    """
+    heads, width = _positive(data, "n_heads"), _positive(data, "dim")
+    if width % heads:
+        raise ValueError(f"params: dim {width} is not a multiple of n_heads {heads}")
+    scaled = _flag(data, "use_scaled_rope")
+    theta = _number(data, "rope_theta", 10000.0)
+    rope = Rope(rope_theta=theta)
+    if scaled:
+        factor = _number(data, "rope_scaling_factor", 32.0 if width < 4096 else 8.0)
+        rope = Rope("llama3", theta, factor, 8192, 1.0, 4.0)
+    llama3 = vocab_size > 100_000
+    config = Config(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        intermediate_size=_ffn_width(data, width),
+        num_hidden_layers=_positive(data, "n_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=_positive(data, "n_kv_heads", heads),
+        head_dim=width // heads,
+        max_position_embeddings=131072 if scaled else 8192 if llama3 else 4096,
+        rms_norm_eps=_number(data, "norm_eps", 1e-5),
+        rope=rope,
+        bos_token_id=128000 if llama3 else 1,
+        eos_token_id=(128001, 128008, 128009) if llama3 else (2,),
+    )
+    return check(config)
+
+
+def config_to_hf(config: Config) -> dict[str, Any]:
+    """Write a config as the dictionary of a ``config.json`` that transformers 5 reads."""
+    rope = {key: value for key, value in asdict(config.rope).items() if value is not None}
+    if config.rope.rope_type != "yarn":
+        del rope["truncate"]
+    data = asdict(config) | {"rope_parameters": rope}
+    del data["rope"]
+    return data | {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_act": "silu",
+        "eos_token_id": list(config.eos_token_id),
+    }
+
+
+def check(config: Config) -> Config:
+    """Return `config` if its numbers fit together, else raise ValueError."""
+    H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    if H % K:
+        raise ValueError(
+            f"config: num_attention_heads {H} is not a multiple of "
+            f"num_key_value_heads {K}: every key/value head serves equally many"
+        )
+    if D % 2:
+        raise ValueError(f"config: head_dim {D} is odd; rotary pairs need an even one")
+    if not config.rms_norm_eps > 0:
+        raise ValueError(f"config: rms_norm_eps {config.rms_norm_eps} is not positive")
+    _check_rope(config.rope)
+    return config
+
+
+def _refuse_other_architectures(data: Mapping[str, Any]) -> None:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"config: expected a JSON object, found {type(data).__name__}")
+    kind = data.get("model_type", "llama")
+    architectures = data.get("architectures") or ["LlamaForCausalLM"]
+    if kind != "llama" or "LlamaForCausalLM" not in architectures:
+        raise ValueError(
+            f"config: model_type {kind!r}, architectures {architectures}: only "
+            "LlamaForCausalLM models can be read"
+        )
+    if data.get("hidden_act", "silu") != "silu":
+        raise ValueError(f"config: hidden_act {data['hidden_act']!r}: LLaMA has 'silu'")
+    if data.get("quantization_config"):
+        raise ValueError("config: quantized weights; save the model in full precision")
+
+
+def _rope_from_hf(data: Mapping[str, Any], positions: int) -> Rope:
+    scaling = data.get("rope_parameters") or data.get("rope_scaling") or {}
+    if not isinstance(scaling, Mapping):
+        raise ValueError(f"config: rope parameters are {scaling!r}, not an object")
+    if scaling.get("partial_rotary_factor", data.get("partial_rotary_factor")) not in (
+        None,
+        1,
+    ):
+        raise ValueError("config: partial_rotary_factor is not 1; LLaMA rotates it all")
+    known = {field.name for field in fields(Rope)}
+    given = {key: scaling[key] for key in known if scaling.get(key) is not None}
+    given.setdefault("rope_type", scaling.get("type", "default"))
+    given.setdefault("rope_theta", data.get("rope_theta") or 10000.0)
+    # transformers falls back to the full context where the trained one is not said.
+    if given["rope_type"] in ("yarn", "llama3"):
+        outside = data.get("original_max_position_embeddings")
+        if outside is not None:
+            given["original_max_position_embeddings"] = outside
+        given.setdefault("original_max_position_embeddings", positions)
+    if given["rope_type"] == "yarn" and "factor" not in given:
+        given["factor"] = positions / given["original_max_position_embeddings"]
+    return Rope(**given)
+
+
+def _check_rope(rope: Rope) -> None:
+    if rope.rope_type not in ROPE_TYPES:
+        raise ValueError(
+            f"config: rope_type {rope.rope_type!r} is not one of {', '.join(ROPE_TYPES)}"
+        )
+    needed = {"linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor",)} | {
+        "llama3": ("factor", "low_freq_factor", "high_freq_factor")
+    }
+    for name in needed.get(rope.rope_type, ()):
+        if getattr(rope, name) is None:
+            raise ValueError(f"config: rope_type {rope.rope_type!r} needs {name!r}")
+    for field in fields(Rope):
+        value = getattr(rope, field.name)
+        if field.name in ("rope_type", "truncate") or value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+            raise ValueError(f"config: rope {field.name} {value!r} is not positive")
+    if rope.rope_type == "llama3" and rope.low_freq_factor == rope.high_freq_factor:
+        raise ValueError("config: rope low_freq_factor equals high_freq_factor")
+
+
+def _ffn_width(data: Mapping[str, Any], width: int) -> int:
+    wide = int(2 * (4 * width) / 3)
+    wide = int(_number(data, "ffn_dim_multiplier", 1.0) * wide)
+    multiple = _positive(data, "multiple_of", 256)
+    return multiple * ((wide + multiple - 1) // multiple)
+
+
+def _positive(data: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = data.get(key)
+    value = default if value is None else value
+    if value is None:
+        raise ValueError(f"config: {key!r} is missing")
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise ValueError(f"config: {key!r} is {value!r}, not a positive integer")
+    return value
+
+
+def _number(data: Mapping[str, Any], key: str, default: float) -> float:
+    value = data.get(key)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"config: {key!r} is {value!r}, not a number")
+    return float(value)
+
+
+def _flag(data: Mapping[str, Any], key: str) -> bool:
+    value = data.get(key) or False
+    if not isinstance(value, bool):
+        raise ValueError(f"config: {key!r} is {value!r}, not true or false")
+    return value
+
+
+def _token_ids(data: Mapping[str, Any], key: str, default: int) -> tuple[int, ...]:
+    """One id, several (LLaMA 3 stops at any of three), or none (null)."""
+    value = data.get(key, default)
+    ids = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    ids = () if value is None else ids
+    if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
+        raise ValueError(f"config: {key!r} is {value!r}, not a token id or several")
+    return ids
+
+
+def _first(ids: tuple[int, ...]) -> int | None:
+    return ids[0] if ids else None
+
+
+def _llama(V, E, F, L, H, K, positions, eps=1e-5, theta=10000.0, **more) -> Config:
+    """One row of the table of presets."""
+    rope = Rope(rope_theta=theta)
+    more = {"head_dim": E // H, "rope": rope} | more
+    return Config(
+        V, E, F, L, H, K, max_position_embeddings=positions, rms_norm_eps=eps, **more
+    )
+
+
+_SHARED: dict[str, Any] = {"tie_word_embeddings": True}
+_V3: dict[str, Any] = {"bos_token_id": 128000, "eos_token_id": (128001,)}
+_V31 = _V3 | {"eos_token_id": (128001, 128008, 128009)}
+_TIED = _V31 | _SHARED
+
+
+def _llama3(factor: float) -> Rope:
+    return Rope("llama3", 500000.0, factor, 8192, 1.0, 4.0)
+
+
+# fmt: off
+PRESETS: dict[str, Config] = {
+    #                          V      E      F      L    H   K   positions
+    "stories15m":      _llama(32000,   288,   768,   6,   6,  6,    256, **_SHARED),
+    "stories42m":      _llama(32000,   512,  1376,   8,   8,  8,   1024, **_SHARED),
+    "stories110m":     _llama(32000,   768,  2048,  12,  12, 12,   1024, **_SHARED),
+    "tinyllama-1.1b":  _llama(32000,  2048,  5632,  22,  32,  4,   2048),
+    "llama-7b":        _llama(32000,  4096, 11008,  32,  32, 32,   2048, 1e-6),
+    "llama-13b":       _llama(32000,  5120, 13824,  40,  40, 40,   2048, 1e-6),
+    "llama-30b":       _llama(32000,  6656, 17920,  60,  52, 52,   2048, 1e-6),
+    "llama-65b":       _llama(32000,  8192, 22016,  80,  64, 64,   2048),
+    "llama-2-7b":      _llama(32000,  4096, 11008,  32,  32, 32,   4096),
+    "llama-2-13b":     _llama(32000,  5120, 13824,  40,  40, 40,   4096),
+    "llama-2-70b":     _llama(32000,  8192, 28672,  80,  64,  8,   4096),
+    "codellama-7b":    _llama(32016,  4096, 11008,  32,  32, 32,  16384, theta=1e6),
+    "codellama-13b":   _llama(32016,  5120, 13824,  40,  40, 40,  16384, theta=1e6),
+    "codellama-34b":   _llama(32000,  8192, 22016,  48,  64,  8,  16384, theta=1e6),
+    "llama-3-8b":      _llama(128256, 4096, 14336,  32,  32,  8,   8192, theta=5e5, **_V3),
+    "llama-3-70b":     _llama(128256, 8192, 28672,  80,  64,  8,   8192, theta=5e5, **_V3),
+    "llama-3.1-8b":    _llama(128256, 4096, 14336,  32,  32,  8, 131072, rope=_llama3(8.0), **_V31),
+    "llama-3.1-70b":   _llama(128256, 8192, 28672,  80,  64,  8, 131072, rope=_llama3(8.0), **_V31),
+    "llama-3.1-405b":  _llama(128256, 16384, 53248, 126, 128, 8, 131072, rope=_llama3(8.0), **_V31),
+    "llama-3.2-1b":    _llama(128256, 2048,  8192,  16,  32,  8, 131072, rope=_llama3(32.0), **_TIED),
+    "llama-3.2-3b":    _llama(128256, 3072,  8192,  28,  24,  8, 131072, rope=_llama3(32.0), **_TIED),
+}
+# fmt: on
+PRESETS["llama-33b"] = PRESETS["llama-30b"]
+
+
+def preset(name: str, **changes: Any) -> Config:
+    """Look up a well-known model, optionally with some numbers changed.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown; the message lists the known ones.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    return check(replace(PRESETS[name], **changes))

@@ -1,0 +1,406 @@
+"""Chapter 4: the weights, one file that is the whole model.
+
+The file is a plain ``.npz``: a zip archive whose members are arrays in NumPy's
+own format, under the names that Hugging Face gives them, beside three small files
+that travel along: ``config.json``, the tokenizer, and ``npllama.json`` (the dtype
+and where the weights came from).  ``np.load`` and ``unzip`` both read it.
+
+Members are stored uncompressed and every array begins on a 64 byte boundary.
+An array can then be used where it lies: the file is mapped into memory, each
+tensor is a view of the map, and the operating system reads a page from disk when
+it is first touched.  Loading costs no time and no copy, and two processes share
+one copy of the weights.  (``np.load`` itself cannot map inside a zip.)
+
+bfloat16, which NumPy does not know, is kept as its 16 bits in a uint16 array; it
+is the upper half of a float32, so widening it is a shift by 16.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from npllama.config import Config, config_from_hf, config_to_hf
+from npllama.tokenizer import Tokenizer, load_tokenizer
+
+ALIGNMENT = 64
+STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
+STORED |= {"float64": np.float64}
+
+
+class Layer(NamedTuple):
+    """The weights of one block, output axis first as Hugging Face stores them.
+
+    A bias is None where the config has none.
+    """
+
+    attn_norm: np.ndarray  # (E,)
+    wq: np.ndarray  # (H * D, E)
+    wk: np.ndarray  # (K * D, E)
+    wv: np.ndarray  # (K * D, E)
+    wo: np.ndarray  # (E, H * D)
+    mlp_norm: np.ndarray  # (E,)
+    w_gate: np.ndarray  # (F, E)
+    w_up: np.ndarray  # (F, E)
+    w_down: np.ndarray  # (E, F)
+    bq: np.ndarray | None = None  # (H * D,)
+    bk: np.ndarray | None = None  # (K * D,)
+    bv: np.ndarray | None = None  # (K * D,)
+    bo: np.ndarray | None = None  # (E,)
+    b_gate: np.ndarray | None = None  # (F,)
+    b_up: np.ndarray | None = None  # (F,)
+    b_down: np.ndarray | None = None  # (E,)
+
+
+class Model(NamedTuple):
+    """A LLaMA: its numbers, its weights, and the tokenizer it was trained with."""
+
+    config: Config
+    embed: np.ndarray  # (V, E)
+    layers: tuple[Layer, ...]
+    norm: np.ndarray  # (E,)
+    lm_head: np.ndarray  # (V, E); the same array as `embed` when tied
+    tokenizer: Tokenizer | None = None
+
+
+class Archive(NamedTuple):
+    """What lies in an ``.npz``: arrays mapped in place, and the other files."""
+
+    tensors: dict[str, np.ndarray]
+    files: dict[str, bytes]
+
+
+#  ---- names ----------------------------------------------------------------
+
+# npllama's word for each weight of a block, and the name it has on disk.
+LAYER_NAMES = {
+    "attn_norm": "input_layernorm.weight",
+    "wq": "self_attn.q_proj.weight",
+    "wk": "self_attn.k_proj.weight",
+    "wv": "self_attn.v_proj.weight",
+    "wo": "self_attn.o_proj.weight",
+    "mlp_norm": "post_attention_layernorm.weight",
+    "w_gate": "mlp.gate_proj.weight",
+    "w_up": "mlp.up_proj.weight",
+    "w_down": "mlp.down_proj.weight",
+    "bq": "self_attn.q_proj.bias",
+    "bk": "self_attn.k_proj.bias",
+    "bv": "self_attn.v_proj.bias",
+    "bo": "self_attn.o_proj.bias",
+    "b_gate": "mlp.gate_proj.bias",
+    "b_up": "mlp.up_proj.bias",
+    "b_down": "mlp.down_proj.bias",
+}
+
+
+def layer_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Shape of every weight that one block has, by its name on disk."""
+    H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    E, F = config.hidden_size, config.intermediate_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "attn_norm": (E,),
+        "wq": (H * D, E),
+        "wk": (K * D, E),
+        "wv": (K * D, E),
+        "wo": (E, H * D),
+        "mlp_norm": (E,),
+        "w_gate": (F, E),
+        "w_up": (F, E),
+        "w_down": (E, F),
+    }
+    if config.attention_bias:
+        shapes |= {"bq": (H * D,), "bk": (K * D,), "bv": (K * D,), "bo": (E,)}
+    if config.mlp_bias:
+        shapes |= {"b_gate": (F,), "b_up": (F,), "b_down": (E,)}
+    return {LAYER_NAMES[word]: shape for word, shape in shapes.items()}
+
+
+def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of the model, by its name on disk, in order of use."""
+    V, E, L = config.vocab_size, config.hidden_size, config.num_hidden_layers
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (V, E)}
+    for i in range(L):
+        for name, shape in layer_shapes(config).items():
+            shapes[f"model.layers.{i}.{name}"] = shape
+    shapes["model.norm.weight"] = (E,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (V, E)
+    return shapes
+
+
+def check_shapes(config: Config, found: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ValueError naming the first tensor that the config does not expect.
+
+    Parameters
+    ----------
+    found : mapping of name to shape
+        What a file holds.
+    """
+    expected = tensor_shapes(config)
+    for name, shape in expected.items():
+        if name not in found:
+            raise ValueError(f"tensor {name} is missing; it should be {shape}")
+        if tuple(found[name]) != shape:
+            raise ValueError(
+                f"tensor {name} has shape {tuple(found[name])}; "
+                f"the config asks for {shape}"
+            )
+    for name in found:
+        if name not in expected:
+            raise ValueError(f"tensor {name} is not part of a LLaMA of this config")
+
+
+#  ---- reading --------------------------------------------------------------
+
+
+def load(path: str | os.PathLike, dtype: str = "float32") -> Model:
+    """Load a model.
+
+    Weights stored in `dtype` are mapped and never copied; others are widened or
+    narrowed once, tensor by tensor.
+
+    Parameters
+    ----------
+    path : path of an ``.npz`` written by `save` or ``tools/convert_hf.py``
+    dtype : "float32" or "float64"
+        The arithmetic that the forward pass will run in.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a model, or a tensor is missing, extra or misshapen.
+    OSError
+        If it cannot be read.
+    """
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype {dtype!r}: the forward pass runs in float32 or float64")
+    archive = read_npz(path)
+    config, stored = _description(path, archive.files)
+    try:
+        check_shapes(config, {name: t.shape for name, t in archive.tensors.items()})
+        for name, tensor in archive.tensors.items():
+            if tensor.dtype != STORED[stored]:
+                raise ValueError(f"tensor {name} is {tensor.dtype}, not {stored}")
+        tokenizer = _tokenizer(archive.files)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    tensors = {name: widen(t, stored, dtype) for name, t in archive.tensors.items()}
+    return assemble(config, tensors, tokenizer)
+
+
+def assemble(
+    config: Config,
+    tensors: Mapping[str, np.ndarray],
+    tokenizer: Tokenizer | None = None,
+) -> Model:
+    """Arrange tensors, given by their names on disk, as a `Model`."""
+
+    def layer(i: int) -> Layer:
+        names = ((word, f"model.layers.{i}.{end}") for word, end in LAYER_NAMES.items())
+        return Layer(**{word: tensors[name] for word, name in names if name in tensors})
+
+    embed = tensors["model.embed_tokens.weight"]
+    lm_head = embed if config.tie_word_embeddings else tensors["lm_head.weight"]
+    layers = tuple(layer(i) for i in range(config.num_hidden_layers))
+    return Model(
+        config, embed, layers, tensors["model.norm.weight"], lm_head, tokenizer
+    )
+
+
+def widen(tensor: np.ndarray, stored: str, dtype: str) -> np.ndarray:
+    """Turn a stored tensor into `dtype`; the very same array if it already is.
+
+    Parameters
+    ----------
+    tensor : array as it lies in the file
+    stored : "float32", "float16", "bfloat16" or "float64"
+    dtype : "float32" or "float64"
+    """
+    if stored == "bfloat16":
+        # A bfloat16 is the upper half of a float32: shift it into place.
+        tensor = (tensor.astype(np.uint32) << 16).view(np.float32)
+    return tensor.astype(dtype, copy=False)
+
+
+def read_npz(path: str | os.PathLike) -> Archive:
+    """Map every array of an ``.npz`` in place, and read its other members.
+
+    Nothing is unpickled or unpacked, so a hostile file cannot run code or grow.
+
+    Raises
+    ------
+    ValueError
+        If it is not an uncompressed zip of plain arrays.
+    """
+    tensors, files = {}, {}
+    with open(path, "rb") as file:
+        try:
+            archive = zipfile.ZipFile(file)
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+            raise ValueError(f"{path}: not an .npz file ({error})") from None
+        for info in archive.infolist():
+            try:
+                start = _start_of_member(data, info)
+                if info.filename.endswith(".npy"):
+                    tensors[info.filename[:-4]] = _map_array(data, start, info.file_size)
+                else:
+                    files[info.filename] = data[start : start + info.file_size]
+            except ValueError as error:
+                raise ValueError(f"{path}: {info.filename}: {error}") from None
+    return Archive(tensors, files)
+
+
+def _start_of_member(data: mmap.mmap, info: zipfile.ZipInfo) -> int:
+    """Offset at which a member's bytes begin: behind its local header."""
+    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+        raise ValueError(
+            "compressed or encrypted, so it cannot be mapped; save it with np.savez"
+        )
+    at = info.header_offset
+    header = data[at : at + 30]
+    if len(header) < 30 or header[:4] != b"PK\x03\x04":
+        raise ValueError("its header is damaged")
+    name_length, extra_length = struct.unpack("<HH", header[26:30])
+    start = at + 30 + name_length + extra_length
+    if start + info.file_size > len(data):
+        raise ValueError("the file is truncated")
+    return start
+
+
+class _Window:
+    """The few file methods that NumPy's header reader calls, on mapped bytes."""
+
+    def __init__(self, data: mmap.mmap, start: int, end: int):
+        self.data, self.at, self.end = data, start, end
+
+    def read(self, count: int) -> bytes:
+        chunk = self.data[self.at : min(self.at + count, self.end)]
+        self.at += len(chunk)
+        return chunk
+
+
+def _map_array(data: mmap.mmap, start: int, size: int) -> np.ndarray:
+    """View one ``.npy`` member as an array, without copying it."""
+    window = _Window(data, start, start + size)
+    try:
+        version = np.lib.format.read_magic(window)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, fortran, dtype = read(window)
+    except (ValueError, KeyError, SyntaxError, TypeError, RecursionError) as error:
+        raise ValueError(f"its array header cannot be read ({error})") from None
+    if dtype.newbyteorder("=") not in (np.dtype(t) for t in STORED.values()):
+        raise ValueError(f"its dtype {dtype} is not one of {', '.join(STORED)}")
+    count = 1
+    for length in shape:
+        count *= length
+    if min(shape, default=0) < 0 or count * dtype.itemsize != window.end - window.at:
+        raise ValueError(f"shape {shape} of {dtype} does not fill the member exactly")
+    order = "F" if fortran else "C"
+    return np.ndarray(shape, dtype, data, window.at, order=order)
+
+
+def _description(path, files: Mapping[str, bytes]) -> tuple[Config, str]:
+    """The config, and the name of the dtype that the tensors are stored in."""
+    try:
+        if "config.json" not in files:
+            raise ValueError("no config.json inside; make it with tools/convert_hf.py")
+        config = config_from_hf(json.loads(files["config.json"]))
+        stored = json.loads(files.get("npllama.json", b"{}")).get("dtype", "float32")
+    except (UnicodeDecodeError, RecursionError, AttributeError) as error:
+        raise ValueError(f"{path}: config.json cannot be read ({error})") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if stored not in STORED:
+        raise ValueError(f"{path}: dtype {stored!r} is not one of {', '.join(STORED)}")
+    return config, stored
+
+
+def _tokenizer(files: Mapping[str, bytes]) -> Tokenizer | None:
+    present = any(name in files for name in ("tokenizer.model", "tokenizer.json"))
+    return load_tokenizer(files) if present else None
+
+
+#  ---- writing --------------------------------------------------------------
+
+
+def save(
+    path: str | os.PathLike,
+    config: Config,
+    tensors: Iterable[tuple[str, np.ndarray]],
+    *,
+    dtype: str = "float32",
+    files: Mapping[str, bytes] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model, one tensor at a time, so that one tensor is held in memory.
+
+    The file grows beside its final name and is renamed when it is whole: whoever
+    reads `path` finds the old file or the new one, never a half.
+
+    Parameters
+    ----------
+    tensors : iterable of (name, array)
+        Under Hugging Face's names, in the dtype that `dtype` names; bfloat16 as
+        its bits in uint16.
+    dtype : "float32", "float16", "bfloat16" or "float64"
+    files : mapping of name to bytes
+        The tokenizer's files, to travel along.
+    metadata : mapping
+        Further entries of ``npllama.json``, such as the source's SHA-256.
+
+    Raises
+    ------
+    ValueError
+        If a tensor is missing, extra, misshapen or of another dtype.
+    """
+    temporary = Path(f"{path}.{os.getpid()}.part")
+    found: dict[str, tuple[int, ...]] = {}
+    texts = {"config.json": config_to_hf(config), "npllama.json": {"dtype": dtype}}
+    texts["npllama.json"] |= dict(metadata or {})
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            for name, text in texts.items():
+                archive.writestr(_member(name), json.dumps(text, indent=1))
+            for name, content in (files or {}).items():
+                archive.writestr(_member(name), content)
+            for name, tensor in tensors:
+                if tensor.dtype != STORED[dtype]:
+                    raise ValueError(f"tensor {name} is {tensor.dtype}, not {dtype}")
+                _write_array(archive, name, np.ascontiguousarray(tensor))
+                found[name] = tensor.shape
+            check_shapes(config, found)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    """A zip entry with a fixed date: equal models give equal files."""
+    return zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+
+
+def _write_array(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
+    """Add one array; its header is padded until its data is aligned in the file."""
+    with archive.open(_member(f"{name}.npy"), "w", force_zip64=True) as member:
+        assert archive.fp is not None
+        fields = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
+        text = repr(fields).encode("latin1")
+        # magic 6 bytes, version 2, length 2, then the text, closed by a newline
+        pad = -(archive.fp.tell() + 10 + len(text) + 1) % ALIGNMENT
+        text += b" " * pad + b"\n"
+        member.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text)
+        member.write(array.reshape(-1).view(np.uint8).data)
