@@ -188,6 +188,8 @@ def check(config: Config) -> Config:
         )
     if D % 2:
         raise ValueError(f"config: head_dim {D} is odd; rotary pairs need an even one")
+    if D == 2 and config.rope.rope_type == "dynamic":
+        raise ValueError("config: rope_type 'dynamic' needs a head_dim above 2")
     if not config.rms_norm_eps > 0:
         raise ValueError(f"config: rms_norm_eps {config.rms_norm_eps} is not positive")
     _check_rope(config.rope)
@@ -239,10 +241,7 @@ def _check_rope(rope: Rope) -> None:
         raise ValueError(
             f"config: rope_type {rope.rope_type!r} is not one of {', '.join(ROPE_TYPES)}"
         )
-    needed = {"linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor",)} | {
-        "llama3": ("factor", "low_freq_factor", "high_freq_factor")
-    }
-    for name in needed.get(rope.rope_type, ()):
+    for name in _ROPE_NEEDS.get(rope.rope_type, ()):
         if getattr(rope, name) is None:
             raise ValueError(f"config: rope_type {rope.rope_type!r} needs {name!r}")
     for field in fields(Rope):
@@ -253,6 +252,19 @@ def _check_rope(rope: Rope) -> None:
             raise ValueError(f"config: rope {field.name} {value!r} is not positive")
     if rope.rope_type == "llama3" and rope.low_freq_factor == rope.high_freq_factor:
         raise ValueError("config: rope low_freq_factor equals high_freq_factor")
+
+
+_ROPE_NEEDS = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor", "original_max_position_embeddings"),
+    "llama3": (
+        "factor",
+        "original_max_position_embeddings",
+        "low_freq_factor",
+        "high_freq_factor",
+    ),
+}
 
 
 def _ffn_width(data: Mapping[str, Any], width: int) -> int:

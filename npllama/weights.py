@@ -39,21 +39,22 @@ STORED |= {"float64": np.float64}
 class Layer(NamedTuple):
     """The weights of one block, output axis first as Hugging Face stores them.
 
-    A bias is None where the config has none.
+    On disk the heads of q, k, v and o lie merged into one axis, (H * D, E); here
+    that axis is split.  A bias is None where the config has none.
     """
 
     attn_norm: np.ndarray  # (E,)
-    wq: np.ndarray  # (H * D, E)
-    wk: np.ndarray  # (K * D, E)
-    wv: np.ndarray  # (K * D, E)
-    wo: np.ndarray  # (E, H * D)
+    wq: np.ndarray  # (H, D, E)
+    wk: np.ndarray  # (K, D, E)
+    wv: np.ndarray  # (K, D, E)
+    wo: np.ndarray  # (E, H, D)
     mlp_norm: np.ndarray  # (E,)
     w_gate: np.ndarray  # (F, E)
     w_up: np.ndarray  # (F, E)
     w_down: np.ndarray  # (E, F)
-    bq: np.ndarray | None = None  # (H * D,)
-    bk: np.ndarray | None = None  # (K * D,)
-    bv: np.ndarray | None = None  # (K * D,)
+    bq: np.ndarray | None = None  # (H, D)
+    bk: np.ndarray | None = None  # (K, D)
+    bv: np.ndarray | None = None  # (K, D)
     bo: np.ndarray | None = None  # (E,)
     b_gate: np.ndarray | None = None  # (F,)
     b_up: np.ndarray | None = None  # (F,)
@@ -201,11 +202,16 @@ def assemble(
     tensors: Mapping[str, np.ndarray],
     tokenizer: Tokenizer | None = None,
 ) -> Model:
-    """Arrange tensors, given by their names on disk, as a `Model`."""
+    """Arrange tensors, given by their names on disk, as a `Model`; nothing is copied."""
+    split = _head_axes(config)
 
     def layer(i: int) -> Layer:
-        names = ((word, f"model.layers.{i}.{end}") for word, end in LAYER_NAMES.items())
-        return Layer(**{word: tensors[name] for word, name in names if name in tensors})
+        weights = {}
+        for word, name in LAYER_NAMES.items():
+            tensor = tensors.get(f"model.layers.{i}.{name}")
+            if tensor is not None:
+                weights[word] = tensor.reshape(split.get(word, tensor.shape))
+        return Layer(**weights)
 
     embed = tensors["model.embed_tokens.weight"]
     lm_head = embed if config.tie_word_embeddings else tensors["lm_head.weight"]
@@ -213,6 +219,14 @@ def assemble(
     return Model(
         config, embed, layers, tensors["model.norm.weight"], lm_head, tokenizer
     )
+
+
+def _head_axes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights that have heads, with the heads on an axis of their own."""
+    H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    E = config.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {"wq": (H, D, E), "wo": (E, H, D), "bq": (H, D)}
+    return shapes | {"wk": (K, D, E), "wv": (K, D, E), "bk": (K, D), "bv": (K, D)}
 
 
 def widen(tensor: np.ndarray, stored: str, dtype: str) -> np.ndarray:

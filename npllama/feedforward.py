@@ -1,0 +1,66 @@
+"""Chapter 9: the feed-forward half of a block.
+
+Attention moves information between positions; this half works on each position
+alone, and holds two thirds of the weights.  It widens the vector from E to F,
+bends it, and narrows it again.  In SwiGLU the bend is a product: one widening
+(`up`) is multiplied, coordinate by coordinate, by the SiLU of another (`gate`),
+which decides what passes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from npllama.ops import einsum, note
+from npllama.weights import Layer
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    r"""Multiply every number by its own sigmoid: $x / (1 + e^{-x})$.
+
+    Parameters
+    ----------
+    x : (*B,) float
+
+    Returns
+    -------
+    (*B,) float
+
+    References
+    ----------
+    Elfwing et al. 2017, arXiv:1702.03118 (also known as swish).
+    """
+    # exp(-x) may overflow to infinity, and x / infinity = 0 is the right limit.
+    with np.errstate(over="ignore"):
+        denominator = np.exp(-x)  # (*B,)
+    denominator += 1
+    return np.divide(x, denominator, out=denominator)
+
+
+def feed_forward(x: np.ndarray, layer: Layer) -> np.ndarray:
+    r"""SwiGLU: $W_{down} (\mathrm{silu}(W_{gate} x) \odot W_{up} x)$.
+
+    Parameters
+    ----------
+    x : (B, T, E) float
+        The normalised residual stream.
+    layer : Layer
+
+    Returns
+    -------
+    (B, T, E) float
+
+    References
+    ----------
+    Shazeer 2020, arXiv:2002.05202, eq. 6; Touvron et al. 2023, arXiv:2302.13971,
+    section 2.2.
+    """
+    gate = einsum("BTE,FE->BTF", x, layer.w_gate, "gate_proj")
+    up = einsum("BTE,FE->BTF", x, layer.w_up, "up_proj")
+    if layer.b_gate is not None:
+        gate, up = gate + layer.b_gate, up + layer.b_up
+    hidden = silu(gate)  # (B, T, F)
+    note("act_fn", hidden)
+    hidden *= up
+    y = einsum("BTF,EF->BTE", hidden, layer.w_down, "down_proj")
+    return y if layer.b_down is None else y + layer.b_down

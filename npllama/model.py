@@ -1,0 +1,121 @@
+"""Chapter 10: the whole model on one screen.
+
+Look up each token's vector; let L blocks add to it, each first by attention, then
+by a feed-forward; compare the result with every word of the vocabulary.  The sum
+that runs through the blocks, `x`, is the residual stream: a block reads a
+normalised copy of it and writes by adding.
+
+Prefill, chunked prefill and decode are this one function: give it the tokens that
+are new and the cache of those that are not.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from npllama.attention import attention, vectorized
+from npllama.cache import KVCache
+from npllama.feedforward import feed_forward
+from npllama.norm import rms_norm
+from npllama.ops import einsum, enter, note
+from npllama.rope import rope_tables
+from npllama.weights import Model
+
+
+def forward(
+    model: Model,
+    tokens: np.ndarray,
+    cache: KVCache,
+    count: np.ndarray | None = None,
+    *,
+    last: bool = False,
+    attend=vectorized,
+) -> np.ndarray:
+    """Run tokens through the model.
+
+    Writes keys and values of the new positions into the cache, and adds `count`
+    to its lengths.
+
+    Parameters
+    ----------
+    model : Model
+    tokens : (B, T) int64
+        The next tokens of every row, left-aligned.
+    cache : KVCache
+    count : (B,) int64
+        How many of a row's tokens are real, 1 ... T; what follows is padding,
+        whose logits mean nothing.  All of them by default.
+    last : bool
+        Return only the logits behind each row's last real token.
+    attend : `attention.vectorized` or `attention.naive`
+
+    Returns
+    -------
+    (B, T, V) float
+        Logits: entry [b, t] scores the token that follows position t.
+        With `last`, (B, 1, V).
+
+    Raises
+    ------
+    ValueError
+        If a token is outside the vocabulary, the cache is of another shape or
+        dtype, or a row would outgrow it.  Nothing has been written then.
+    """
+    tokens, count = _check(model, tokens, cache, count)
+    B, T = tokens.shape
+    eps, start = model.config.rms_norm_eps, cache.length.copy()
+    positions = start[:, None] + np.arange(T)  # (B, T)
+    tables = rope_tables(model.config, positions, model.embed.dtype.name)
+
+    enter("model")
+    x = model.embed[tokens]  # (B, T, E)
+    note("embed_tokens", x)
+    for i, layer in enumerate(model.layers):
+        enter(f"model.layers.{i}")
+        normed = rms_norm(x, layer.attn_norm, eps)  # (B, T, E)
+        note("input_layernorm", normed)
+        x = x + attention(
+            normed, layer, tables, cache.k[i], cache.v[i], start, count, attend
+        )  # (B, T, E)
+        note("post_attention", x)
+        normed = rms_norm(x, layer.mlp_norm, eps)  # (B, T, E)
+        note("post_attention_layernorm", normed)
+        x = x + feed_forward(normed, layer)  # (B, T, E)
+        note("output", x)
+    cache.length[:] += count
+
+    enter("model")
+    if last:
+        x = x[np.arange(B), count - 1][:, None]
+    x = rms_norm(x, model.norm, eps)  # (B, T_or_1, E)
+    note("norm", x)
+    return einsum("BTE,VE->BTV", x, model.lm_head, "lm_head")
+
+
+def _check(model, tokens, cache, count) -> tuple[np.ndarray, np.ndarray]:
+    """The arguments as integer arrays, or a ValueError that says what is wrong."""
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 2 or tokens.size == 0 or tokens.dtype.kind not in "iu":
+        raise ValueError(
+            f"tokens: expected integers of shape (B, T), found {tokens.dtype} "
+            f"of {tokens.shape}"
+        )
+    B, T = tokens.shape
+    V, L = model.config.vocab_size, model.config.num_hidden_layers
+    if tokens.min() < 0 or tokens.max() >= V:
+        worst = tokens.min() if tokens.min() < 0 else tokens.max()
+        raise ValueError(f"tokens: {worst} is outside the vocabulary, 0 to {V - 1}")
+    count = np.full(B, T) if count is None else np.asarray(count)
+    if count.shape != (B,) or count.min() < 1 or count.max() > T:
+        raise ValueError(f"count: expected {B} numbers from 1 to {T}, found {count}")
+    K, D = model.config.num_key_value_heads, model.config.head_dim
+    N = cache.k.shape[3]
+    if cache.k.shape != (L, B, K, N, D) or cache.k.dtype != model.embed.dtype:
+        raise ValueError(
+            f"cache: {cache.k.dtype} of {cache.k.shape}, where this model and batch "
+            f"need {model.embed.dtype} of ({L}, {B}, {K}, capacity, {D})"
+        )
+    need = int((cache.length + count).max())
+    if need > N:
+        raise ValueError(f"cache: a row would hold {need} positions; capacity is {N}")
+    return tokens, count
