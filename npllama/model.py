@@ -43,7 +43,7 @@ def forward(
         The next tokens of every row, left-aligned.
     cache : KVCache
     count : (B,) int64
-        How many of a row's tokens are real, 1 ... T; what follows is padding,
+        How many of a row's tokens are real, 0 ... T; what follows is padding,
         whose logits mean nothing.  All of them by default.
     last : bool
         Return only the logits behind each row's last real token.
@@ -106,8 +106,8 @@ def _check(model, tokens, cache, count) -> tuple[np.ndarray, np.ndarray]:
         worst = tokens.min() if tokens.min() < 0 else tokens.max()
         raise ValueError(f"tokens: {worst} is outside the vocabulary, 0 to {V - 1}")
     count = np.full(B, T) if count is None else np.asarray(count)
-    if count.shape != (B,) or count.min() < 1 or count.max() > T:
-        raise ValueError(f"count: expected {B} numbers from 1 to {T}, found {count}")
+    if count.shape != (B,) or count.min() < 0 or count.max() > T:
+        raise ValueError(f"count: expected {B} numbers from 0 to {T}, found {count}")
     K, D = model.config.num_key_value_heads, model.config.head_dim
     N = cache.k.shape[3]
     if cache.k.shape != (L, B, K, N, D) or cache.k.dtype != model.embed.dtype:

@@ -21,6 +21,7 @@ import json
 import mmap
 import os
 import struct
+import sys
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -170,7 +171,9 @@ def load(path: str | os.PathLike, dtype: str = "float32") -> Model:
 
     Parameters
     ----------
-    path : path of an ``.npz`` written by `save` or ``tools/convert_hf.py``
+    path : path or str
+        Of an ``.npz`` written by `save` or ``tools/convert_hf.py``, or the name of
+        a model that ships with npllama: ``stories``, ``stories-draft``.
     dtype : "float32" or "float64"
         The arithmetic that the forward pass will run in.
 
@@ -183,6 +186,7 @@ def load(path: str | os.PathLike, dtype: str = "float32") -> Model:
     """
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype {dtype!r}: the forward pass runs in float32 or float64")
+    path = locate(path)
     archive = read_npz(path)
     config, stored = _description(path, archive.files)
     try:
@@ -195,6 +199,28 @@ def load(path: str | os.PathLike, dtype: str = "float32") -> Model:
         raise ValueError(f"{path}: {error}") from None
     tensors = {name: widen(t, stored, dtype) for name, t in archive.tensors.items()}
     return assemble(config, tensors, tokenizer)
+
+
+def locate(name: str | os.PathLike) -> Path:
+    """Path of a weights file, given as a path or as the name of a shipped model.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is neither; the message lists the shipped models.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    # In a checkout the files lie beside the package, installed in one of their own.
+    folders = [Path(__file__).parent.parent / "weights"]
+    folders += [Path(entry) / "npllama_weights" for entry in sys.path]
+    shipped = {f.stem: f for folder in folders for f in folder.glob("*.npz")}
+    if str(name) in shipped:
+        return shipped[str(name)]
+    raise FileNotFoundError(
+        f"no weights file {name}; shipped with npllama: {', '.join(sorted(shipped))}"
+    )
 
 
 def assemble(

@@ -1,0 +1,148 @@
+"""What every strategy shares: prefill, and the three things a caller may plug in.
+
+A strategy decides which tokens to try; it does not care where the probabilities
+come from.  Three plain functions connect it to the rest of the book:
+
+- ``process(history, logits) -> logits``: penalties, temperature, truncation, all
+  that turns raw logits into those that are decided on.  `history` holds, for each
+  row, every token so far, the prompt included.
+- ``stop(tokens) -> reason or None``: looks at the new tokens of one row and says
+  whether, and why, it ends here.
+- ``draw``: an explicit generator of uniform numbers, where chance decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from npllama.cache import KVCache, new_cache
+from npllama.config import Config
+from npllama.model import forward
+from npllama.weights import Model
+
+Process = Callable[[Sequence[Sequence[int]], np.ndarray], np.ndarray]
+Stop = Callable[[Sequence[int]], "str | None"]
+
+# Long prompts run in pieces, so that activations stay small: a piece of 512 keeps
+# BLAS as busy as the whole prompt would.
+PREFILL_CHUNK = 512
+
+
+class Hypothesis(NamedTuple):
+    """One finished continuation."""
+
+    tokens: list[int]  # new tokens, the one that ended it included
+    score: float  # what the strategy ranks by
+    reason: str  # "eos", "length", "context", "stop" ...
+
+
+def unprocessed(history: Sequence[Sequence[int]], logits: np.ndarray) -> np.ndarray:
+    """The `process` that changes nothing."""
+    return logits
+
+
+def context_length(config: Config) -> int:
+    """Positions that the model was made for.
+
+    Dynamic RoPE alone keeps ``max_position_embeddings`` at the trained length and
+    reaches `factor` times further.
+    """
+    dynamic = config.rope.rope_type == "dynamic"
+    return int(config.max_position_embeddings * (config.rope.factor if dynamic else 1))
+
+
+def prefill(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    capacity: int,
+    cache: KVCache | None = None,
+) -> tuple[KVCache, np.ndarray]:
+    """Run prompts of any lengths through the model.
+
+    Writes into the cache, if one is given.
+
+    Parameters
+    ----------
+    model : Model
+    prompts : B sequences of token ids, none of them empty
+    capacity : int
+        Positions that each row of a new cache shall hold, N.
+    cache : KVCache
+        May hold a beginning of each prompt already (a chat's earlier turns, a
+        shared prefix): only what follows it is computed.  New by default.
+
+    Returns
+    -------
+    cache : KVCache
+    logits : (B, V) float
+        Those behind the last token of each prompt.
+
+    Raises
+    ------
+    ValueError
+        If a prompt is empty, or has nothing behind what the cache holds.
+    """
+    B, V = len(prompts), model.config.vocab_size
+    dtype = model.embed.dtype.name
+    if cache is None and prompts:
+        cache = new_cache(model.config, B, capacity, dtype)
+    if cache is None or len(cache.length) != B:
+        raise ValueError(f"prompts: found {B}, one for each row of the cache is needed")
+    rest = [list(prompt[n:]) for prompt, n in zip(prompts, cache.length)]
+    if not all(rest):
+        raise ValueError("prompts: one is empty, or ends within what the cache holds")
+    length = np.array([len(row) for row in rest])  # (B,)
+    T = int(length.max())
+    tokens = np.zeros((B, T), dtype=np.int64)  # (B, T)
+    for b, row in enumerate(rest):
+        tokens[b, : len(row)] = row
+    logits = np.empty((B, V), dtype=dtype)  # (B, V)
+    for t in range(0, T, PREFILL_CHUNK):
+        chunk = tokens[:, t : t + PREFILL_CHUNK]
+        count = np.clip(length - t, 0, chunk.shape[1])
+        some = forward(model, chunk, cache, count, last=True)[:, 0]
+        # A row's logits are those of the last chunk that holds any of it.
+        here = count > 0
+        logits[here] = some[here]
+    return cache, logits
+
+
+def extend(
+    model: Model, tokens: np.ndarray, cache: KVCache, going: np.ndarray | None = None
+) -> np.ndarray:
+    """Decode: one more token for every row that is still going.
+
+    Writes into the cache.
+
+    Parameters
+    ----------
+    tokens : (B,) int64
+    going : (B,) bool
+        False where a row has ended: its cache stays, its logits mean nothing.
+
+    Returns
+    -------
+    (B, V) float
+    """
+    count = None if going is None else going.astype(np.int64)
+    return forward(model, tokens[:, None], cache, count, last=True)[:, 0]
+
+
+def room(model: Model, longest: int, max_new_tokens: int) -> int:
+    """Positions to reserve for the longest prompt and what shall follow it.
+
+    Raises
+    ------
+    ValueError
+        If the prompt alone fills the model's context.
+    """
+    context = context_length(model.config)
+    if longest >= context:
+        raise ValueError(
+            f"the prompt has {longest} tokens; this model's context is {context}, "
+            "and at least one must be left to generate"
+        )
+    return min(longest + max_new_tokens, context)

@@ -1,0 +1,122 @@
+"""Greedy search and sampling: one token at a time, never looking back.
+
+After each step every row holds one distribution over the vocabulary.  Greedy takes
+its peak; sampling takes a token at random, each as often as its probability says.
+Everything that shapes the distribution (temperature, top-p ...) has happened in
+`process` before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from npllama.cache import KVCache
+from npllama.decoding.common import (
+    Process,
+    Stop,
+    context_length,
+    extend,
+    prefill,
+    room,
+    unprocessed,
+)
+from npllama.sampling import draw, softmax
+from npllama.weights import Model
+
+
+class Step(NamedTuple):
+    """What one step of a batch decided."""
+
+    tokens: list[int | None]  # B of them; None where a row had ended before
+    reasons: list[str | None]  # why a row ends with this token, where it does
+    raw: np.ndarray  # (B, V), the model's logits
+    processed: np.ndarray  # (B, V), those that were decided on
+
+
+def sample(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    stop: Stop,
+    max_new_tokens: int,
+    process: Process = unprocessed,
+    rngs: Sequence[np.random.Generator] | None = None,
+    cache: KVCache | None = None,
+) -> Iterator[Step]:
+    """Continue every prompt, yielding one token per row and step.
+
+    Parameters
+    ----------
+    model : Model
+    prompts : B sequences of token ids
+    stop : function
+        New tokens of a row to the reason for ending, or None.
+    max_new_tokens : int
+    process : function
+        Histories and logits to logits.
+    rngs : B generators
+        One per row, so that a row's text does not depend on its neighbours.  None
+        decides greedily.
+    cache : KVCache
+        May hold a beginning of each prompt; see `prefill`.  Its room, if it is
+        given, ends a row with "context".
+
+    Yields
+    ------
+    Step
+        Until every row has ended.
+    """
+    B = len(prompts)
+    capacity = room(model, max(map(len, prompts), default=0), max_new_tokens)
+    cache, logits = prefill(model, prompts, capacity, cache)
+    capacity = min(cache.k.shape[3], context_length(model.config))
+    history = [list(prompt) for prompt in prompts]
+    going = np.ones(B, dtype=bool)
+    while going.any():
+        processed = process(history, logits)
+        chosen = choose(processed, rngs)
+        for b in np.flatnonzero(going):
+            history[b].append(int(chosen[b]))
+        reasons = [
+            _reason(history[b], len(prompts[b]), stop, max_new_tokens, capacity)
+            if going[b]
+            else None
+            for b in range(B)
+        ]
+        tokens = [int(chosen[b]) if going[b] else None for b in range(B)]
+        going &= np.array([reason is None for reason in reasons])
+        yield Step(tokens, reasons, logits, processed)
+        if going.any():
+            logits = extend(model, chosen, cache, going)
+
+
+def choose(
+    logits: np.ndarray, rngs: Sequence[np.random.Generator] | None
+) -> np.ndarray:
+    """The token of each row: the likeliest, or one drawn by the row's generator.
+
+    Parameters
+    ----------
+    logits : (B, V) float
+
+    Returns
+    -------
+    (B,) int64
+    """
+    if rngs is None:
+        return logits.argmax(axis=-1)
+    u = np.array([rng.random() for rng in rngs])  # (B,)
+    return np.asarray(draw(softmax(logits), u))
+
+
+def _reason(
+    history: list[int], prompt: int, stop: Stop, max_new_tokens: int, capacity: int
+) -> str | None:
+    reason = stop(history[prompt:])
+    if reason is None and len(history) - prompt >= max_new_tokens:
+        reason = "length"
+    if reason is None and len(history) >= capacity:
+        reason = "context"
+    return reason
