@@ -49,9 +49,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def naive(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, start: np.ndarray
-) -> np.ndarray:
+def naive(q: np.ndarray, k: np.ndarray, v: np.ndarray, start: np.ndarray) -> np.ndarray:
     """Causal attention as the formula reads: one row, one head, one position a turn.
 
     Parameters
@@ -123,7 +121,9 @@ def vectorized(
     B, T, H, D = q.shape
     K = k.shape[1]
     y = np.empty_like(q)  # (B, T, H, D)
-    scaled = (q * (1 / math.sqrt(D))).reshape(B, T, K, H // K, D)  # (B, T, K, H // K, D)
+    scaled = (q * (1 / math.sqrt(D))).reshape(
+        B, T, K, H // K, D
+    )  # (B, T, K, H // K, D)
     for rows in _rows_that_start_together(start):
         first = int(start[rows.start])
         for t in range(0, T, query_block):
@@ -164,7 +164,7 @@ def _block_of_queries(
     -------
     (B, T, K, G, D) float
     """
-    T, S = q.shape[1], k.shape[2]
+    S = k.shape[2]
     for s in range(0, S, key_block):
         keys, values = k[:, :, s : s + key_block], v[:, :, s : s + key_block]
         scores = einsum("BTKGD,BKSD->BKGTS", q, keys, "scores")
@@ -178,7 +178,7 @@ def _block_of_queries(
             shrink = np.exp(peak - higher)  # (B, K, G, T, 1)
             peak, total, y = higher, total * shrink, y * shrink
         scores -= peak
-        p = np.exp(scores, out=scores)  # (B, K, G, T, S_block)
+        p = np.exp(scores, out=scores)
         total = total + p.sum(axis=-1, keepdims=True)  # (B, K, G, T, 1)
         y = y + einsum("BKGTS,BKSD->BKGTD", p, values, "values")
     y /= total

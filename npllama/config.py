@@ -165,7 +165,9 @@ def config_from_params(data: Mapping[str, Any], vocab_size: int) -> Config:
 
 def config_to_hf(config: Config) -> dict[str, Any]:
     """Write a config as the dictionary of a ``config.json`` that transformers 5 reads."""
-    rope = {key: value for key, value in asdict(config.rope).items() if value is not None}
+    rope = {
+        key: value for key, value in asdict(config.rope).items() if value is not None
+    }
     if config.rope.rope_type != "yarn":
         del rope["truncate"]
     data = asdict(config) | {"rope_parameters": rope}

@@ -63,7 +63,9 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         _demand(_whole(self.max_new_tokens, 1), self, "max_new_tokens", "1 or more")
         temperature_ok = _real(self.temperature) and self.temperature > 0
-        _demand(temperature_ok, self, "temperature", "above 0 (greedy: do_sample=False)")
+        _demand(
+            temperature_ok, self, "temperature", "above 0 (greedy: do_sample=False)"
+        )
         _demand(_whole(self.top_k, 0), self, "top_k", "a whole number; 0 keeps all")
         top_p_ok = _real(self.top_p) and 0 < self.top_p <= 1
         _demand(top_p_ok, self, "top_p", "above 0 and at most 1")

@@ -185,7 +185,9 @@ def load(path: str | os.PathLike, dtype: str = "float32") -> Model:
         If it cannot be read.
     """
     if dtype not in ("float32", "float64"):
-        raise ValueError(f"dtype {dtype!r}: the forward pass runs in float32 or float64")
+        raise ValueError(
+            f"dtype {dtype!r}: the forward pass runs in float32 or float64"
+        )
     path = locate(path)
     archive = read_npz(path)
     config, stored = _description(path, archive.files)
@@ -251,7 +253,11 @@ def _head_axes(config: Config) -> dict[str, tuple[int, ...]]:
     """Shapes of the weights that have heads, with the heads on an axis of their own."""
     H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     E = config.hidden_size
-    shapes: dict[str, tuple[int, ...]] = {"wq": (H, D, E), "wo": (E, H, D), "bq": (H, D)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "wq": (H, D, E),
+        "wo": (E, H, D),
+        "bq": (H, D),
+    }
     return shapes | {"wk": (K, D, E), "wv": (K, D, E), "bk": (K, D), "bv": (K, D)}
 
 
@@ -291,7 +297,9 @@ def read_npz(path: str | os.PathLike) -> Archive:
             try:
                 start = _start_of_member(data, info)
                 if info.filename.endswith(".npy"):
-                    tensors[info.filename[:-4]] = _map_array(data, start, info.file_size)
+                    tensors[info.filename[:-4]] = _map_array(
+                        data, start, info.file_size
+                    )
                 else:
                     files[info.filename] = data[start : start + info.file_size]
             except ValueError as error:
@@ -437,7 +445,11 @@ def _write_array(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None
     """Add one array; its header is padded until its data is aligned in the file."""
     with archive.open(_member(f"{name}.npy"), "w", force_zip64=True) as member:
         assert archive.fp is not None
-        fields = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
+        fields = {
+            "descr": array.dtype.str,
+            "fortran_order": False,
+            "shape": array.shape,
+        }
         text = repr(fields).encode("latin1")
         # magic 6 bytes, version 2, length 2, then the text, closed by a newline
         pad = -(archive.fp.tell() + 10 + len(text) + 1) % ALIGNMENT

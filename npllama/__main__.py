@@ -1,0 +1,7 @@
+"""``python -m npllama``."""
+
+import sys
+
+from npllama.cli import main
+
+sys.exit(main())

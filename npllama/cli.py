@@ -1,0 +1,410 @@
+"""The command line: ``npllama generate | chat | info``.
+
+Text goes to standard output, everything else to standard error, so that output can
+be piped.  Whatever goes wrong is one line that says what would be right; the exit
+code is 2 if the command was misused, 1 if it failed, 130 if it was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import NoReturn
+
+import numpy as np
+
+from npllama.cache import new_cache
+from npllama.chat import FORMATS, detect_format, stop_tokens, turn_tokens
+from npllama.config import Config
+from npllama.decoding import context_length
+from npllama.generation import GenerationConfig, Piece, encode_prompt, pieces
+from npllama.weights import Model, load, tensor_shapes
+
+USAGE, FAILURE, INTERRUPTED = 2, 1, 130
+
+
+class UsageError(Exception):
+    """The command was called in a way that cannot mean anything."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"{self.prog}: {message} (try {self.prog} --help)\n")
+
+
+def parser() -> Parser:
+    """The commands and their options."""
+    top = Parser(prog="npllama", description="A LLaMA in NumPy.", allow_abbrev=False)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    make = commands.add_parser(
+        "generate", help="continue a text", description="Continue a text."
+    )
+    make.add_argument(
+        "prompt", nargs="?", metavar="PROMPT", help="the text; '-' or none reads stdin"
+    )
+    make.add_argument("--json", action="store_true", help="print one JSON object")
+    talk = commands.add_parser(
+        "chat", help="talk, turn by turn", description="Talk, turn by turn."
+    )
+    talk.add_argument("--system", help="instructions given before the first turn")
+    talk.add_argument(
+        "--format",
+        choices=(*FORMATS, "auto"),
+        default="auto",
+        help="how turns are written (auto: what the tokenizer was made for)",
+    )
+    about = commands.add_parser(
+        "info", help="what a model is made of", description="What a model is made of."
+    )
+    about.add_argument("--json", action="store_true", help="print one JSON object")
+    for command in (make, talk, about):
+        command.add_argument(
+            "--weights",
+            default="stories",
+            metavar="FILE",
+            help="an .npz, or the name of a shipped model (default: stories)",
+        )
+    for command in (make, talk):
+        _generation_options(command)
+    return top
+
+
+def _generation_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--max-new-tokens", type=int, default=256, metavar="N", help="default: 256")
+    add(
+        "--temperature",
+        type=float,
+        default=0.8,
+        metavar="T",
+        help="0 takes the likeliest token; above, chance grows (default: 0.8)",
+    )
+    add(
+        "--top-k",
+        type=int,
+        default=50,
+        metavar="K",
+        help="draw from the K likeliest tokens; 0: from all (default: 50)",
+    )
+    add(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="draw from the likeliest tokens that hold probability P (default: 1)",
+    )
+    add("--seed", type=int, metavar="N", help="makes chance repeatable")
+
+
+def generation_config(options: argparse.Namespace) -> GenerationConfig:
+    """The options as a config; a value out of range is a usage error."""
+    greedy = options.temperature == 0
+    try:
+        return GenerationConfig(
+            max_new_tokens=options.max_new_tokens,
+            do_sample=not greedy,
+            temperature=1.0 if greedy else options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+        )
+    except ValueError as error:
+        raise UsageError(str(error).replace("_", "-")) from None
+
+
+def generator(options: argparse.Namespace) -> np.random.Generator:
+    """The source of chance."""
+    if options.seed is not None and options.seed < 0:
+        raise UsageError(f"seed is {options.seed}; it must be 0 or more")
+    return np.random.default_rng(options.seed)
+
+
+#  ---- generate ---------------------------------------------------------------
+
+
+def run_generate(options: argparse.Namespace) -> None:
+    """Continue one text, streaming it as it comes."""
+    config, rng = generation_config(options), generator(options)
+    prompt = read_prompt(options.prompt)
+    model = load(options.weights)
+    tokens = encode_prompt(model, prompt)
+    watch = Stopwatch(len(tokens))
+    new: list[Piece] = []
+    if not options.json:
+        show(prompt)
+    for piece in watch.time(pieces(model, tokens, config, rng)):
+        new.append(piece)
+        if not options.json:
+            show(piece.text)
+    if options.json:
+        answer = {
+            "prompt": prompt,
+            "text": "".join(piece.text for piece in new),
+            "prompt_tokens": tokens,
+            "tokens": [piece.token for piece in new],
+            "finish_reason": new[-1].reason,
+            "statistics": watch.statistics(),
+        }
+        print(json.dumps(answer))
+    else:
+        show("\n")
+        print(watch.summary(), file=sys.stderr)
+
+
+def read_prompt(argument: str | None) -> str:
+    """The prompt given as an argument, or from standard input."""
+    if argument is not None and argument != "-":
+        return argument
+    if argument is None and sys.stdin.isatty():
+        raise UsageError("no PROMPT: give it as an argument, or pipe it in")
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input is not UTF-8 ({error})") from None
+
+
+def show(text: str) -> None:
+    """Write at once, whatever the terminal can display of it."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+class Stopwatch:
+    """Times a stream of tokens: until the first (prefill), and from then on."""
+
+    def __init__(self, prompt_tokens: int):
+        self.prompt_tokens, self.new_tokens = prompt_tokens, 0
+        self.prefill = self.decode = 0.0
+
+    def time(self, stream: Iterable[Piece]) -> Iterator[Piece]:
+        """Pass the stream on, counting only the time spent in making it."""
+        stream = iter(stream)
+        while True:
+            begin = time.perf_counter()
+            piece = next(stream, None)
+            spent = time.perf_counter() - begin
+            if piece is None:
+                return
+            if self.new_tokens:
+                self.decode += spent
+            else:
+                self.prefill += spent
+            self.new_tokens += 1
+            yield piece
+
+    def statistics(self) -> dict[str, float | None]:
+        """Counts, seconds, tokens per second, and peak memory in MB."""
+        decoded = self.new_tokens - 1
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "prompt_seconds": self.prefill,
+            "prompt_tokens_per_second": _rate(self.prompt_tokens, self.prefill),
+            "new_tokens": self.new_tokens,
+            "decode_seconds": self.decode,
+            "decode_tokens_per_second": _rate(decoded, self.decode),
+            "peak_memory_mb": peak_memory_mb(),
+        }
+
+    def summary(self) -> str:
+        """The statistics as a line for people."""
+        s = self.statistics()
+        parts = [f"prompt {s['prompt_tokens']} tokens, {_per_second(s, 'prompt')}"]
+        parts += [f"decode {s['new_tokens']} tokens, {_per_second(s, 'decode')}"]
+        if s["peak_memory_mb"] is not None:
+            parts.append(f"peak memory {s['peak_memory_mb']:.0f} MB")
+        return "[" + "; ".join(parts) + "]"
+
+
+def _rate(count: int, seconds: float) -> float | None:
+    return count / seconds if count > 0 and seconds > 0 else None
+
+
+def _per_second(statistics: dict[str, float | None], part: str) -> str:
+    rate = statistics[f"{part}_tokens_per_second"]
+    return "too few to time" if rate is None else f"{rate:.0f} tokens/s"
+
+
+def peak_memory_mb() -> float | None:
+    """Largest resident memory of this process so far; None where it is not told."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+#  ---- chat -------------------------------------------------------------------
+
+
+def run_chat(options: argparse.Namespace) -> None:
+    """Talk until the input ends.
+
+    The cache is kept from turn to turn, so that a turn costs its own tokens only.
+    Ctrl-C stops an answer, not the program.
+    """
+    config, rng = generation_config(options), generator(options)
+    model = load(options.weights)
+    if model.tokenizer is None:
+        raise ValueError(f"{options.weights}: no tokenizer inside, so no chat")
+    style = options.format
+    style = detect_format(model.tokenizer) if style == "auto" else style
+    print(f"[{style} turns; /reset begins anew, /quit or Ctrl-D ends]", file=sys.stderr)
+    conversation = Conversation(model, style, options.system)
+    while (message := ask()) is not None:
+        if message == "/reset":
+            conversation = Conversation(model, style, options.system)
+        elif message:
+            answer(conversation, message, config, rng)
+
+
+def ask() -> str | None:
+    """One line from the user; None at the end of input or at ``/quit``."""
+    prompt = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            message = input(prompt).strip()
+        except EOFError:
+            return None
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+            continue
+        return None if message in ("/quit", "/exit") else message
+
+
+class Conversation:
+    """The tokens of all turns so far, and the cache that holds most of them."""
+
+    def __init__(self, model: Model, style: str, system: str | None):
+        self.model, self.style, self.system = model, style, system
+        self.tokens: list[int] = []
+        size = context_length(model.config)
+        self.cache = new_cache(model.config, 1, size, model.embed.dtype.name)
+        self.stop = tuple(stop_tokens(model.tokenizer, style))
+
+
+def answer(
+    talk: Conversation,
+    message: str,
+    config: GenerationConfig,
+    rng: np.random.Generator,
+) -> None:
+    """Take one turn: the user's message in, the model's answer out."""
+    first = not talk.tokens
+    try:
+        turn = turn_tokens(
+            talk.model.tokenizer, message, talk.style, first, talk.system
+        )
+    except ValueError as error:
+        print(f"npllama: {error}", file=sys.stderr)
+        return
+    before = list(talk.tokens)
+    try:
+        config = replace(config, eos_token_id=talk.stop)
+        prompt = before + turn
+        talk.tokens = list(prompt)
+        for piece in pieces(talk.model, prompt, config, rng, talk.cache):
+            talk.tokens.append(piece.token)
+            show(piece.text)
+    except KeyboardInterrupt:
+        print(" [stopped]", end="", file=sys.stderr)
+    except ValueError as error:
+        talk.tokens = before
+        print(f"npllama: {error}; /reset begins anew", file=sys.stderr)
+        return
+    show("\n")
+
+
+#  ---- info -------------------------------------------------------------------
+
+
+def run_info(options: argparse.Namespace) -> None:
+    """Say what a model is made of, and what it takes to run."""
+    facts = describe(load(options.weights))
+    if options.json:
+        print(json.dumps(facts))
+        return
+    for heading, entries in facts.items():
+        print(heading)
+        for name, value in entries.items():
+            text = f"{value:,}" if isinstance(value, int) else str(value)
+            print(f"  {name:<28}{text}")
+
+
+def describe(model: Model) -> dict[str, dict]:
+    """Config, parameters per component, and bytes of weights and cache."""
+    config = model.config
+    element = model.embed.dtype.itemsize
+    parts = parameters(config)
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads
+    per_token *= config.head_dim * element
+    rope = {k: v for k, v in asdict(config.rope).items() if v is not None}
+    numbers = {k: v for k, v in asdict(config).items() if k != "rope"}
+    return {
+        "config": numbers | rope,
+        "parameters": parts | {"total": sum(parts.values())},
+        "bytes, as computed with": {
+            "dtype": model.embed.dtype.name,
+            "weights": sum(parts.values()) * element,
+            "cache per token": per_token,
+            "cache of a full context": per_token * context_length(config),
+        },
+    }
+
+
+def parameters(config: Config) -> dict[str, int]:
+    """Number of weights per component, over all layers."""
+    component = {
+        "embed_tokens": "embedding",
+        "lm_head": "lm_head",
+        "self_attn": "attention",
+    }
+    component |= {"mlp": "feed-forward"}
+    counts: dict[str, int] = {}
+    for name, shape in tensor_shapes(config).items():
+        words = name.split(".")
+        part = next((component[word] for word in words if word in component), "norms")
+        counts[part] = counts.get(part, 0) + math.prod(shape)
+    return counts
+
+
+#  ---- main -------------------------------------------------------------------
+
+RUN = {"generate": run_generate, "chat": run_chat, "info": run_info}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code."""
+    options = parser().parse_args(argv)
+    try:
+        RUN[options.command](options)
+        sys.stdout.flush()
+    except UsageError as error:
+        return _fail(options.command, str(error), USAGE)
+    except KeyboardInterrupt:
+        return _fail(options.command, "interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader has gone; there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
+    except MemoryError:
+        return _fail(options.command, "out of memory; a smaller model fits", FAILURE)
+    except OSError as error:
+        reason = f"{error.strerror}: {error.filename}" if error.strerror else str(error)
+        return _fail(options.command, reason, FAILURE)
+    except ValueError as error:
+        return _fail(options.command, str(error), FAILURE)
+    return 0
+
+
+def _fail(command: str, message: str, code: int) -> int:
+    print(f"npllama {command}: {' '.join(message.split())}", file=sys.stderr)
+    return code
