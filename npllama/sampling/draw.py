@@ -1,0 +1,167 @@
+r"""From a distribution to a token: the greedy choice, and chance.
+
+The logits l of one row mean the distribution
+
+$$p_i = e^{l_i} / \sum_j e^{l_j}$$
+
+There are two ways to get one token out of it. *Greedy* decoding takes the
+most probable. *Sampling* takes token i with probability p_i, and a computer
+does that by inverting the cumulative distribution: lay the probabilities end
+to end on the interval [0, 1), throw a uniform u, and see whose piece it hits.
+The randomness is only in u, so `draw` is a pure function, and any other
+implementation given the same u can be held to the same token.
+
+Other libraries reach the same distribution by other roads, and so another
+token from the same seed: torch's multinomial and vLLM take
+argmax(p_i / E_i) with exponential noise E, which is the Gumbel-max trick.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .rows import checked
+
+# Decisions are made in float64 whatever the type of the logits: a float32 sum
+# over 32,000 tokens is off by up to 1e-4, which moves the edge of a nucleus.
+Probs = NDArray[np.float64]
+
+
+def _exponentials(logits: ArrayLike) -> tuple[Probs, Probs]:
+    """Return the logits less their maximum, and e to the power of that."""
+    # Subtracting the maximum changes no probability and keeps exp from overflow.
+    logits = checked(logits).astype(np.float64)
+    peak = logits.max(axis=-1, keepdims=True)
+    if not (peak > -np.inf).all():
+        raise ValueError("every token of a row is removed: all its logits are -inf")
+    logits -= peak
+    # Removed tokens have no mass; skipping them makes a truncated row cheap.
+    mass = np.zeros_like(logits)
+    np.exp(logits, out=mass, where=logits > -np.inf)
+    return logits, mass
+
+
+def softmax(logits: ArrayLike) -> Probs:
+    """Turn logits into probabilities; removed tokens get exactly 0.
+
+    Parameters
+    ----------
+    logits : (..., V) float32
+
+    Returns
+    -------
+    (..., V) float64
+        Each row adds up to 1.
+
+    Raises
+    ------
+    ValueError
+        If a row holds NaN, plus infinity, or no finite value at all.
+    """
+    _, mass = _exponentials(logits)
+    return mass / mass.sum(axis=-1, keepdims=True)
+
+
+def log_softmax(logits: ArrayLike) -> Probs:
+    """Turn logits into natural log-probabilities; removed tokens get -inf.
+
+    Parameters
+    ----------
+    logits : (..., V) float32
+
+    Returns
+    -------
+    (..., V) float64
+
+    Raises
+    ------
+    ValueError
+        If a row holds NaN, plus infinity, or no finite value at all.
+    """
+    logits, mass = _exponentials(logits)
+    return logits - np.log(mass.sum(axis=-1, keepdims=True))
+
+
+def greedy(logits: ArrayLike) -> NDArray[np.intp]:
+    """Choose the most probable token; of equals, the one with the lowest id.
+
+    Parameters
+    ----------
+    logits : (..., V) float32
+
+    Returns
+    -------
+    (...) int64
+
+    Raises
+    ------
+    ValueError
+        If a row holds NaN, plus infinity, or no finite value at all.
+    """
+    logits = checked(logits)
+    if not (logits.max(axis=-1) > -np.inf).all():
+        raise ValueError("every token of a row is removed: all its logits are -inf")
+    return logits.argmax(axis=-1)
+
+
+def _draw_row(probs: Probs, u: float) -> int:
+    # Only tokens with a probability above 0 are laid on the interval, so that
+    # neither u = 0 nor rounding at the far end can select one without.
+    possible = np.flatnonzero(probs > 0)
+    if not probs.min() >= 0 or not possible.size:
+        raise ValueError(
+            "probs must be >= 0 and not all 0 (softmax turns logits to probs)"
+        )
+    ends = np.cumsum(probs[possible])
+    hit = np.searchsorted(ends, u * ends[-1], side="right")
+    return possible[min(hit, possible.size - 1)]
+
+
+def draw(probs: ArrayLike, u: ArrayLike) -> NDArray[np.intp]:
+    r"""Invert the cumulative distribution: the token whose piece u falls into.
+
+    $$\mathrm{token} = \min \{ i : p_0 + \dots + p_i > u \}$$
+
+    Parameters
+    ----------
+    probs : (..., V) float64
+        Non-negative; rows are divided by their sum, so weights will do.
+    u : (...) float64
+        One number in [0, 1) per row.
+
+    Returns
+    -------
+    (...) int64
+        Token i for a share p_i of all u; never one of probability 0.
+
+    Raises
+    ------
+    ValueError
+        If u lies outside [0, 1) or has another shape than the rows, if a
+        probability is negative or NaN, or if all of a row are 0.
+    """
+    probs, u = np.asarray(probs, np.float64), np.asarray(u, np.float64)
+    if u.shape != probs.shape[:-1]:
+        raise ValueError(f"u has shape {u.shape}, but the rows are {probs.shape[:-1]}")
+    if not ((u >= 0) & (u < 1)).all():
+        raise ValueError(f"u must lie in [0, 1), got {u}")
+    tokens = np.empty(u.shape, np.intp)
+    for index in np.ndindex(u.shape):
+        tokens[index] = _draw_row(probs[index], u[index])
+    return tokens[()]
+
+
+def sample(logits: ArrayLike, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Draw a token from each row, with chance taken from `rng`.
+
+    Parameters
+    ----------
+    logits : (..., V) float32
+    rng : numpy.random.Generator
+        Advanced by one float64 per row.
+
+    Returns
+    -------
+    (...) int64
+    """
+    probs = softmax(logits)
+    return draw(probs, rng.random(probs.shape[:-1]))

@@ -1,0 +1,117 @@
+r"""Temperature: how much chance there is in a draw.
+
+$$p_i \propto e^{l_i / t}$$
+
+Temperature 1 is the model's own distribution, below 1 the probable become
+more probable, and in the limit of 0 only the greedy choice is left; above 1
+all tokens move towards equal chances. It is the one sampler that changes every
+value and removes no token.
+
+The *order* matters. Hugging Face, vLLM and Meta divide by the temperature
+before they truncate; llama.cpp's default chain does it last, so that a high
+temperature spreads the mass over the survivors without letting in new ones.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .draw import log_softmax
+from .rows import Row, checked
+
+
+def temperature(logits: ArrayLike, t: float) -> Row:
+    """Divide the logits by t.
+
+    Parameters
+    ----------
+    logits : (..., V) float32
+    t : float
+        Above 0. For temperature 0 use `greedy`, as Hugging Face does; vLLM
+        (t < 1e-5), Meta and llama.cpp (t <= 0) switch to it by themselves.
+
+    Returns
+    -------
+    (..., V) float32
+
+    Raises
+    ------
+    ValueError
+        If t is not a finite number above 0.
+    """
+    if not 0 < t < math.inf:
+        raise ValueError(
+            f"temperature must be above 0 and finite, got {t} (0 is greedy)"
+        )
+    logits = checked(logits)
+    return logits / logits.dtype.type(t)
+
+
+def _entropy_share(row: Row) -> float:
+    """Return the entropy of a row, as a share of what its tokens could have."""
+    logp = log_softmax(row)
+    logp = logp[logp > -np.inf]
+    entropy = -(np.exp(logp) * logp).sum()
+    # Rounding can put a uniform row a hair above the largest entropy there is.
+    return min(float(entropy) / math.log(logp.size), 1.0)
+
+
+def _first_maximum(row: Row) -> Row:
+    """Return a row with its greedy choice alone."""
+    alone = np.full_like(row, -np.inf)
+    alone[row.argmax()] = row.max()
+    return alone
+
+
+def dynamic_temperature(
+    logits: ArrayLike, t: float, spread: float, exponent: float = 1.0
+) -> Row:
+    r"""Choose each row's temperature by how sure the model is.
+
+    $$t' = t_{min} + (t_{max} - t_{min}) \, (H / \ln n)^{exponent}$$
+
+    with H the entropy of the row, n the number of its tokens that are left,
+    and t_min, t_max = max(0, t - spread), t + spread: a sure model is cooled,
+    an unsure one heated.
+
+    Parameters
+    ----------
+    logits : (..., V) float32
+    t : float
+        The middle of the range, above 0.
+    spread : float
+        Half the width of the range; llama.cpp's `dynatemp_range`. 0 gives
+        plain temperature t.
+    exponent : float
+        Bends the way from t_min to t_max; above 0.
+
+    Returns
+    -------
+    (..., V) float32
+        A row whose temperature comes out as 0 keeps its first maximum alone;
+        one with fewer than two tokens left is returned as it is.
+
+    Raises
+    ------
+    ValueError
+        If t or the exponent is not above 0, or the spread is below 0.
+
+    References
+    ----------
+    llama.cpp, `llama_sampler_temp_ext_apply`; not in transformers or vLLM.
+    """
+    if not (0 < t < math.inf and 0 <= spread < math.inf and exponent > 0):
+        raise ValueError(
+            "dynamic temperature needs t > 0, spread >= 0 and exponent > 0, "
+            f"got {t}, {spread} and {exponent}"
+        )
+    logits = checked(logits)
+    low, high = max(0.0, t - spread), t + spread
+    out = logits.copy()
+    for index in np.ndindex(logits.shape[:-1]):
+        row = logits[index]
+        if np.count_nonzero(row > -np.inf) > 1:
+            t_row = low + (high - low) * _entropy_share(row) ** exponent
+            out[index] = temperature(row, t_row) if t_row > 0 else _first_maximum(row)
+    return out
