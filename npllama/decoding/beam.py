@@ -1,0 +1,259 @@
+r"""Beam search: keep the B best beginnings, extend all of them, keep the best again.
+
+Greedy search takes the likeliest token and may so miss the likeliest text.  Beam
+search follows `num_beams` texts at once: it scores every extension of every beam
+by its summed log-probability and goes on with the best.  Texts that end drop out
+into a list of finished ones, ranked by
+
+$$\text{score} = \sum_t \log p(x_t \mid x_{<t}) \, / \, n^{\,\text{length\_penalty}}$$
+
+with n the number of new tokens, the one that ends the text included.  (A sum of
+logarithms falls with every token; dividing by a power of the length makes up for
+it, so despite its name a larger `length_penalty` favours longer texts.)
+
+With `rng`, the extensions are drawn without replacement instead of taken from the
+top: *beam sampling*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from npllama.cache import KVCache
+from npllama.decoding.common import (
+    Hypothesis,
+    Process,
+    Stop,
+    extend,
+    prefill,
+    room,
+    unprocessed,
+)
+from npllama.sampling import log_softmax, softmax
+from npllama.weights import Model
+
+# Far below any score: beams that are not there yet.
+NOWHERE = -1.0e9
+
+
+class Beam(NamedTuple):
+    """A text that is still growing."""
+
+    tokens: list[int]  # the new ones
+    score: float  # sum of their log-probabilities
+    parent: int  # row of the cache that holds all but its last token
+
+
+def beam_search(
+    model: Model,
+    prompt: Sequence[int],
+    stop: Stop,
+    max_new_tokens: int,
+    num_beams: int,
+    process: Process = unprocessed,
+    *,
+    eos: Collection[int] = (),
+    length_penalty: float = 1.0,
+    early_stopping: bool | str = False,
+    rng: np.random.Generator | None = None,
+) -> list[Hypothesis]:
+    """Search for the likeliest continuations of one prompt.
+
+    Parameters
+    ----------
+    model : Model
+    prompt : token ids
+    stop : function
+        New tokens of a beam to the reason for ending, or None.
+    max_new_tokens, num_beams : int
+    process : function
+        Is given log-probabilities in place of logits, as in transformers; what it
+        returns is added up without normalising again.
+    eos : token ids
+        Only their number matters: with n of them, (1 + n) * num_beams candidates
+        are kept each step, so that num_beams of them can go on.
+    length_penalty : float
+        Exponent of the length; 0 compares plain sums.
+    early_stopping : True, False or "never"
+        When to stop: once `num_beams` texts are finished (True); once the best
+        beam, at its present length, scores no better than the worst of them
+        (False, a good guess); once no beam can beat the worst of them ("never").
+    rng : np.random.Generator
+        Draw the candidates instead of taking the best.
+
+    Returns
+    -------
+    list of Hypothesis
+        At most `num_beams`, best first.
+
+    References
+    ----------
+    transformers 5 `GenerationMixin._beam_search`.  Canonical beam search is
+    "never" with a length penalty of 0.  vLLM counts the prompt in the length and
+    the token that ends the text not.
+    """
+    capacity = room(model, len(prompt), max_new_tokens)
+    longest = capacity - len(prompt)
+    keep = max(2, 1 + len(eos)) * num_beams
+    cache, logits = prefill_beams(model, prompt, capacity, num_beams)
+    beams = first_beams(num_beams)
+    finished: list[Hypothesis] = []
+    while True:
+        history = [[*prompt, *beam.tokens] for beam in beams]
+        candidates = successors(beams, process(history, log_softmax(logits)), keep, rng)
+        reasons = [stop(c.tokens) or _too_long(c.tokens, longest) for c in candidates]
+        # A text may only end among the best; the others are understudies.
+        finished += [
+            finish(candidate, reason, length_penalty)
+            for candidate, reason in zip(candidates[:num_beams], reasons)
+            if reason
+        ]
+        finished = sorted(finished, key=lambda h: -h.score)[:num_beams]
+        going = [c for c, reason in zip(candidates, reasons) if not reason]
+        beams = sorted(going, key=lambda beam: -beam.score)[:num_beams]
+        if (
+            not beams
+            or len(finished) == num_beams
+            and (
+                early_stopping is True
+                or hope(beams[0], longest, length_penalty, early_stopping)
+                <= finished[-1].score
+            )
+        ):
+            return finished
+        cache = reorder(cache, [beam.parent for beam in beams])
+        logits = extend(model, np.array([beam.tokens[-1] for beam in beams]), cache)
+
+
+def prefill_beams(
+    model: Model, prompt: Sequence[int], capacity: int, num_beams: int
+) -> tuple[KVCache, np.ndarray]:
+    """Run the prompt once, then give every beam its copy of the cache.
+
+    Returns
+    -------
+    cache : KVCache
+    logits : (B, V) float
+    """
+    cache, logits = prefill(model, [prompt], capacity)
+    k, v = (np.repeat(array, num_beams, axis=1) for array in (cache.k, cache.v))
+    cache = KVCache(k, v, np.repeat(cache.length, num_beams))
+    return cache, np.repeat(logits, num_beams, axis=0)
+
+
+def first_beams(num_beams: int) -> list[Beam]:
+    """All beams begin equal, so only the first one may have successors."""
+    return [Beam([], 0.0 if b == 0 else NOWHERE, b) for b in range(num_beams)]
+
+
+def successors(
+    beams: Sequence[Beam],
+    log_probs: np.ndarray,
+    keep: int,
+    rng: np.random.Generator | None = None,
+) -> list[Beam]:
+    """The best `keep` extensions of all beams together, or that many drawn.
+
+    Parameters
+    ----------
+    log_probs : (B, V) float
+        Of every next token of every beam.
+
+    Returns
+    -------
+    list of Beam
+        Best first; drawn ones in the order of the draw.
+    """
+    V = log_probs.shape[1]
+    scores = np.array([beam.score for beam in beams], dtype=log_probs.dtype)  # (B,)
+    total = (log_probs + scores[:, None]).reshape(-1)  # (B * V,)
+    chosen = (
+        top(total, keep) if rng is None else draw_without_replacement(total, keep, rng)
+    )
+    return [
+        Beam([*beams[i // V].tokens, int(i % V)], float(total[i]), int(i // V))
+        for i in chosen
+    ]
+
+
+def top(scores: np.ndarray, keep: int) -> np.ndarray:
+    """Indices of the largest scores, largest first; of equals the lower index.
+
+    Parameters
+    ----------
+    scores : (M,) float
+
+    Returns
+    -------
+    (C,) int64
+        C is `keep`, or M if that is less.
+    """
+    keep = min(keep, len(scores))
+    least = np.partition(scores, -keep)[-keep]
+    able = np.flatnonzero(scores >= least)
+    return able[np.argsort(-scores[able], kind="stable")][:keep]
+
+
+def draw_without_replacement(
+    scores: np.ndarray, keep: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw distinct indices from softmax(scores), one after the other.
+
+    Sorting scores to which independent Gumbel noise was added does exactly that
+    (the Gumbel-top-k trick).
+
+    Parameters
+    ----------
+    scores : (M,) float
+
+    Returns
+    -------
+    (C,) int64
+        In the order of the draw; indices of probability 0 are never among them.
+
+    References
+    ----------
+    Kool et al. 2019, arXiv:1903.06059, section 3.
+    """
+    possible = np.flatnonzero(softmax(scores) > 0)
+    noisy = scores[possible] + rng.gumbel(size=len(possible))  # (M,)
+    return possible[top(noisy, keep)]
+
+
+def finish(beam: Beam, reason: str, length_penalty: float) -> Hypothesis:
+    """Close a text, and score it for comparison with texts of other lengths."""
+    score = beam.score / len(beam.tokens) ** length_penalty
+    return Hypothesis(beam.tokens, score, reason)
+
+
+def hope(
+    beam: Beam, longest: int, length_penalty: float, early_stopping: bool | str
+) -> float:
+    """The best score that a growing text is still given credit for."""
+    grows = early_stopping == "never" and length_penalty > 0
+    length = longest if grows else len(beam.tokens)
+    return beam.score / length**length_penalty
+
+
+def reorder(cache: KVCache, parents: Sequence[int]) -> KVCache:
+    """Let row i of the cache go on from what row ``parents[i]`` holds.
+
+    Writes into the cache.
+
+    Returns
+    -------
+    KVCache
+        Its first ``len(parents)`` rows.
+    """
+    n, S = len(parents), int(cache.length.max())
+    for array in (cache.k, cache.v):
+        array[:, :n, :, :S] = array[:, parents, :, :S]
+    length = cache.length[parents]
+    return KVCache(cache.k[:, :n], cache.v[:, :n], length)
+
+
+def _too_long(tokens: Sequence[int], longest: int) -> str | None:
+    return "length" if len(tokens) >= longest else None
