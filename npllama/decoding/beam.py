@@ -101,27 +101,17 @@ def beam_search(
     cache, logits = prefill_beams(model, prompt, capacity, num_beams)
     beams = first_beams(num_beams)
     finished: list[Hypothesis] = []
+
+    def ends(tokens: list[int]) -> str | None:
+        return stop(tokens) or ("length" if len(tokens) >= longest else None)
+
     while True:
         history = [[*prompt, *beam.tokens] for beam in beams]
         candidates = successors(beams, process(history, log_softmax(logits)), keep, rng)
-        reasons = [stop(c.tokens) or _too_long(c.tokens, longest) for c in candidates]
-        # A text may only end among the best; the others are understudies.
-        finished += [
-            finish(candidate, reason, length_penalty)
-            for candidate, reason in zip(candidates[:num_beams], reasons)
-            if reason
-        ]
-        finished = sorted(finished, key=lambda h: -h.score)[:num_beams]
-        going = [c for c, reason in zip(candidates, reasons) if not reason]
-        beams = sorted(going, key=lambda beam: -beam.score)[:num_beams]
-        if (
-            not beams
-            or len(finished) == num_beams
-            and (
-                early_stopping is True
-                or hope(beams[0], longest, length_penalty, early_stopping)
-                <= finished[-1].score
-            )
+        ended, beams = split(candidates, ends, num_beams, length_penalty)
+        finished = ranked(finished + ended)[:num_beams]
+        if not beams or done(
+            finished, beams[0], num_beams, longest, length_penalty, early_stopping
         ):
             return finished
         cache = reorder(cache, [beam.parent for beam in beams])
@@ -223,19 +213,52 @@ def draw_without_replacement(
     return possible[top(noisy, keep)]
 
 
+def split(
+    candidates: Sequence[Beam], ends: Stop, num_beams: int, length_penalty: float
+) -> tuple[list[Hypothesis], list[Beam]]:
+    """Part the candidates into texts that end here and beams that go on.
+
+    A text may only end among the first `num_beams`; the other candidates are
+    understudies, so that as many beams can go on.
+    """
+    reasons = [ends(beam.tokens) for beam in candidates]
+    ended = [
+        finish(beam, reason, length_penalty)
+        for beam, reason in zip(candidates[:num_beams], reasons)
+        if reason
+    ]
+    going = [beam for beam, reason in zip(candidates, reasons) if not reason]
+    return ended, sorted(going, key=lambda beam: -beam.score)[:num_beams]
+
+
 def finish(beam: Beam, reason: str, length_penalty: float) -> Hypothesis:
     """Close a text, and score it for comparison with texts of other lengths."""
     score = beam.score / len(beam.tokens) ** length_penalty
     return Hypothesis(beam.tokens, score, reason)
 
 
-def hope(
-    beam: Beam, longest: int, length_penalty: float, early_stopping: bool | str
-) -> float:
-    """The best score that a growing text is still given credit for."""
-    grows = early_stopping == "never" and length_penalty > 0
-    length = longest if grows else len(beam.tokens)
-    return beam.score / length**length_penalty
+def ranked(finished: Sequence[Hypothesis]) -> list[Hypothesis]:
+    """Best first; of equals the one that was finished earlier."""
+    return sorted(finished, key=lambda hypothesis: -hypothesis.score)
+
+
+def done(
+    finished: Sequence[Hypothesis],
+    best: Beam,
+    num_beams: int,
+    longest: int,
+    length_penalty: float,
+    early_stopping: bool | str,
+) -> bool:
+    """Whether enough texts are finished, and the growing ones may be given up."""
+    if len(finished) < num_beams:
+        return False
+    if early_stopping is True:
+        return True
+    # A positive penalty forgives length, so a text may still rise until the end.
+    may_rise = early_stopping == "never" and length_penalty > 0
+    length = longest if may_rise else len(best.tokens)
+    return best.score / length**length_penalty <= finished[-1].score
 
 
 def reorder(cache: KVCache, parents: Sequence[int]) -> KVCache:
@@ -253,7 +276,3 @@ def reorder(cache: KVCache, parents: Sequence[int]) -> KVCache:
         array[:, :n, :, :S] = array[:, parents, :, :S]
     length = cache.length[parents]
     return KVCache(cache.k[:, :n], cache.v[:, :n], length)
-
-
-def _too_long(tokens: Sequence[int], longest: int) -> str | None:
-    return "length" if len(tokens) >= longest else None

@@ -1,0 +1,139 @@
+r"""Diverse beam search: groups of beams that keep out of each other's way.
+
+The beams of one search tend to be near copies: they share all but a word.  Here
+the beams are split into groups that choose one after the other at every step, and
+a token that earlier groups chose at this step costs `diversity_penalty` for each
+time it was chosen:
+
+$$\log p(v) - \lambda \cdot \mathrm{count}(v \text{ among earlier groups' tokens})$$
+
+Each group is a beam search of its own, with its own list of finished texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from npllama.decoding.beam import (
+    Beam,
+    done,
+    finish,
+    first_beams,
+    prefill_beams,
+    ranked,
+    reorder,
+    split,
+    successors,
+)
+from npllama.decoding.common import (
+    Hypothesis,
+    Process,
+    Stop,
+    extend,
+    room,
+    unprocessed,
+)
+from npllama.sampling import log_softmax
+from npllama.weights import Model
+
+
+@dataclass
+class Group:
+    """A few beams that compete with each other only."""
+
+    beams: list[Beam]
+    finished: list[Hypothesis] = field(default_factory=list)
+    done: bool = False
+
+
+def group_beam_search(
+    model: Model,
+    prompt: Sequence[int],
+    stop: Stop,
+    max_new_tokens: int,
+    num_beams: int,
+    num_beam_groups: int,
+    diversity_penalty: float,
+    process: Process = unprocessed,
+    *,
+    eos: Collection[int] = (),
+    length_penalty: float = 1.0,
+    early_stopping: bool | str = False,
+) -> list[Hypothesis]:
+    """Search with `num_beam_groups` groups of ``num_beams / num_beam_groups`` beams.
+
+    Parameters
+    ----------
+    diversity_penalty : float
+        Cost, in log-probability, of a token for each beam of an earlier group that
+        chose it at the same step.  Above 0, else all groups find the same.
+    model, prompt, stop, max_new_tokens, num_beams, process, eos, length_penalty,
+    early_stopping
+        As in `beam_search`.
+
+    Returns
+    -------
+    list of Hypothesis
+        Of all groups together, at most `num_beams`, best first; their scores
+        include the penalties paid.
+
+    Raises
+    ------
+    ValueError
+        If the beams cannot be split evenly.
+
+    References
+    ----------
+    Vijayakumar et al. 2016, arXiv:1610.02424; transformers 4.49
+    `_group_beam_search`.  As there, and other than in `beam_search`, a group is
+    judged by the best candidate of the step even if that one has just ended, and
+    beams still open at the end are scored as they stand.  transformers lets a
+    group that is done choose the padding token, which then costs later groups.
+    """
+    if num_beam_groups < 1 or num_beams % num_beam_groups:
+        raise ValueError(
+            f"num_beams {num_beams} is not a multiple of num_beam_groups "
+            f"{num_beam_groups}: every group has equally many"
+        )
+    size = num_beams // num_beam_groups
+    capacity = room(model, len(prompt), max_new_tokens)
+    longest = capacity - len(prompt)
+    keep = max(2, 1 + len(eos)) * size
+    cache, logits = prefill_beams(model, prompt, capacity, num_beams)
+    groups = [Group(first_beams(size)) for _ in range(num_beam_groups)]
+    going = groups
+    for step in range(longest):
+        taken: list[int] = []
+        parents: list[int] = []
+        for g, group in enumerate(going):
+            rows = logits[g * size : (g + 1) * size]  # (B, V)
+            cost = diversity_penalty * np.bincount(taken, minlength=rows.shape[1])
+            history = [[*prompt, *beam.tokens] for beam in group.beams]
+            log_probs = process(history, log_softmax(rows) - cost.astype(rows.dtype))
+            candidates = successors(group.beams, log_probs, keep)
+            ended, group.beams = split(candidates, stop, size, length_penalty)
+            group.finished = ranked(group.finished + ended)[:size]
+            group.done = not group.beams or done(
+                group.finished,
+                candidates[0],
+                size,
+                longest,
+                length_penalty,
+                early_stopping,
+            )
+            taken += [beam.tokens[-1] for beam in group.beams]
+            if not group.done:
+                parents += [g * size + beam.parent for beam in group.beams]
+        going = [group for group in going if not group.done]
+        if not going or step == longest - 1:
+            break
+        cache = reorder(cache, parents)
+        last = [beam.tokens[-1] for group in going for beam in group.beams]
+        logits = extend(model, np.array(last), cache)
+    for group in going:
+        open_ends = [finish(beam, "length", length_penalty) for beam in group.beams]
+        group.finished = ranked(group.finished + open_ends)[:size]
+    return ranked([h for group in groups for h in group.finished])[:num_beams]
