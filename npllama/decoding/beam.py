@@ -264,15 +264,18 @@ def done(
 def reorder(cache: KVCache, parents: Sequence[int]) -> KVCache:
     """Let row i of the cache go on from what row ``parents[i]`` holds.
 
-    Writes into the cache.
+    Writes into the cache, if it has as many rows.
 
     Returns
     -------
     KVCache
-        Its first ``len(parents)`` rows.
+        Of ``len(parents)`` rows.
     """
-    n, S = len(parents), int(cache.length.max())
+    rows = np.asarray(parents)
+    length = cache.length[rows]
+    if len(rows) > len(cache.length):
+        return KVCache(cache.k[:, rows], cache.v[:, rows], length)
+    n, S = len(rows), int(cache.length.max())
     for array in (cache.k, cache.v):
-        array[:, :n, :, :S] = array[:, parents, :, :S]
-    length = cache.length[parents]
+        array[:, :n, :, :S] = array[:, rows, :, :S]
     return KVCache(cache.k[:, :n], cache.v[:, :n], length)

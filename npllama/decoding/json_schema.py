@@ -1,0 +1,175 @@
+r"""A JSON schema as a regular expression.
+
+What a schema allows, nested to a fixed depth, is a regular language, so it can be
+written as a pattern and handed to `automaton`.  Understood are the keywords that
+describe shape: ``type`` (one or several), ``properties``, ``required``, ``items``,
+``prefixItems``, ``minItems``, ``maxItems``, ``minLength``, ``maxLength``,
+``pattern``, ``enum``, ``const``, ``anyOf``, ``oneOf``, and ``$ref`` into ``$defs``
+as long as no definition contains itself.  A keyword that would restrict further
+(such as ``minimum``) is refused rather than ignored.
+
+Objects come with exactly the properties that are declared, in their order, those
+that are not required possibly left out, and one space behind ``:`` and ``,``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_UNICODE = r"\\u[0-9a-fA-F]{4}"
+_CHARACTER = rf'([^"\\\x00-\x1f]|\\["\\/bfnrt]|{_UNICODE})'
+_INTEGER = r"-?(0|[1-9][0-9]*)"
+_NUMBER = rf"{_INTEGER}(\.[0-9]+)?([eE][-+]?[0-9]+)?"
+_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
+_NOTES = {"title", "description", "default", "examples", "$schema", "$id", "$comment"}
+_NOTES |= {"$defs", "definitions", "additionalProperties", "format"}
+_KEYWORDS = {
+    "object": {"properties", "required"},
+    "array": {"items", "prefixItems", "minItems", "maxItems"},
+    "string": {"minLength", "maxLength", "pattern"},
+}
+
+
+def schema_to_regex(schema: Mapping[str, Any] | str) -> str:
+    """Write the pattern of all JSON texts that fit a schema.
+
+    Parameters
+    ----------
+    schema : mapping, or its JSON text
+
+    Raises
+    ------
+    ValueError
+        If it is not a schema, is recursive, or uses a keyword that is not
+        understood.
+    """
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except ValueError as error:
+            raise ValueError(f"schema: not JSON ({error})") from None
+    return _value(schema, schema, ())
+
+
+def _value(schema: Any, root: Any, inside: tuple[str, ...]) -> str:
+    if not isinstance(schema, Mapping):
+        raise ValueError(f"schema: expected an object, found {schema!r}")
+    if "$ref" in schema:
+        return _reference(schema["$ref"], root, inside)
+    if "const" in schema:
+        return _literal(schema["const"])
+    if "enum" in schema:
+        return _either(_literal(value) for value in schema["enum"])
+    for word in ("anyOf", "oneOf"):
+        if word in schema:
+            return _either(_value(option, root, inside) for option in schema[word])
+    types = schema.get("type")
+    if types is None:
+        implied = [t for t, words in _KEYWORDS.items() if words & schema.keys()]
+        if len(implied) != 1:
+            raise ValueError(f"schema: no 'type' in {dict(schema)}")
+        types = implied
+    types = [types] if isinstance(types, str) else types
+    return _either(_typed(kind, schema, root, inside, types) for kind in types)
+
+
+def _typed(kind, schema, root, inside, types) -> str:
+    if kind not in _TYPES:
+        raise ValueError(f"schema: type {kind!r} is not one of {', '.join(_TYPES)}")
+    known = set().union(*(_KEYWORDS.get(t, set()) for t in types)) | {"type"}
+    for word in schema.keys() - known - _NOTES:
+        raise ValueError(f"schema: keyword {word!r} is not understood")
+    if kind == "object":
+        return _object(schema, root, inside)
+    if kind == "array":
+        return _array(schema, root, inside)
+    if kind == "string":
+        return _string(schema)
+    plain = {"number": _NUMBER, "integer": _INTEGER, "boolean": "(true|false)"}
+    return plain.get(kind, "null")
+
+
+def _reference(name: str, root: Any, inside: tuple[str, ...]) -> str:
+    if name in inside:
+        raise ValueError(f"schema: {name} contains itself; a regex cannot nest freely")
+    target = root
+    for word in name.removeprefix("#/").split("/"):
+        if not isinstance(target, Mapping) or word not in target:
+            raise ValueError(f"schema: $ref {name!r} leads nowhere")
+        target = target[word]
+    return _value(target, root, (*inside, name))
+
+
+def _object(schema, root, inside) -> str:
+    properties = schema.get("properties", {})
+    required = set(schema.get("required", ()))
+    for name in required - properties.keys():
+        raise ValueError(f"schema: required property {name!r} is not declared")
+    members = [
+        (f"{_literal(name)}: {_value(value, root, inside)}", name in required)
+        for name, value in properties.items()
+    ]
+    return r"\{" + _members(members, first=True) + r"\}"
+
+
+def _members(members: list[tuple[str, bool]], first: bool) -> str:
+    """Members in order; a comma before each but the first that is there."""
+    if not members:
+        return ""
+    (text, required), rest = members[0], members[1:]
+    here = text if first else f", {text}"
+    if required:
+        return here + _members(rest, first=False)
+    if not first:
+        return f"({here})?" + _members(rest, first=False)
+    return _either([here + _members(rest, first=False), _members(rest, first=True)])
+
+
+def _array(schema, root, inside) -> str:
+    heads = [_value(item, root, inside) for item in schema.get("prefixItems", ())]
+    low, high = schema.get("minItems", 0), schema.get("maxItems")
+    if "items" not in schema:
+        if not heads or low > len(heads):
+            raise ValueError("schema: an array needs 'items'")
+        return r"\[" + ", ".join(heads) + r"\]"
+    item = _value(schema["items"], root, inside)
+    low = max(low - len(heads), 0)
+    high = None if high is None else high - len(heads)
+    if high is not None and high < low:
+        raise ValueError("schema: maxItems is below minItems")
+    if heads:
+        return r"\[" + ", ".join(heads) + f"(, {item})" + _count(low, high) + r"\]"
+    if high == 0:
+        return r"\[\]"
+    more = _count(max(low - 1, 0), None if high is None else high - 1)
+    some = f"{item}(, {item}){more}"
+    return r"\[" + (some if low else f"({some})?") + r"\]"
+
+
+def _string(schema) -> str:
+    if "pattern" in schema:
+        # The pattern speaks of the string's characters, those of JSON must fit it.
+        return f'"({schema["pattern"].removeprefix("^").removesuffix("$")})"'
+    return (
+        f'"{_CHARACTER}{_count(schema.get("minLength", 0), schema.get("maxLength"))}"'
+    )
+
+
+def _count(low: int, high: int | None) -> str:
+    return f"{{{low},{'' if high is None else high}}}"
+
+
+def _literal(value: Any) -> str:
+    """The pattern that matches one JSON value, as it is written."""
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub(r"[\\.^$*+?{}\[\]()|]", r"\\\g<0>", text)
+
+
+def _either(options) -> str:
+    options = list(options)
+    if not options:
+        raise ValueError("schema: a choice without options")
+    return options[0] if len(options) == 1 else f"({'|'.join(options)})"
