@@ -1,20 +1,202 @@
-"""From logits to logits to token."""
+r"""From logits to logits to token: how a distribution becomes text.
 
+The model gives V logits for the next token. A *sampler* is a function from
+logits to logits: it changes values or removes tokens (logit minus infinity).
+A chain of samplers is followed by one draw.
+
+    logits = temperature(logits, 0.8)
+    logits = top_p(top_k(logits, 40), 0.95)
+    token = sample(logits, np.random.default_rng(1))
+
+Logits have shape (..., V), rows of a batch do not see each other, nothing is
+written into, the type stays, survivors keep their value. Where an idea needs
+the text so far it takes `tokens`, one history of shape (T,) or a list of B.
+Where it needs chance it takes u, a number in [0, 1), or a `Generator`. State is
+a value passed in and handed back. NaN is an error everywhere but in
+`remove_invalid_values`.
+
+Reading order
+-------------
+rows         what all samplers share
+draw         the greedy choice; chance
+temperature  how much chance
+truncation   cut off the tail: by rank, by mass, by probability
+entropy      cut off the tail: by the shape of the distribution
+mirostat     truncation with feedback
+penalties    what was said already
+repeats      whole passages that were said already
+bias         words to favour or forbid
+constraints  what must and must not come, and when
+guidance     the prompt against no prompt
+watermark    a mark in the draw; synthid, one that leaves the odds alone
+chain        the everyday chain
+
+Names, and who differs
+----------------------
+The default is what transformers 5 does (HF); an option or an argument selects
+the other behaviour where it says so. cpp is llama.cpp.
+
+npllama                  elsewhere                        who differs
+draw                     multinomial, cpp `dist`          HF, vLLM: other road
+                                                          to the same odds
+temperature              temperature                      cpp: last in chain
+dynamic_temperature      cpp `dynatemp_range`             cpp only
+top_k                    top_k                            cpp: ties="lowest"
+top_p                    top_p                            cpp: ties="lowest";
+                                                          Meta: the same, and
+                                                          crossing="inclusive"
+min_p                    min_p                            cpp: before temperature
+top_a                    webui `top_a`                    webui only
+epsilon_cutoff           epsilon_cutoff                   HF only
+eta_cutoff               eta_cutoff                       HF only
+typical_p                typical_p                        cpp: convention=
+top_h                    top_h                            paper: entropy=
+                                                          "renormalised"
+top_n_sigma              cpp `top_n_sigma`                cpp only
+tail_free                cpp, webui `tfs`                 webui: convention=
+xtc                      cpp `xtc_probability`            cpp, webui
+mirostat_1, mirostat_2   cpp `mirostat`                   authors: convention=
+repetition_penalty       cpp `repeat_penalty`             cpp: last_n=64
+presence_penalty         presence_penalty                 cpp: last_n=64;
+frequency_penalty        frequency_penalty                vLLM: output only
+encoder_repetition_...   encoder_repetition_penalty       HF only
+no_repeat_ngram          no_repeat_ngram_size             HF only
+dry                      cpp `dry_multiplier` ...         cpp: last_n=64
+logit_bias               logit_bias                       vLLM: clips to 100
+sequence_bias, bad_words sequence_bias, bad_words_ids     vLLM: output only
+allowed_tokens           vLLM `allowed_token_ids`
+prefix_allowed_tokens    prefix_allowed_tokens_fn         HF 4: no rescue
+suppress, begin_...      suppress_tokens, begin_...       HF only
+min_length               min_length                       vLLM: all stop ids
+min_new_tokens           min_new_tokens, vLLM min_tokens
+forced_bos, forced_eos   forced_bos_token_id ...          HF only
+classifier_free_guidance guidance_scale                   HF only
+watermark, synthid       watermarking_config              HF only
+
+Order
+-----
+Samplers do not commute. In transformers 5: guidance, sequence_bias,
+encoder_repetition_penalty, repetition_penalty, no_repeat_ngram,
+encoder_no_repeat_ngram, bad_words, min_length, min_new_tokens,
+prefix_allowed_tokens, forced_bos, forced_eos, remove_invalid_values,
+exponential_decay_length_penalty, suppress, begin_suppress; when sampling,
+temperature, top_h, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff;
+always last, watermark and renormalize.
+
+llama.cpp: logit_bias, penalties, dry, top_n_sigma, top_k, typical_p, top_p,
+min_p, xtc, temperature, draw. vLLM: allowed_tokens, bad_words, min_length,
+logit_bias, the repetition, frequency and presence penalties, temperature,
+min_p, top_k, top_p, draw. Meta: temperature, top_p, draw.
+"""
+
+from .bias import bad_words, logit_bias, sequence_bias
 from .chain import apply, distribution
+from .constraints import (
+    allowed_tokens,
+    begin_suppress,
+    forced_bos,
+    forced_eos,
+    min_length,
+    min_new_tokens,
+    prefix_allowed_tokens,
+    remove_invalid_values,
+    renormalize,
+    suppress,
+)
 from .draw import draw, greedy, log_softmax, sample, softmax
+from .entropy import eta_cutoff, tail_free, top_h, top_n_sigma, typical_p
+from .guidance import classifier_free_guidance
+from .mirostat import (
+    Step,
+    mirostat_1,
+    mirostat_2,
+    mirostat_start,
+    mirostat_step,
+    mirostat_update,
+)
+from .penalties import (
+    encoder_repetition_penalty,
+    exponential_decay_length_penalty,
+    frequency_penalty,
+    presence_penalty,
+    repetition_penalty,
+)
+from .repeats import dry, encoder_no_repeat_ngram, no_repeat_ngram
+from .synthid import (
+    SynthID,
+    SynthIDState,
+    mean_score,
+    synthid,
+    synthid_g_values,
+    synthid_mask,
+    synthid_next,
+    synthid_start,
+    weighted_mean_score,
+)
 from .temperature import dynamic_temperature, temperature
-from .truncation import top_k, top_p
+from .truncation import epsilon_cutoff, min_p, top_a, top_k, top_p, xtc
+from .watermark import Detection, GreenList, detect_watermark, watermark
 
 __all__ = [
+    "Detection",
+    "GreenList",
+    "Step",
+    "SynthID",
+    "SynthIDState",
+    "allowed_tokens",
     "apply",
+    "bad_words",
+    "begin_suppress",
+    "classifier_free_guidance",
+    "detect_watermark",
     "distribution",
     "draw",
+    "dry",
     "dynamic_temperature",
+    "encoder_no_repeat_ngram",
+    "encoder_repetition_penalty",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "exponential_decay_length_penalty",
+    "forced_bos",
+    "forced_eos",
+    "frequency_penalty",
     "greedy",
     "log_softmax",
+    "logit_bias",
+    "mean_score",
+    "min_length",
+    "min_new_tokens",
+    "min_p",
+    "mirostat_1",
+    "mirostat_2",
+    "mirostat_start",
+    "mirostat_step",
+    "mirostat_update",
+    "no_repeat_ngram",
+    "prefix_allowed_tokens",
+    "presence_penalty",
+    "remove_invalid_values",
+    "renormalize",
+    "repetition_penalty",
     "sample",
+    "sequence_bias",
     "softmax",
+    "suppress",
+    "synthid",
+    "synthid_g_values",
+    "synthid_mask",
+    "synthid_next",
+    "synthid_start",
+    "tail_free",
     "temperature",
+    "top_a",
+    "top_h",
     "top_k",
+    "top_n_sigma",
     "top_p",
+    "typical_p",
+    "watermark",
+    "weighted_mean_score",
+    "xtc",
 ]

@@ -26,18 +26,12 @@ from .rows import checked
 Probs = NDArray[np.float64]
 
 
-def _exponentials(logits: ArrayLike) -> tuple[Probs, Probs]:
-    """Return the logits less their maximum, and e to the power of that."""
-    # Subtracting the maximum changes no probability and keeps exp from overflow.
-    logits = checked(logits).astype(np.float64)
-    peak = logits.max(axis=-1, keepdims=True)
-    if not (peak > -np.inf).all():
+def below_peak(values: NDArray) -> Probs:
+    """Return the n finite logits of a row less their maximum, in float64."""
+    if not values.size:
         raise ValueError("every token of a row is removed: all its logits are -inf")
-    logits -= peak
-    # Removed tokens have no mass; skipping them makes a truncated row cheap.
-    mass = np.zeros_like(logits)
-    np.exp(logits, out=mass, where=logits > -np.inf)
-    return logits, mass
+    # Subtracting the maximum changes no probability and keeps exp from overflow.
+    return values.astype(np.float64) - values.max()
 
 
 def softmax(logits: ArrayLike) -> Probs:
@@ -57,8 +51,14 @@ def softmax(logits: ArrayLike) -> Probs:
     ValueError
         If a row holds NaN, plus infinity, or no finite value at all.
     """
-    _, mass = _exponentials(logits)
-    return mass / mass.sum(axis=-1, keepdims=True)
+    logits = checked(logits)
+    probs = np.zeros(logits.shape, np.float64)
+    for index in np.ndindex(logits.shape[:-1]):
+        # Only the tokens that are left: after top-k they are few of very many.
+        left = logits[index] > -np.inf
+        mass = np.exp(below_peak(logits[index][left]))
+        probs[index][left] = mass / mass.sum()
+    return probs
 
 
 def log_softmax(logits: ArrayLike) -> Probs:
@@ -77,8 +77,13 @@ def log_softmax(logits: ArrayLike) -> Probs:
     ValueError
         If a row holds NaN, plus infinity, or no finite value at all.
     """
-    logits, mass = _exponentials(logits)
-    return logits - np.log(mass.sum(axis=-1, keepdims=True))
+    logits = checked(logits)
+    logp = np.full(logits.shape, -np.inf, np.float64)
+    for index in np.ndindex(logits.shape[:-1]):
+        left = logits[index] > -np.inf
+        below = below_peak(logits[index][left])
+        logp[index][left] = below - np.log(np.exp(below).sum())
+    return logp
 
 
 def greedy(logits: ArrayLike) -> NDArray[np.intp]:

@@ -56,14 +56,20 @@ def checked(logits: ArrayLike) -> Row:
     return logits
 
 
-def keep_only(logits: ArrayLike, kept: Callable[[Row], NDArray]) -> Row:
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless the option `name` has one of its values."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def keep_only(logits: ArrayLike, kept: Callable[[Row], NDArray[np.bool_]]) -> Row:
     """Remove from every row all tokens but those that `kept` selects.
 
     Parameters
     ----------
     logits : (..., V) float32
-    kept : function of the n finite values of a row
-        Returns which of them stay: (n,) bool, or their positions among the n.
+    kept : function of the n finite values of a row, in the order of their ids
+        Returns (n,) bool: which of them stay.
 
     Returns
     -------
@@ -72,11 +78,92 @@ def keep_only(logits: ArrayLike, kept: Callable[[Row], NDArray]) -> Row:
         that had no finite value is returned as it was.
     """
     logits = checked(logits)
-    out = np.full_like(logits, -np.inf)
+    left = logits > -np.inf  # (..., V)
     for index in np.ndindex(logits.shape[:-1]):
-        row = logits[index]
-        alive = np.flatnonzero(row > -np.inf)
-        if alive.size:
-            stay = alive[kept(row[alive])]
-            out[index][stay] = row[stay]
-    return out
+        row = left[index]
+        if row.any():
+            row[row] = kept(logits[index][row])
+    return np.where(left, logits, logits.dtype.type(-np.inf))
+
+
+def only(size: int, positions: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Return the (size,) mask that is true at `positions`."""
+    mask = np.zeros(size, np.bool_)
+    mask[positions] = True
+    return mask
+
+
+def token_ids(ids: ArrayLike, size: int, name: str) -> NDArray[np.int64]:
+    """Return `ids` as a flat array after checking that the vocabulary has them.
+
+    Parameters
+    ----------
+    ids : int or (n,) int
+    size : int
+        V; every id must lie in [0, V).
+    name : str
+        What to call them in an error.
+
+    Returns
+    -------
+    (n,) int64
+
+    Raises
+    ------
+    TypeError
+        If they are not integers.
+    ValueError
+        If they are nested or one lies outside the vocabulary.
+    """
+    found = np.atleast_1d(np.asarray(ids))
+    if found.size and found.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers, got {found.dtype}")
+    if found.ndim != 1:
+        raise ValueError(f"{name} must be one list of ids, got shape {found.shape}")
+    outside = (found < 0) | (found >= size)
+    if outside.any():
+        bad = found[outside][0]
+        raise ValueError(
+            f"{name} holds {bad}, but the vocabulary has ids 0 to {size - 1}"
+        )
+    return found.astype(np.int64)
+
+
+def per_history(
+    logits: ArrayLike,
+    tokens: Tokens,
+    change: Callable[[Row, NDArray[np.int64]], Row],
+) -> Row:
+    """Apply `change` to every row together with the tokens that led to it.
+
+    Parameters
+    ----------
+    logits : (V,) or (B, V) float32
+    tokens : (T,) int, or B of them for a batch, which may differ in length
+    change : function of a row (V,) and its history (T,)
+        Returns the new row.
+
+    Returns
+    -------
+    (V,) or (B, V) float32
+
+    Raises
+    ------
+    ValueError
+        If there is not one history for each row, or an id is no token.
+    """
+    logits = checked(logits)
+    if logits.ndim > 2:
+        raise ValueError(
+            f"logits with a history have shape (V,) or (B, V), got {logits.shape}"
+        )
+    size = logits.shape[-1]
+    rows = logits.reshape(-1, size)
+    histories = [tokens] if logits.ndim == 1 else list(tokens)  # type: ignore[arg-type]
+    if len(histories) != len(rows):
+        raise ValueError(f"{len(rows)} rows of logits, but {len(histories)} histories")
+    changed = [
+        change(row, token_ids(history, size, "tokens"))  # type: ignore[arg-type]
+        for row, history in zip(rows, histories)
+    ]
+    return np.stack(changed).reshape(logits.shape).astype(logits.dtype, copy=False)

@@ -38,14 +38,20 @@ def temperature(logits: ArrayLike, t: float) -> Row:
     Raises
     ------
     ValueError
-        If t is not a finite number above 0.
+        If t is not a finite number above 0, or so small that logits overflow.
     """
     if not 0 < t < math.inf:
         raise ValueError(
             f"temperature must be above 0 and finite, got {t} (0 is greedy)"
         )
     logits = checked(logits)
-    return logits / logits.dtype.type(t)
+    try:
+        with np.errstate(over="raise", divide="raise", invalid="raise"):
+            return logits / logits.dtype.type(t)
+    except FloatingPointError:
+        raise ValueError(
+            f"temperature {t} is too small: the logits leave {logits.dtype}"
+        ) from None
 
 
 def _entropy_share(row: Row) -> float:

@@ -1,0 +1,127 @@
+r"""Biases: make chosen tokens and sequences more or less likely.
+
+A bias is added to a logit, which multiplies the odds of the token by e to that
+number: +1 makes it 2.7 times as likely against any other. Minus infinity
+forbids it. Biases add up, so their order does not matter.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .penalties import Ids
+from .rows import Row, Tokens, checked, per_history, token_ids
+
+
+def _legal_bias(bias: float) -> None:
+    if not bias < math.inf:
+        raise ValueError(f"a bias must be finite or -inf, got {bias}")
+
+
+def sequence_bias(
+    logits: ArrayLike, tokens: Tokens, bias: Mapping[tuple[int, ...], float]
+) -> Row:
+    """Add a bias to every token that would complete one of the sequences.
+
+    Parameters
+    ----------
+    logits : (V,) or (B, V) float32
+    tokens : (T,) int, or B of them
+        Prompt and output. vLLM looks for bad words in the output only.
+    bias : mapping from tuples of ids to float
+        A sequence of one id is always about to be completed. -inf forbids.
+
+    Returns
+    -------
+    (V,) or (B, V) float32
+        Where several sequences end in the same token, their biases add up.
+
+    Raises
+    ------
+    ValueError
+        If a sequence is empty, a bias is NaN or +inf, or an id is no token.
+
+    References
+    ----------
+    transformers, `SequenceBiasLogitsProcessor`.
+    """
+    size = checked(logits).shape[-1]
+    for sequence, amount in bias.items():
+        if not token_ids(sequence, size, "sequence_bias").size:
+            raise ValueError("a sequence in sequence_bias must hold at least one id")
+        _legal_bias(amount)
+
+    def change(row: Row, history: Ids) -> Row:
+        text = tuple(history.tolist())
+        added = np.zeros(row.size, np.float64)
+        for (*begin, last), amount in bias.items():
+            # An empty beginning ends every text; [-0:] would be all of it.
+            if text[max(len(text) - len(begin), 0) :] == tuple(begin):
+                added[last] += amount
+        return row + added.astype(row.dtype)
+
+    return per_history(logits, tokens, change)
+
+
+def logit_bias(logits: ArrayLike, bias: Mapping[int, float]) -> Row:
+    """Add a bias to the logits of single tokens.
+
+    Parameters
+    ----------
+    logits : (..., V) float32
+    bias : mapping from id to float
+        -inf forbids the token. vLLM clips to [-100, 100].
+
+    Returns
+    -------
+    (..., V) float32
+
+    Raises
+    ------
+    ValueError
+        If a bias is NaN or +inf, or an id is no token.
+    """
+    out = checked(logits).copy()
+    ids = token_ids(list(bias), out.shape[-1], "logit_bias")
+    for amount in bias.values():
+        _legal_bias(amount)
+    out[..., ids] += np.array(list(bias.values()), out.dtype)
+    return out
+
+
+def bad_words(
+    logits: ArrayLike,
+    tokens: Tokens,
+    bad_words_ids: Sequence[Sequence[int]],
+    eos_token_id: ArrayLike = (),
+) -> Row:
+    """Remove the tokens that would complete a forbidden sequence.
+
+    Parameters
+    ----------
+    logits : (V,) or (B, V) float32
+    tokens : (T,) int, or B of them
+        Prompt and output. vLLM matches the output only.
+    bad_words_ids : sequences of ids
+    eos_token_id : int or (n,) int
+        A forbidden sequence that is just an end token is passed over, for a
+        text could never end.
+
+    Returns
+    -------
+    (V,) or (B, V) float32
+
+    Raises
+    ------
+    ValueError
+        If a sequence is empty or an id is no token.
+
+    References
+    ----------
+    transformers, `NoBadWordsLogitsProcessor`.
+    """
+    ends = [(int(eos),) for eos in np.atleast_1d(np.asarray(eos_token_id, np.int64))]
+    words = {tuple(word) for word in bad_words_ids}
+    return sequence_bias(logits, tokens, {w: -math.inf for w in words if w not in ends})

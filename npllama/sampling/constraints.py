@@ -1,0 +1,318 @@
+r"""Constraints: what a text may, must and must not hold.
+
+A constraint knows nothing of probabilities: it removes tokens, or all others.
+Most of them depend on the length of the text so far, prompt included as in
+transformers; a batch may pass one length for all rows, or one for each.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .draw import log_softmax
+from .rows import Row, Tokens, checked, per_history, token_ids
+
+Ids = NDArray[np.int64]
+Lengths = ArrayLike
+
+
+def suppress(logits: ArrayLike, suppress_tokens: ArrayLike) -> Row:
+    """Remove the given tokens.
+
+    Parameters
+    ----------
+    logits : (..., V) float32
+    suppress_tokens : int or (n,) int
+
+    Returns
+    -------
+    (..., V) float32
+
+    Raises
+    ------
+    ValueError
+        If an id is no token.
+    """
+    out = checked(logits).copy()
+    out[..., token_ids(suppress_tokens, out.shape[-1], "suppress_tokens")] = -np.inf
+    return out
+
+
+def _where(rows: NDArray[np.bool_], then: Row, otherwise: Row) -> Row:
+    """Choose whole rows: `then` where true; one truth may stand for all rows."""
+    if rows.ndim and rows.shape != otherwise.shape[:-1]:
+        raise ValueError(
+            f"lengths have shape {rows.shape}, but the rows are {otherwise.shape[:-1]}"
+        )
+    return np.where(rows[..., None], then, otherwise)
+
+
+def begin_suppress(
+    logits: ArrayLike, length: Lengths, begin_suppress_tokens: ArrayLike, begin: int
+) -> Row:
+    """Remove the given tokens from the first new position only.
+
+    Parameters
+    ----------
+    logits : (..., V) float32
+    length : int or (...) int
+        Tokens so far.
+    begin_suppress_tokens : int or (n,) int
+    begin : int
+        The length at which generation starts.
+
+    Returns
+    -------
+    (..., V) float32
+
+    Raises
+    ------
+    ValueError
+        If an id is no token.
+    """
+    first = np.asarray(length) == begin
+    return _where(first, suppress(logits, begin_suppress_tokens), checked(logits))
+
+
+def min_length(
+    logits: ArrayLike, length: Lengths, min_length: int, eos_token_id: ArrayLike
+) -> Row:
+    """Forbid the end while the text, prompt included, is shorter than asked.
+
+    Parameters
+    ----------
+    logits : (..., V) float32
+    length : int or (...) int
+        Tokens so far.
+    min_length : int
+        0 or more.
+    eos_token_id : int or (n,) int
+        vLLM's `min_tokens` forbids every stop token: pass them all.
+
+    Returns
+    -------
+    (..., V) float32
+
+    Raises
+    ------
+    ValueError
+        If min_length is below 0 or an id is no token.
+    """
+    if min_length < 0:
+        raise ValueError(f"min_length must be 0 or more, got {min_length}")
+    short = np.asarray(length) < min_length
+    return _where(short, suppress(logits, eos_token_id), checked(logits))
+
+
+def min_new_tokens(
+    logits: ArrayLike,
+    length: Lengths,
+    prompt_length: Lengths,
+    min_new_tokens: int,
+    eos_token_id: ArrayLike,
+) -> Row:
+    """Forbid the end until so many tokens have followed the prompt.
+
+    Parameters
+    ----------
+    logits : (..., V) float32
+    length, prompt_length : int or (...) int
+        Tokens so far, and how many of them are the prompt.
+    min_new_tokens : int
+        0 or more.
+    eos_token_id : int or (n,) int
+
+    Returns
+    -------
+    (..., V) float32
+
+    Raises
+    ------
+    ValueError
+        If min_new_tokens is below 0 or an id is no token.
+    """
+    if min_new_tokens < 0:
+        raise ValueError(f"min_new_tokens must be 0 or more, got {min_new_tokens}")
+    new = np.asarray(length) - np.asarray(prompt_length)
+    return min_length(logits, new, min_new_tokens, eos_token_id)
+
+
+def _force(logits: Row, ids: Ids) -> Row:
+    """Return logits that allow the given tokens alone, with equal chances."""
+    out = np.full_like(logits, -np.inf)
+    out[..., ids] = 0.0
+    return out
+
+
+def forced_bos(logits: ArrayLike, length: Lengths, bos_token_id: int) -> Row:
+    """Force the token that follows the very first one.
+
+    Parameters
+    ----------
+    logits : (..., V) float32
+    length : int or (...) int
+        Tokens so far; the rule applies at 1, which suits encoder-decoder
+        models, whose output starts from one token.
+    bos_token_id : int
+
+    Returns
+    -------
+    (..., V) float32
+
+    Raises
+    ------
+    ValueError
+        If the id is no token.
+    """
+    logits = checked(logits)
+    ids = token_ids(bos_token_id, logits.shape[-1], "forced_bos_token_id")
+    return _where(np.asarray(length) == 1, _force(logits, ids), logits)
+
+
+def forced_eos(
+    logits: ArrayLike, length: Lengths, max_length: int, eos_token_id: ArrayLike
+) -> Row:
+    """Force the end at the last position there is.
+
+    Parameters
+    ----------
+    logits : (..., V) float32
+    length : int or (...) int
+        Tokens so far; the rule applies at max_length - 1.
+    max_length : int
+    eos_token_id : int or (n,) int
+        Of several, each gets an equal chance.
+
+    Returns
+    -------
+    (..., V) float32
+
+    Raises
+    ------
+    ValueError
+        If an id is no token.
+    """
+    logits = checked(logits)
+    ids = token_ids(eos_token_id, logits.shape[-1], "forced_eos_token_id")
+    last = np.asarray(length) == max_length - 1
+    return _where(last, _force(logits, ids), logits)
+
+
+def allowed_tokens(logits: ArrayLike, allowed_token_ids: ArrayLike) -> Row:
+    """Remove all tokens but the given ones.
+
+    Parameters
+    ----------
+    logits : (..., V) float32
+    allowed_token_ids : int or (n,) int
+
+    Returns
+    -------
+    (..., V) float32
+
+    Raises
+    ------
+    ValueError
+        If none is allowed or an id is no token.
+    """
+    logits = checked(logits)
+    ids = token_ids(allowed_token_ids, logits.shape[-1], "allowed_token_ids")
+    if not ids.size:
+        raise ValueError("allowed_token_ids is empty: no token could follow")
+    out = np.full_like(logits, -np.inf)
+    out[..., ids] = logits[..., ids]
+    return out
+
+
+def prefix_allowed_tokens(
+    logits: ArrayLike,
+    tokens: Tokens,
+    prefix_allowed_tokens_fn: Callable[[int, Ids], ArrayLike],
+    *,
+    num_beams: int = 1,
+) -> Row:
+    """Allow what a function of the text so far allows: the door for grammars.
+
+    Parameters
+    ----------
+    logits : (V,) or (B, V) float32
+    tokens : (T,) int, or B of them
+    prefix_allowed_tokens_fn : function of a batch number and its tokens
+        Returns the ids that may follow.
+    num_beams : int
+        So many rows in a row belong to one batch number.
+
+    Returns
+    -------
+    (V,) or (B, V) float32
+        Where earlier samplers removed all that is allowed, in all beams of a
+        batch number, the allowed tokens come back with logit 0
+        (transformers 5; version 4 left such rows empty).
+
+    Raises
+    ------
+    ValueError
+        If the function allows nothing, or returns an id that is no token.
+
+    References
+    ----------
+    De Cao et al. 2021, arXiv:2010.00904, section 3.2; transformers,
+    `PrefixConstrainedLogitsProcessor`.
+    """
+    logits = checked(logits)
+    beams = np.atleast_2d(logits)
+    if num_beams < 1 or len(beams) % num_beams:
+        raise ValueError(f"{len(beams)} rows are not groups of num_beams={num_beams}")
+    batch = iter(range(len(beams)))
+
+    def mask(row: Row, history: Ids) -> Row:
+        allowed = prefix_allowed_tokens_fn(next(batch) // num_beams, history)
+        return allowed_tokens(np.zeros_like(row), allowed)
+
+    masks = np.atleast_2d(per_history(logits, tokens, mask))
+    out = np.where(masks == 0, beams, masks)
+    alive = (out > -np.inf).any(axis=-1).reshape(-1, num_beams).any(axis=-1)
+    rescued = np.where(np.repeat(alive, num_beams)[:, None], out, masks)
+    return rescued.reshape(logits.shape)
+
+
+def remove_invalid_values(logits: ArrayLike) -> Row:
+    """Replace NaN by 0 and infinities by the largest finite numbers.
+
+    Every other function here refuses NaN and plus infinity; this one is for
+    those who would rather go on than know.
+
+    Parameters
+    ----------
+    logits : (..., V) float32
+
+    Returns
+    -------
+    (..., V) float32
+        Removed tokens come back, with a logit so low that they are never
+        drawn while any other is left.
+    """
+    logits = np.asarray(logits)
+    if not np.issubdtype(logits.dtype, np.floating):
+        raise TypeError(f"logits must be floating point numbers, got {logits.dtype}")
+    return np.nan_to_num(logits, copy=True, nan=0.0)
+
+
+def renormalize(logits: ArrayLike) -> Row:
+    """Turn logits into log-probabilities of the same type.
+
+    Parameters
+    ----------
+    logits : (..., V) float32
+
+    Returns
+    -------
+    (..., V) float32
+
+    Raises
+    ------
+    ValueError
+        If a row has no finite value.
+    """
+    return log_softmax(logits).astype(checked(logits).dtype)

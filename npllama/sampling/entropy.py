@@ -1,0 +1,290 @@
+r"""Truncation by the shape of the whole distribution.
+
+How many tokens are sensible depends on how sure the model is. The usual
+measure of that is the entropy, the mean surprise of a draw,
+
+$$H = -\sum_i p_i \ln p_i$$
+
+in nats: 0 where one token is certain, ln V where all are equal. The samplers
+of this chapter draw their line from the entropy (`typical_p`, `eta_cutoff`,
+`top_h`), from the spread of the logits (`top_n_sigma`), or from where the
+sorted probabilities flatten out (`tail_free`).
+"""
+
+import math
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .draw import Probs, log_softmax, softmax
+from .rows import Row, keep_only, one_of
+from .truncation import Mask, at_least_one, kth_largest, largest
+
+
+def _entropy(logp: Probs) -> float:
+    """Return the entropy in nats of n log-probabilities, none of them -inf."""
+    return -float((np.exp(logp) * logp).sum())
+
+
+def typical_p(
+    logits: ArrayLike,
+    mass: float,
+    *,
+    convention: Literal["transformers", "llama.cpp"] = "transformers",
+    min_tokens_to_keep: int = 1,
+) -> Row:
+    r"""Keep the tokens whose surprise is nearest to the expected surprise.
+
+    Tokens are sorted by $|-\ln p_i - H|$ and kept until they hold the mass.
+    The most probable token may go: it can be too predictable to be typical.
+
+    Parameters
+    ----------
+    logits : (..., V) float32
+    mass : float
+        In (0, 1]; 1 keeps all.
+    convention : {"transformers", "llama.cpp"}
+        "transformers" stops once the sum is >= mass and keeps every token as
+        near as the last one. "llama.cpp" stops once it is > mass and cuts
+        through tokens that are equally near, lowest ids first.
+    min_tokens_to_keep : int
+        Keep at least this many of the nearest.
+
+    Returns
+    -------
+    (..., V) float32
+
+    Raises
+    ------
+    ValueError
+        If mass lies outside (0, 1] or min_tokens_to_keep is below 1.
+
+    References
+    ----------
+    Meister et al. 2023, arXiv:2202.00666, eq. 10.
+    """
+    at_least_one(min_tokens_to_keep)
+    if not 0 < mass <= 1:
+        raise ValueError(f"typical_p must lie in (0, 1], got {mass}")
+    one_of("convention", convention, ("transformers", "llama.cpp"))
+    cuts_ties = convention == "llama.cpp"
+    side: Literal["left", "right"] = "right" if cuts_ties else "left"
+
+    def kept(values: Row) -> Mask:
+        logp = log_softmax(values)
+        oddity = np.abs(-logp - _entropy(logp))
+        order = np.argsort(oddity, kind="stable")
+        held = np.cumsum(np.exp(logp[order]))
+        count = int(np.searchsorted(held, mass, side=side)) + 1
+        count = min(count, values.size) if mass < 1 else values.size
+        saved = largest(-oddity, max(min_tokens_to_keep, cuts_ties * count), "lowest")
+        return saved if cuts_ties else saved | (oddity <= oddity[order[count - 1]])
+
+    return keep_only(logits, kept)
+
+
+def eta_cutoff(
+    logits: ArrayLike, epsilon: float, *, min_tokens_to_keep: int = 1
+) -> Row:
+    r"""Keep the tokens above a threshold that falls where the model is unsure.
+
+    $$p_i \ge \eta = \min(\epsilon, \sqrt{\epsilon} \, e^{-H})$$
+
+    Parameters
+    ----------
+    logits : (..., V) float32
+    epsilon : float
+        In (0, 1); useful values are 3e-4 to 4e-3.
+    min_tokens_to_keep : int
+        The most probable ones, with all that equal the last of them, stay in
+        any case.
+
+    Returns
+    -------
+    (..., V) float32
+
+    Raises
+    ------
+    ValueError
+        If epsilon lies outside (0, 1) or min_tokens_to_keep is below 1.
+
+    References
+    ----------
+    Hewitt, Manning and Liang 2022, arXiv:2210.15191, section 3.2.
+    """
+    at_least_one(min_tokens_to_keep)
+    if not 0 < epsilon < 1:
+        raise ValueError(f"eta_cutoff must lie in (0, 1), got {epsilon}")
+
+    def kept(values: Row) -> Mask:
+        logp = log_softmax(values)
+        eta = min(epsilon, math.sqrt(epsilon) * math.exp(-_entropy(logp)))
+        saved = values >= kth_largest(values, min_tokens_to_keep)
+        return (np.exp(logp) >= eta) | saved
+
+    return keep_only(logits, kept)
+
+
+def top_h(
+    logits: ArrayLike,
+    alpha: float,
+    *,
+    entropy: Literal["original", "renormalised"] = "original",
+    max_tokens: int = 100,
+) -> Row:
+    r"""Keep the most probable tokens that hold the share alpha of the entropy.
+
+    Parameters
+    ----------
+    logits : (..., V) float32
+    alpha : float
+        In (0, 1].
+    entropy : {"original", "renormalised"}
+        What is held against alpha times the entropy. "original": the sum of
+        -p ln p over the kept tokens, p as they were (transformers).
+        "renormalised": the entropy of the kept tokens among themselves, as
+        the paper defines it, which is larger and keeps fewer or as many.
+    max_tokens : int
+        Only the most probable so many are looked at, renormalised, and no more
+        can stay; 100 in transformers.
+
+    Returns
+    -------
+    (..., V) float32
+        The most probable token always stays; of equals the lowest ids first.
+
+    Raises
+    ------
+    ValueError
+        If alpha lies outside (0, 1] or max_tokens is below 1.
+
+    References
+    ----------
+    Baghaei Potraghloo et al. 2025, arXiv:2509.02510, algorithm 1.
+    """
+    if not 0 < alpha <= 1:
+        raise ValueError(f"top_h must lie in (0, 1], got {alpha}")
+    if max_tokens < 1:
+        raise ValueError(f"top_h needs max_tokens of 1 or more, got {max_tokens}")
+    one_of("entropy", entropy, ("original", "renormalised"))
+
+    def kept(values: Row) -> Mask:
+        size = min(max_tokens, values.size)
+        logp = log_softmax(np.sort(np.partition(values, -size)[-size:])[::-1])
+        held = np.cumsum(-np.exp(logp) * logp)
+        allowed = alpha * held[-1]
+        if entropy == "renormalised":
+            mass = np.cumsum(np.exp(logp))
+            held = held / mass + np.log(mass)
+        count = int(np.count_nonzero(held <= allowed))
+        return largest(values, max(count, 1), "lowest")
+
+    return keep_only(logits, kept)
+
+
+def top_n_sigma(logits: ArrayLike, n: float) -> Row:
+    r"""Keep the tokens within n standard deviations of the largest logit.
+
+    $$l_i \ge \max_j l_j - n \, \sigma(l)$$
+
+    Most logits are noise around a mean, the sensible tokens stand out above
+    it. Logits and their deviation scale alike, so temperature does not change
+    which tokens stay.
+
+    Parameters
+    ----------
+    logits : (..., V) float32
+    n : float
+        Above 0 and finite.
+
+    Returns
+    -------
+    (..., V) float32
+        The deviation is that of the tokens that are left (llama.cpp counted
+        the removed ones until its pull request 13344), divided by their
+        number, not by one less.
+
+    Raises
+    ------
+    ValueError
+        If n is not a finite number above 0; llama.cpp takes n <= 0 for "off".
+
+    References
+    ----------
+    Tang et al. 2024, arXiv:2411.07641, algorithm 1; llama.cpp,
+    `llama_sampler_top_n_sigma_apply`. Not in transformers or vLLM.
+    """
+    if not 0 < n < math.inf:
+        raise ValueError(f"top_n_sigma must be above 0 and finite, got {n}")
+
+    def kept(values: Row) -> Mask:
+        exact = values.astype(np.float64)
+        return exact >= exact.max() - n * exact.std()
+
+    return keep_only(logits, kept)
+
+
+def _tail_start(probs: Probs, z: float, at_least: int) -> int:
+    """Count the sorted probabilities before the point where they flatten out."""
+    bend = np.abs(np.diff(probs, 2))
+    total = bend.sum()
+    share = bend / total if total > 1e-6 else np.full(bend.size, 1 / bend.size)
+    beyond = np.flatnonzero(np.cumsum(share) > z)
+    beyond = beyond[beyond >= at_least]
+    return int(beyond[0]) if beyond.size else probs.size
+
+
+def tail_free(
+    logits: ArrayLike,
+    z: float,
+    *,
+    convention: Literal["llama.cpp", "webui"] = "llama.cpp",
+    min_tokens_to_keep: int = 1,
+) -> Row:
+    """Cut off the tail where the sorted probabilities stop bending.
+
+    The second differences of the sorted probabilities, made positive and
+    adding up to 1, are summed from the top until the sum exceeds z.
+
+    Parameters
+    ----------
+    logits : (..., V) float32
+    z : float
+        In (0, 1]; 1 keeps all.
+    convention : {"llama.cpp", "webui"}
+        A second difference spans three tokens. llama.cpp cuts at the first of
+        them, text-generation-webui at the second and so keeps one token more.
+    min_tokens_to_keep : int
+        Keep at least this many.
+
+    Returns
+    -------
+    (..., V) float32
+        Rows of one or two tokens stay as they are; of equals the lowest ids
+        are kept first.
+
+    Raises
+    ------
+    ValueError
+        If z lies outside (0, 1] or min_tokens_to_keep is below 1.
+
+    References
+    ----------
+    Phénix and Egan 2019, "Tail free sampling"; llama.cpp until its pull
+    request 10071, which removed it. Not in transformers or vLLM.
+    """
+    at_least_one(min_tokens_to_keep)
+    if not 0 < z <= 1:
+        raise ValueError(f"tail_free must lie in (0, 1], got {z}")
+    one_of("convention", convention, ("llama.cpp", "webui"))
+    more = 1 if convention == "webui" else 0
+
+    def kept(values: Row) -> Mask:
+        if values.size <= 2 or z == 1:
+            return np.ones(values.size, np.bool_)
+        falling = np.sort(softmax(values))[::-1]
+        count = _tail_start(falling, z, min_tokens_to_keep) + more
+        return largest(values, min(count, values.size), "lowest")
+
+    return keep_only(logits, kept)

@@ -1,0 +1,67 @@
+r"""Classifier-free guidance: follow the prompt more than the model would.
+
+The same model is asked twice, once with the prompt and once without it (or
+with a *negative* prompt that says what is not wanted), and the difference
+between the two answers is stretched:
+
+$$\log p = \log p_u + \gamma \, (\log p_c - \log p_u)$$
+
+At gamma 1 that is the answer with the prompt, at 0 the one without; above 1 it
+moves further in the direction in which the prompt changed the answer.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .draw import log_softmax
+from .rows import Row, checked
+
+
+def classifier_free_guidance(
+    logits: ArrayLike, unconditional: ArrayLike, guidance_scale: float
+) -> Row:
+    """Extrapolate from the unconditional log-probabilities through the others.
+
+    Parameters
+    ----------
+    logits : (..., V) float32
+        With the prompt.
+    unconditional : (..., V) float32
+        Without it; transformers takes the prompt's last token for its context
+        where no negative prompt is given.
+    guidance_scale : float
+        gamma, finite.
+
+    Returns
+    -------
+    (..., V) float32
+        Not normalised again, as in transformers. A token that either row has
+        removed stays removed (NaN in transformers).
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, the scale is not finite, or a row is empty.
+
+    References
+    ----------
+    Ho and Salimans 2022, arXiv:2207.12598; for text Sanchez et al. 2023,
+    arXiv:2306.17806, eq. 7.
+    """
+    logits, unconditional = checked(logits), checked(unconditional)
+    if logits.shape != unconditional.shape:
+        raise ValueError(
+            f"logits have shape {logits.shape}, unconditional {unconditional.shape}"
+        )
+    if not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale must be finite, got {guidance_scale}")
+    if guidance_scale == 1:
+        return log_softmax(logits).astype(logits.dtype)
+    with_prompt, without = log_softmax(logits), log_softmax(unconditional)
+    guided = np.full(logits.shape, -np.inf, logits.dtype)
+    both = (with_prompt > -np.inf) & (without > -np.inf)
+    change = with_prompt[both] - without[both]
+    guided[both] = without[both] + guidance_scale * change
+    return guided

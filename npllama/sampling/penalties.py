@@ -1,0 +1,237 @@
+r"""Penalties: make less likely what the text already holds.
+
+Language models repeat themselves, and each repetition makes the next one more
+probable. A penalty lowers the logits of tokens by what came before: for having
+been there at all (`repetition_penalty`, `presence_penalty`) or for each time
+(`frequency_penalty`). The next chapter looks at whole passages. Texts that do
+not end are met by the same means, applied to one token:
+`exponential_decay_length_penalty`.
+
+*What counts as the text* is where libraries disagree, and here it is the
+caller who decides, by the `tokens` passed in. Hugging Face's penalties see
+prompt and output; vLLM's presence and frequency see the output only; llama.cpp
+sees its last 64 tokens, prompt included (`last_n=64`).
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .rows import Row, Tokens, checked, per_history, token_ids
+
+Ids = NDArray[np.int64]
+
+
+def window_of(last_n: int | None) -> slice:
+    """Return the slice of a history that holds its last `last_n` tokens."""
+    if last_n is None:
+        return slice(None)
+    if last_n < 0:
+        raise ValueError(f"last_n must be 0 or more, or None for all, got {last_n}")
+    return slice(-last_n, None) if last_n else slice(0)
+
+
+def repetition_penalty(
+    logits: ArrayLike, tokens: Tokens, penalty: float, *, last_n: int | None = None
+) -> Row:
+    r"""Push the logits of tokens that were there towards less probability.
+
+    $$l \leftarrow l / \theta \;\text{ if } l \ge 0, \qquad
+      l \leftarrow l \cdot \theta \;\text{ if } l < 0$$
+
+    Once per token, however often it occurred. The rule treats logit 0 as
+    special, though adding a constant to all logits changes no probability: on
+    log-probabilities, all below 0, it is another penalty than on logits.
+
+    Parameters
+    ----------
+    logits : (V,) or (B, V) float32
+    tokens : (T,) int, or B of them
+        Prompt and output (Hugging Face, vLLM).
+    penalty : float
+        Above 0. Over 1 discourages repetition, below 1 encourages it.
+    last_n : int, optional
+        Count only so many of the last tokens; llama.cpp 64.
+
+    Returns
+    -------
+    (V,) or (B, V) float32
+
+    Raises
+    ------
+    ValueError
+        If the penalty is not a finite number above 0, or an id is no token.
+
+    References
+    ----------
+    Keskar et al. 2019, arXiv:1909.05858, section 4.1, who divide negative
+    logits, too; every library multiplies those.
+    """
+    if not 0 < penalty < math.inf:
+        raise ValueError(f"repetition_penalty must be above 0, got {penalty}")
+    window = window_of(last_n)
+
+    def change(row: Row, history: Ids) -> Row:
+        row, seen = row.copy(), np.unique(history[window])
+        factor = row.dtype.type(penalty)
+        row[seen] = np.where(row[seen] < 0, row[seen] * factor, row[seen] / factor)
+        return row
+
+    return per_history(logits, tokens, change)
+
+
+def encoder_repetition_penalty(
+    logits: ArrayLike, prompt: Tokens, penalty: float
+) -> Row:
+    """Draw the output towards the words of the prompt: the penalty inverted.
+
+    Parameters
+    ----------
+    logits : (V,) or (B, V) float32
+    prompt : (T,) int, or B of them
+    penalty : float
+        Above 0. Over 1 makes the prompt's tokens *more* probable.
+
+    Returns
+    -------
+    (V,) or (B, V) float32
+
+    Raises
+    ------
+    ValueError
+        If the penalty is not a finite number above 0, or an id is no token.
+
+    References
+    ----------
+    transformers, `EncoderRepetitionPenaltyLogitsProcessor`.
+    """
+    if not 0 < penalty < math.inf:
+        raise ValueError(f"encoder_repetition_penalty must be above 0, got {penalty}")
+    return repetition_penalty(logits, prompt, 1 / penalty)
+
+
+def _subtract(logits: ArrayLike, tokens: Tokens, amount, last_n: int | None) -> Row:
+    """Lower each logit by a function of how often its token occurred."""
+    window = window_of(last_n)
+
+    def change(row: Row, history: Ids) -> Row:
+        count = np.bincount(history[window], minlength=row.size)
+        return row - amount(count).astype(row.dtype)
+
+    return per_history(logits, tokens, change)
+
+
+def presence_penalty(
+    logits: ArrayLike, tokens: Tokens, penalty: float, *, last_n: int | None = None
+) -> Row:
+    """Lower the logit of every token that occurred by `penalty`.
+
+    Parameters
+    ----------
+    logits : (V,) or (B, V) float32
+    tokens : (T,) int, or B of them
+        The output alone (OpenAI's service, vLLM).
+    penalty : float
+        Finite; vLLM and OpenAI allow -2 to 2.
+    last_n : int, optional
+        Count only so many of the last tokens; llama.cpp 64.
+
+    Returns
+    -------
+    (V,) or (B, V) float32
+
+    Raises
+    ------
+    ValueError
+        If the penalty is not finite, or an id is no token.
+    """
+    if not math.isfinite(penalty):
+        raise ValueError(f"presence_penalty must be finite, got {penalty}")
+    return _subtract(logits, tokens, lambda count: penalty * (count > 0), last_n)
+
+
+def frequency_penalty(
+    logits: ArrayLike, tokens: Tokens, penalty: float, *, last_n: int | None = None
+) -> Row:
+    """Lower the logit of every token by `penalty` for each time it occurred.
+
+    Parameters
+    ----------
+    logits : (V,) or (B, V) float32
+    tokens : (T,) int, or B of them
+        The output alone (OpenAI's service, vLLM).
+    penalty : float
+        Finite; vLLM and OpenAI allow -2 to 2.
+    last_n : int, optional
+        Count only so many of the last tokens; llama.cpp 64.
+
+    Returns
+    -------
+    (V,) or (B, V) float32
+
+    Raises
+    ------
+    ValueError
+        If the penalty is not finite, or an id is no token.
+    """
+    if not math.isfinite(penalty):
+        raise ValueError(f"frequency_penalty must be finite, got {penalty}")
+    return _subtract(logits, tokens, lambda count: penalty * count, last_n)
+
+
+def exponential_decay_length_penalty(
+    logits: ArrayLike,
+    new_tokens: ArrayLike,
+    start: int,
+    factor: float,
+    eos_token_id: ArrayLike,
+) -> Row:
+    r"""Make the end of the text more probable the longer it has become.
+
+    $$l_{eos} \leftarrow l_{eos} + |l_{eos}| \, (f^{\,n - start} - 1)$$
+
+    once n, the number of new tokens, exceeds `start`.
+
+    Parameters
+    ----------
+    logits : (..., V) float32
+    new_tokens : (...) int
+        Tokens after the prompt: one number, or one for each row.
+    start : int
+        0 or more.
+    factor : float
+        f, above 0; over 1 hastens the end.
+    eos_token_id : int or (n,) int
+
+    Returns
+    -------
+    (..., V) float32
+        A removed end stays removed.
+
+    Raises
+    ------
+    ValueError
+        If start, factor or an id is out of range.
+
+    References
+    ----------
+    transformers, `ExponentialDecayLengthPenalty`.
+    """
+    if start < 0 or not 0 < factor < math.inf:
+        raise ValueError(
+            "exponential_decay_length_penalty needs start >= 0 and factor > 0, "
+            f"got {start} and {factor}"
+        )
+    out = checked(logits).copy()
+    eos = token_ids(eos_token_id, out.shape[-1], "eos_token_id")
+    late = np.maximum(np.asarray(new_tokens) - start, 0)
+    # Growth without end would turn a long text's logits into infinities.
+    most = float(np.finfo(out.dtype).max)
+    with np.errstate(over="ignore"):
+        growth = np.minimum(np.float64(factor) ** late - 1, most)[..., None]
+    value = out[..., eos].astype(np.float64)
+    left = value > -np.inf
+    grown = value + np.abs(value, where=left, out=np.zeros_like(value)) * growth
+    out[..., eos] = np.minimum(grown, most)
+    return out

@@ -1,0 +1,220 @@
+r"""Repeated passages: penalties that look further back than one token.
+
+An *n-gram* is n tokens in a row. If the last n - 1 tokens of a text stand in
+it before, one token would now complete the same n-gram again:
+`no_repeat_ngram` forbids it outright. `dry` finds for every token how long a
+passage it would repeat, and lets the penalty grow with that length.
+
+As with all penalties, the caller decides by `tokens` what counts as the text.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .penalties import Ids, window_of
+from .rows import Row, Tokens, checked, per_history, token_ids
+
+
+def _ngram_ends(history: Ids, source: Ids, n: int) -> Ids:
+    """Return the last tokens of the n-grams in `source` that start as `history` ends."""
+    if history.size < n - 1 or source.size < n:
+        return source[:0]
+    ngrams = np.lib.stride_tricks.sliding_window_view(source, n)
+    begun = history[history.size - (n - 1) :]
+    return ngrams[(ngrams[:, :-1] == begun).all(axis=1), -1]
+
+
+def _ngram_size(name: str, n: int) -> None:
+    if n < 1:
+        raise ValueError(f"{name} must be 1 or more, got {n} (leave it out for none)")
+
+
+def no_repeat_ngram(logits: ArrayLike, tokens: Tokens, n: int) -> Row:
+    """Remove the tokens that would complete an n-gram that stands in the text.
+
+    Parameters
+    ----------
+    logits : (V,) or (B, V) float32
+    tokens : (T,) int, or B of them
+        Prompt and output.
+    n : int
+        1 or more; 1 forbids every token that occurred.
+
+    Returns
+    -------
+    (V,) or (B, V) float32
+
+    Raises
+    ------
+    ValueError
+        If n is below 1, or an id is no token.
+
+    References
+    ----------
+    Paulus, Xiong and Socher 2017, arXiv:1705.04304, section 2.5; transformers,
+    `NoRepeatNGramLogitsProcessor`.
+    """
+    _ngram_size("no_repeat_ngram_size", n)
+
+    def change(row: Row, history: Ids) -> Row:
+        row = row.copy()
+        row[_ngram_ends(history, history, n)] = -np.inf
+        return row
+
+    return per_history(logits, tokens, change)
+
+
+def encoder_no_repeat_ngram(
+    logits: ArrayLike, tokens: Tokens, prompt: ArrayLike, n: int
+) -> Row:
+    """Remove the tokens that would complete an n-gram of the prompt.
+
+    Parameters
+    ----------
+    logits : (V,) or (B, V) float32
+    tokens : (T,) int, or B of them
+        Prompt and output, or the output alone.
+    prompt : (P,) int
+        The source of forbidden n-grams, the same for every row.
+    n : int
+        1 or more.
+
+    Returns
+    -------
+    (V,) or (B, V) float32
+
+    Raises
+    ------
+    ValueError
+        If n is below 1, or an id is no token.
+
+    References
+    ----------
+    transformers, `EncoderNoRepeatNGramLogitsProcessor`.
+    """
+    _ngram_size("encoder_no_repeat_ngram_size", n)
+    logits = checked(logits)
+    source = token_ids(prompt, logits.shape[-1], "prompt")
+
+    def change(row: Row, history: Ids) -> Row:
+        row = row.copy()
+        row[_ngram_ends(history, source, n)] = -np.inf
+        return row
+
+    return per_history(logits, tokens, change)
+
+
+def _since_breaker(history: Ids, breakers: Sequence[Sequence[int]]) -> int:
+    """Count the tokens after the last sequence breaker in the history."""
+    for back in range(1, history.size + 1):
+        here = history[history.size - back :]
+        lengths = [len(b) for b in breakers if list(here[: len(b)]) == list(b)]
+        if lengths:
+            return back - max(lengths)
+    return history.size
+
+
+def repeat_lengths(history: ArrayLike, limit: int) -> Ids:
+    """Measure how long a repeat each token of a text would continue now.
+
+    Parameters
+    ----------
+    history : (T,) int
+    limit : int
+        Count no further than this.
+
+    Returns
+    -------
+    (T,) int64
+        At place j the number of tokens just before j that are also the last
+        tokens of the text, in the same order.
+    """
+    history = np.asarray(history, np.int64)
+    lengths = np.zeros(history.size, np.int64)
+    place = np.arange(history.size)
+    for n in range(1, min(limit, history.size) + 1):
+        place = place[place >= n]
+        place = place[history[place - n] == history[-n]]
+        lengths[place] = n
+    return lengths
+
+
+def _largest_power(base: float) -> float:
+    """Return the power at which a float32 penalty would overflow, as llama.cpp."""
+    largest = float(np.finfo(np.float32).max)
+    return math.log(largest) // math.log(base) if base > 1.000001 else math.inf
+
+
+def dry(
+    logits: ArrayLike,
+    tokens: Tokens,
+    multiplier: float,
+    *,
+    base: float = 1.75,
+    allowed_length: int = 2,
+    last_n: int | None = None,
+    sequence_breakers: Sequence[Sequence[int]] = (),
+) -> Row:
+    r"""Don't repeat yourself: penalise a token by the repeat it would prolong.
+
+    $$l_v \leftarrow l_v - m \cdot b^{\,n - a}$$
+
+    where n is the length of the longest passage that ends the text and stood
+    in it before, followed by v. It grows exponentially, so that long verbatim
+    repeats die out while names and idioms stay possible.
+
+    Parameters
+    ----------
+    logits : (V,) or (B, V) float32
+    tokens : (T,) int, or B of them
+        Prompt and output.
+    multiplier : float
+        m, 0 or more; 0 does nothing.
+    base : float
+        b, 1 or more.
+    allowed_length : int
+        a, 1 or more: shorter repeats are free.
+    last_n : int, optional
+        Look only at so many of the last tokens; llama.cpp 64, before that all.
+    sequence_breakers : sequences of ids
+        A repeat is counted back to the last of these and no further (line
+        breaks, quotes, the marks of a chat turn); one that is a single token
+        is never penalised itself.
+
+    Returns
+    -------
+    (V,) or (B, V) float32
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range, a breaker is empty or an id is no token.
+
+    References
+    ----------
+    p-e-w 2024, text-generation-webui pull request 5677; llama.cpp,
+    `llama_sampler_dry_apply`. Not in transformers or vLLM.
+    """
+    if not (0 <= multiplier < math.inf and 1 <= base < math.inf):
+        raise ValueError(f"dry needs m >= 0 and base >= 1, got {multiplier} and {base}")
+    if allowed_length < 1 or any(len(b) == 0 for b in sequence_breakers):
+        raise ValueError("dry needs an allowed_length >= 1 and no empty breaker")
+    window = window_of(last_n)
+    singles = [b[0] for b in sequence_breakers if len(b) == 1]
+    exempt = token_ids(singles, checked(logits).shape[-1], "sequence_breakers")
+    most = _largest_power(base)
+
+    def change(row: Row, history: Ids) -> Row:
+        recent = history[window]
+        lengths = repeat_lengths(recent, _since_breaker(recent, sequence_breakers))
+        longest = np.zeros(row.size, np.int64)
+        np.maximum.at(longest, recent, lengths)
+        longest[exempt] = 0
+        power = np.minimum(longest - allowed_length, most)
+        penalty = np.where(power >= 0, multiplier * base ** power.astype(np.float64), 0)
+        return row - penalty.astype(row.dtype)
+
+    return per_history(logits, tokens, change)
