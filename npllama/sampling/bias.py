@@ -60,7 +60,7 @@ def sequence_bias(
             # An empty beginning ends every text; [-0:] would be all of it.
             if text[max(len(text) - len(begin), 0) :] == tuple(begin):
                 added[last] += amount
-        return row + added.astype(row.dtype)
+        return np.where(added == 0, row, row + added.astype(row.dtype))
 
     return per_history(logits, tokens, change)
 

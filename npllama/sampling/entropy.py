@@ -172,12 +172,14 @@ def top_h(
     def kept(values: Row) -> Mask:
         size = min(max_tokens, values.size)
         logp = log_softmax(np.sort(np.partition(values, -size)[-size:])[::-1])
-        held = np.cumsum(-np.exp(logp) * logp)
+        probs = np.exp(logp)
+        held = np.cumsum(-probs * logp)
         allowed = alpha * held[-1]
         if entropy == "renormalised":
-            mass = np.cumsum(np.exp(logp))
+            mass = np.cumsum(probs)
             held = held / mass + np.log(mass)
-        count = int(np.count_nonzero(held <= allowed))
+        # A probability that underflows to 0 adds no entropy: it must not pass.
+        count = int(np.count_nonzero((held <= allowed) & (probs > 0)))
         return largest(values, max(count, 1), "lowest")
 
     return keep_only(logits, kept)

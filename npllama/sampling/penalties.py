@@ -231,7 +231,7 @@ def exponential_decay_length_penalty(
     with np.errstate(over="ignore"):
         growth = np.minimum(np.float64(factor) ** late - 1, most)[..., None]
     value = out[..., eos].astype(np.float64)
-    left = value > -np.inf
-    grown = value + np.abs(value, where=left, out=np.zeros_like(value)) * growth
-    out[..., eos] = np.minimum(grown, most)
+    changes = (value > -np.inf) & (growth != 0)
+    grown = value + np.abs(value, where=changes, out=np.zeros_like(value)) * growth
+    out[..., eos] = np.where(changes, np.minimum(grown, most), value)
     return out

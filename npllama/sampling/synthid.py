@@ -159,7 +159,8 @@ def tournament_layer(probs: Probs, g: Ints) -> Probs:
     (..., V) float64
         Adds up to 1 again.
     """
-    return probs * (1 + g - (g * probs).sum(axis=-1, keepdims=True))
+    # The same as 1 + g - sum(g p), which rounding could take below 0.
+    return probs * (g + ((1 - g) * probs).sum(axis=-1, keepdims=True))
 
 
 def synthid(
