@@ -1,0 +1,77 @@
+"""A second opinion that keeps up with a growing text.
+
+Guidance compares the model with itself under another prompt, contrastive decoding
+with a smaller model; both need the logits of a second text that grows by the same
+tokens.  The `Follower` holds a cache for it and computes only what is new: where a
+history shares a beginning with what the cache holds, that part is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from npllama.cache import KVCache, new_cache
+from npllama.decoding.common import prefill
+from npllama.weights import Model
+
+
+class Follower:
+    """Logits behind any histories, at the price of what changed since the last.
+
+    Parameters
+    ----------
+    model : Model
+    capacity : int
+        Tokens that the longest history will have.
+    """
+
+    def __init__(self, model: Model, capacity: int):
+        self.model, self.capacity = model, capacity
+        self.rows: list[tuple[list[int], KVCache]] = []
+
+    def logits(self, histories: Sequence[Sequence[int]]) -> np.ndarray:
+        """Logits behind every history.
+
+        Parameters
+        ----------
+        histories : B sequences of token ids, none of them empty
+
+        Returns
+        -------
+        (B, V) float
+        """
+        rows = [self._row(list(history)) for history in histories]
+        self.rows = [(tokens, cache) for tokens, cache, _ in rows]
+        return np.concatenate([logits for _, _, logits in rows])
+
+    def _row(self, history: list[int]) -> tuple[list[int], KVCache, np.ndarray]:
+        """Go on from the known row that shares the longest beginning."""
+        best, known = 0, None
+        for tokens, cache in self.rows:
+            shared = common_prefix(tokens, history)
+            if shared > best:
+                best, known = shared, cache
+        cache = self._copy(known)
+        # At least one token must be run, to have logits behind it.
+        cache.length[0] = min(best, len(history) - 1)
+        cache, logits = prefill(self.model, [history], self.capacity, cache)
+        return history, cache, logits
+
+    def _copy(self, cache: KVCache | None) -> KVCache:
+        if cache is None:
+            config, dtype = self.model.config, self.model.embed.dtype.name
+            return new_cache(config, 1, self.capacity, dtype)
+        # With one row nobody else needs the old state.
+        if len(self.rows) == 1:
+            return cache
+        return KVCache(*(array.copy() for array in cache))
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two texts begin with in common."""
+    for i, (x, y) in enumerate(zip(a, b)):
+        if x != y:
+            return i
+    return min(len(a), len(b))

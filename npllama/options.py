@@ -1,0 +1,365 @@
+"""What a user may ask of generation, in one record.
+
+Names and defaults are those of transformers' `GenerationConfig`, so that a
+checkpoint's ``generation_config.json`` can be read as it is; what transformers
+lacks is spelled as llama.cpp or vLLM spell it.  Every value is checked when the
+record is made: a value out of range is refused with the range.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How to generate.
+
+    Parameters are grouped as the chapters that explain them.  Lists may be given
+    wherever tuples are named.
+
+    Length and stopping
+        max_new_tokens : int, default 20
+            New tokens at most.
+        max_length, min_length : int
+            The same, prompt included; `max_new_tokens` has precedence.
+        min_new_tokens : int
+            No end before so many new tokens.
+        max_time : float
+            Seconds after which no further token is begun.
+        stop_strings : tuple of str
+            End as soon as one of them has come.
+        include_stop_str_in_output : bool, default True
+            Whether the text keeps it.
+        eos_token_id : tuple of int
+            Tokens that end the text; those of the model by default.
+    Strategy
+        do_sample : bool
+            Draw tokens instead of taking the likeliest.
+        num_return_sequences, best_of : int
+            Texts to return; the number to draw of which the likeliest are kept.
+        num_beams, num_beam_groups : int; diversity_penalty, length_penalty : float
+        early_stopping : True, False or "never"
+        force_words_ids : list of phrases, or of lists of phrases
+        stochastic_beams : bool
+            Draw `num_beams` different texts without replacement.
+        penalty_alpha : float
+            Above 0, with top_k above 1: contrastive search.
+        dola_layers : "low", "high" or list of int
+        prompt_lookup_num_tokens, max_matching_ngram_size : int
+        num_assistant_tokens : int
+            Tokens that a draft proposes per round.
+        assistant_early_exit : int
+            Draft with the model's own first layers.
+        assistant_window : int
+            Draft with the model itself, looking back only so many positions.
+        lookahead_window, lookahead_ngram_size : int
+        contrastive_alpha, contrastive_beta : float
+            Of contrastive decoding: plausibility, and weight of the amateur.
+    Shape of the distribution (only with `do_sample`)
+        temperature, dynatemp_range, dynatemp_exponent : float
+        top_k : int; top_p, min_p, top_a, typical_p, top_h : float
+        epsilon_cutoff, eta_cutoff, top_n_sigma, tfs_z : float
+        xtc_probability, xtc_threshold : float
+        mirostat : 0, 1 or 2; mirostat_tau, mirostat_eta : float
+        sampler_order : "transformers" or "llama.cpp"
+            Temperature before or after truncation.
+    Penalties
+        repetition_penalty, encoder_repetition_penalty : float
+        presence_penalty, frequency_penalty : float
+        repeat_last_n : int
+            How far back the three first look; all of the text by default.
+        no_repeat_ngram_size, encoder_no_repeat_ngram_size : int
+        dry_multiplier, dry_base : float; dry_allowed_length, dry_penalty_last_n : int
+        dry_sequence_breakers : tuple of tuples of int
+        exponential_decay_length_penalty : (int, float)
+    Constraints
+        bad_words_ids : tuple of tuples of int
+        sequence_bias : mapping of tuples of int to float
+        logit_bias : mapping of int to float
+        allowed_token_ids, suppress_tokens, begin_suppress_tokens : tuple of int
+        forced_bos_token_id : int; forced_eos_token_id : tuple of int
+        prefix_allowed_tokens_fn : function of (row, tokens) to allowed ids
+        regex : str; json_schema : mapping or str
+            Hold the new text to a format.
+        token_healing : bool
+        remove_invalid_values, renormalize_logits : bool
+    Guidance and watermark
+        guidance_scale : float; negative_prompt_ids : tuple of int
+        watermarking_config : KGW or SynthID, of `npllama.sampling`
+    Output
+        logprobs : int
+            Report the log-probability of every token, and of so many alternatives.
+        prompt_logprobs, echo : bool
+            Also for the prompt; the prompt's text in front of the new one.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range, or two of them contradict each other.
+    """
+
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    min_length: int = 0
+    min_new_tokens: int | None = None
+    max_time: float | None = None
+    stop_strings: tuple[str, ...] = ()
+    include_stop_str_in_output: bool = True
+    eos_token_id: Ids | None = None
+    do_sample: bool = False
+    num_return_sequences: int = 1
+    best_of: int | None = None
+    num_beams: int = 1
+    num_beam_groups: int = 1
+    diversity_penalty: float = 0.0
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    force_words_ids: tuple | None = None
+    stochastic_beams: bool = False
+    penalty_alpha: float | None = None
+    dola_layers: str | Ids | None = None
+    prompt_lookup_num_tokens: int | None = None
+    max_matching_ngram_size: int = 2
+    num_assistant_tokens: int = 20
+    assistant_early_exit: int | None = None
+    assistant_window: int | None = None
+    lookahead_window: int | None = None
+    lookahead_ngram_size: int = 3
+    contrastive_alpha: float = 0.1
+    contrastive_beta: float = 0.5
+    temperature: float = 1.0
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    min_p: float | None = None
+    top_a: float = 0.0
+    typical_p: float = 1.0
+    top_h: float | None = None
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
+    top_n_sigma: float = 0.0
+    tfs_z: float = 1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    sampler_order: str = "transformers"
+    repetition_penalty: float = 1.0
+    encoder_repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repeat_last_n: int | None = None
+    no_repeat_ngram_size: int = 0
+    encoder_no_repeat_ngram_size: int = 0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int | None = None
+    dry_sequence_breakers: tuple[Ids, ...] = ()
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    bad_words_ids: tuple[Ids, ...] | None = None
+    sequence_bias: Mapping[Ids, float] | None = None
+    logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: Ids | None = None
+    suppress_tokens: Ids | None = None
+    begin_suppress_tokens: Ids | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: Ids | None = None
+    prefix_allowed_tokens_fn: Callable | None = None
+    regex: str | None = None
+    json_schema: Mapping | str | None = None
+    token_healing: bool = False
+    remove_invalid_values: bool = False
+    renormalize_logits: bool = False
+    guidance_scale: float | None = None
+    negative_prompt_ids: Ids | None = None
+    watermarking_config: Any = None
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
+    echo: bool = False
+
+    def __post_init__(self) -> None:
+        for name in _ID_LISTS:
+            value = getattr(self, name)
+            if isinstance(value, int) and not isinstance(value, bool):
+                object.__setattr__(self, name, (value,))
+            elif isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+        if isinstance(self.stop_strings, str):
+            object.__setattr__(self, "stop_strings", (self.stop_strings,))
+        for name, (fits, legal) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not fits(value):
+                raise ValueError(f"{name} is {value!r}; it must be {legal}")
+        _check_together(self)
+
+
+#  ---- ranges -----------------------------------------------------------------
+
+_ID_LISTS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens")
+_ID_LISTS += ("begin_suppress_tokens", "allowed_token_ids", "negative_prompt_ids")
+
+Check = tuple[Callable[[Any], bool], str]
+
+
+def _whole(least: int) -> Check:
+    def fits(value: Any) -> bool:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return whole and value >= least
+
+    return fits, f"a whole number, {least} or more"
+
+
+def _real(test: Callable[[float], bool], legal: str) -> Check:
+    def fits(value: Any) -> bool:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return number and math.isfinite(value) and test(value)
+
+    return fits, legal
+
+
+def _among(*choices: Any) -> Check:
+    legal = f"one of {', '.join(map(repr, choices))}"
+    return lambda value: any(value is c or value == c for c in choices), legal
+
+
+def _ids(value: Any) -> bool:
+    whole = all(isinstance(i, int) and not isinstance(i, bool) for i in value)
+    return whole and all(i >= 0 for i in value)
+
+
+_FLAG: Check = (lambda value: isinstance(value, bool), "True or False")
+_IDS: Check = (lambda v: isinstance(v, tuple) and _ids(v), "a list of token ids")
+_POSITIVE = _real(lambda x: x > 0, "above 0")
+_NOT_NEGATIVE = _real(lambda x: x >= 0, "0 or more")
+_SHARE = _real(lambda x: 0 < x <= 1, "above 0 and at most 1")
+_PROBABILITY = _real(lambda x: 0 <= x <= 1, "from 0 to 1")
+_CUTOFF = _real(lambda x: 0 <= x < 1, "0 (off), or between 0 and 1")
+_ANY = _real(lambda x: True, "a finite number")
+
+_RANGES: dict[str, Check] = {
+    "early_stopping": _among(True, False, "never"),
+    "sampler_order": _among("transformers", "llama.cpp"),
+    "mirostat": _among(0, 1, 2),
+    "temperature": _real(lambda x: x > 0, "above 0; for greedy set do_sample=False"),
+    "top_k": (_whole(0)[0], "a whole number; 0 keeps all"),
+    "stop_strings": (
+        lambda v: all(isinstance(s, str) and s for s in v),
+        "strings, none of them empty",
+    ),
+}
+_RANGES |= dict.fromkeys(
+    ["max_new_tokens", "max_length", "num_return_sequences", "best_of", "num_beams"]
+    + ["num_beam_groups", "prompt_lookup_num_tokens", "max_matching_ngram_size"]
+    + ["num_assistant_tokens", "assistant_early_exit", "assistant_window"]
+    + ["lookahead_window", "dry_allowed_length", "repeat_last_n"],
+    _whole(1),
+)
+_RANGES["lookahead_ngram_size"] = _whole(2)
+_RANGES |= dict.fromkeys(
+    ["min_length", "min_new_tokens", "no_repeat_ngram_size", "logprobs"]
+    + ["encoder_no_repeat_ngram_size", "forced_bos_token_id", "dry_penalty_last_n"],
+    _whole(0),
+)
+_RANGES |= dict.fromkeys(
+    ["do_sample", "stochastic_beams", "include_stop_str_in_output", "token_healing"]
+    + ["remove_invalid_values", "renormalize_logits", "prompt_logprobs", "echo"],
+    _FLAG,
+)
+_RANGES |= dict.fromkeys(_ID_LISTS, _IDS)
+_RANGES |= dict.fromkeys(["top_p", "typical_p", "top_h", "tfs_z"], _SHARE)
+_RANGES |= dict.fromkeys(
+    ["min_p", "xtc_probability", "xtc_threshold", "penalty_alpha", "contrastive_alpha"],
+    _PROBABILITY,
+)
+_RANGES |= dict.fromkeys(["epsilon_cutoff", "eta_cutoff"], _CUTOFF)
+_RANGES |= dict.fromkeys(
+    ["repetition_penalty", "encoder_repetition_penalty", "max_time", "dry_base"]
+    + ["dynatemp_exponent", "mirostat_tau", "mirostat_eta"],
+    _POSITIVE,
+)
+_RANGES |= dict.fromkeys(
+    ["dynatemp_range", "top_a", "dry_multiplier", "diversity_penalty"]
+    + ["contrastive_beta", "top_n_sigma"],
+    _NOT_NEGATIVE,
+)
+_RANGES |= dict.fromkeys(
+    ["length_penalty", "presence_penalty", "frequency_penalty", "guidance_scale"], _ANY
+)
+
+
+def _check_together(c: GenerationConfig) -> None:
+    """Refuse values that are legal alone but mean nothing together."""
+    searches = c.num_beams > 1
+    wrong = {
+        f"num_beams {c.num_beams} is not a multiple of num_beam_groups "
+        f"{c.num_beam_groups}": c.num_beams % c.num_beam_groups,
+        "num_beam_groups needs a diversity_penalty above 0": c.num_beam_groups > 1
+        and c.diversity_penalty == 0,
+        "diversity_penalty needs num_beam_groups above 1": c.diversity_penalty > 0
+        and c.num_beam_groups == 1,
+        "num_beam_groups and do_sample exclude each other": c.num_beam_groups > 1
+        and c.do_sample,
+        "force_words_ids needs num_beams above 1": c.force_words_ids and not searches,
+        "force_words_ids and do_sample exclude each other": c.force_words_ids
+        and c.do_sample,
+        "stochastic_beams needs num_beams above 1": c.stochastic_beams and not searches,
+        f"num_return_sequences {c.num_return_sequences} is above num_beams "
+        f"{c.num_beams}": searches and c.num_return_sequences > c.num_beams,
+        "num_return_sequences above 1 needs do_sample or num_beams: greedy finds the "
+        "same text every time": c.num_return_sequences > 1
+        and not (searches or c.do_sample),
+        f"best_of {c.best_of} is below num_return_sequences "
+        f"{c.num_return_sequences}": c.best_of
+        and c.best_of < c.num_return_sequences,
+        "best_of needs do_sample": c.best_of and not c.do_sample,
+        "regex and json_schema exclude each other": c.regex and c.json_schema,
+        "mirostat needs do_sample without beams": c.mirostat
+        and (searches or not c.do_sample),
+    }
+    for message, applies in wrong.items():
+        if applies:
+            raise ValueError(message)
+
+
+#  ---- a checkpoint's own wishes ----------------------------------------------
+
+
+def generation_config_from_hf(data: Mapping[str, Any]) -> GenerationConfig:
+    """Read the dictionary of a ``generation_config.json``.
+
+    Entries that npllama does not know (cache and torch settings, versions) are
+    passed over; those it knows are checked.
+    """
+    known = {field.name for field in fields(GenerationConfig)}
+    given = {k: v for k, v in data.items() if k in known and v is not None}
+    for name in ("stop_strings", "bad_words_ids", "force_words_ids"):
+        if isinstance(given.get(name), list):
+            given[name] = tuple(given[name])
+    if isinstance(given.get("sequence_bias"), Sequence):
+        given["sequence_bias"] = {tuple(ids): b for ids, b in given["sequence_bias"]}
+    return GenerationConfig(**given)
+
+
+def load_generation_config(path: str | os.PathLike) -> GenerationConfig:
+    """Read a ``generation_config.json``, or the folder that holds one."""
+    path = Path(path)
+    path = path / "generation_config.json" if path.is_dir() else path
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected a JSON object")
+    return generation_config_from_hf(data)

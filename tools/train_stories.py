@@ -1,0 +1,241 @@
+"""Train the two models that ship with npllama, from nothing but the grammar.
+
+    pip install ".[convert,oracle]"
+    python tools/train_stories.py                 everything, under an hour on two cores
+    python tools/train_stories.py --evaluate      only: how many samples are stories
+
+The corpus comes from `stories`, the tokenizer is a SentencePiece BPE as LLaMA 2's,
+the models are Hugging Face's own `LlamaForCausalLM`, and the result goes through
+``tools/convert_hf.py`` like any checkpoint.  The small model learns from the large
+one (its distributions as targets), because it is to guess what the large one says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import torch
+from stories import check, story
+from transformers import LlamaConfig, LlamaForCausalLM
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build"
+UNK, BOS, EOS = 0, 1, 2
+VOCABULARY, CONTEXT, BATCH = 1024, 512, 32
+
+MAIN = dict(
+    hidden_size=192,
+    intermediate_size=512,
+    num_hidden_layers=5,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+)
+DRAFT = dict(
+    hidden_size=64,
+    intermediate_size=192,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+
+
+def train_tokenizer(folder: Path) -> sentencepiece.SentencePieceProcessor:
+    """A BPE as LLaMA 2 has it: byte fallback, split digits, a dummy space in front."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(1)
+    corpus = folder / "corpus.txt"
+    corpus.write_text("\n".join(story(rng) for _ in range(20000)), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="bpe",
+        vocab_size=VOCABULARY,
+        byte_fallback=True,
+        split_digits=True,
+        add_dummy_prefix=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        unk_id=UNK,
+        bos_id=BOS,
+        eos_id=EOS,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    corpus.unlink()
+    return sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
+
+
+def batches(tokenizer, seed: int):
+    """Endless batches of stories: (tokens, labels), padded, of similar lengths."""
+    rng = np.random.default_rng(seed)
+    while True:
+        texts = [story(rng) for _ in range(8 * BATCH)]
+        rows = sorted(([BOS, *tokenizer.encode(t), EOS] for t in texts), key=len)
+        groups = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
+        for i in rng.permutation(len(groups)):
+            group = groups[i]
+            T = max(map(len, group))
+            tokens = torch.tensor([row + [EOS] * (T - len(row)) for row in group])
+            labels = torch.tensor([row + [-100] * (T - len(row)) for row in group])
+            yield tokens, labels
+
+
+def new_model(sizes: dict) -> LlamaForCausalLM:
+    """A LLaMA with random weights, from a fixed seed."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        **sizes,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=CONTEXT,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+    )
+    return LlamaForCausalLM(config)
+
+
+def train(model, tokenizer, steps: int, rate: float, teacher=None) -> None:
+    """AdamW with warm-up and cosine decay; from a teacher's distributions if given."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}]
+    groups += [{"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95))
+    begin, tokens_seen = time.time(), 0
+    for step, (tokens, labels) in enumerate(batches(tokenizer, seed=2)):
+        if step == steps:
+            return
+        share = step / steps
+        cosine = 0.05 + 0.95 * (1 + math.cos(math.pi * share)) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (step + 1) / 100) * cosine
+        loss = loss_of(model, tokens, labels, teacher)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        tokens_seen += tokens.numel()
+        if step % 50 == 0 or step == steps - 1:
+            spent = time.time() - begin
+            rate_now = tokens_seen / spent
+            print(
+                f"step {step:5d}/{steps}  loss {loss.item():.4f}  "
+                f"{rate_now:.0f} tokens/s  {spent / 60:.1f} min",
+                flush=True,
+            )
+
+
+def loss_of(model, tokens, labels, teacher) -> torch.Tensor:
+    """Cross-entropy with the text, or with what the teacher expects of it."""
+    if teacher is None:
+        return model(tokens, labels=labels).loss
+    with torch.no_grad():
+        target = teacher(tokens).logits[:, :-1].softmax(-1)
+    guess = model(tokens).logits[:, :-1].log_softmax(-1)
+    real = (labels[:, 1:] != -100).float()
+    return -((target * guess).sum(-1) * real).sum() / real.sum()
+
+
+def save(model, folder: Path, tokenizer_file: Path) -> None:
+    """Write a Hugging Face folder, weights rounded to float16."""
+    model.half().save_pretrained(folder)
+    model.float()
+    target = folder / "tokenizer.model"
+    if target != tokenizer_file:
+        target.write_bytes(tokenizer_file.read_bytes())
+    entries = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}
+    entries |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(entries, indent=1))
+
+
+def convert(folder: Path, out: Path) -> None:
+    """Make the .npz with the tool that everybody uses."""
+    tool = ROOT / "tools" / "convert_hf.py"
+    command = [sys.executable, str(tool), str(folder), str(out), "--dtype", "float16"]
+    subprocess.run(command, check=True)
+
+
+@torch.no_grad()
+def sample(model, tokenizer, count: int, temperature: float, seed: int) -> list[str]:
+    """Texts sampled from the beginning-of-sequence token alone."""
+    torch.manual_seed(seed)
+    out = model.generate(
+        torch.full((count, 1), BOS),
+        attention_mask=torch.ones(count, 1, dtype=torch.long),
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        max_new_tokens=CONTEXT - 1,
+        pad_token_id=EOS,
+    )
+    return [tokenizer.decode([t for t in row if t > EOS]) for row in out.tolist()]
+
+
+def evaluate(model, tokenizer, name: str) -> None:
+    """Print how many samples the grammar's own checker accepts."""
+    model.eval()
+    for temperature in (0.8, 1.0):
+        texts = sample(model, tokenizer, 100, temperature, seed=0)
+        good = [text for text in texts if not check(text)]
+        print(
+            f"{name}: temperature {temperature}: {len(good)} of 100 are stories, "
+            f"{len(set(texts))} different",
+            flush=True,
+        )
+
+
+@torch.no_grad()
+def agreement(model, draft, tokenizer) -> float:
+    """Chance that a token drawn from the draft is accepted by the model."""
+    tokens, labels = next(batches(tokenizer, seed=3))
+    p, q = (m(tokens).logits[:, :-1].softmax(-1) for m in (model, draft))
+    real = labels[:, 1:] != -100
+    return torch.minimum(p, q).sum(-1)[real].mean().item()
+
+
+def main() -> int:
+    """Train, convert and evaluate."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=1600, help="of the large model")
+    parser.add_argument("--draft-steps", type=int, default=1600)
+    parser.add_argument("--evaluate", action="store_true", help="train nothing")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(True)
+    folders = {name: BUILD / name for name in ("stories", "stories-draft")}
+    if not options.evaluate:
+        tokenizer = train_tokenizer(folders["stories"])
+        file = folders["stories"] / "tokenizer.model"
+        main_model = new_model(MAIN)
+        train(main_model, tokenizer, options.steps, rate=3e-3)
+        save(main_model, folders["stories"], file)
+        draft = new_model(DRAFT)
+        train(draft, tokenizer, options.draft_steps, rate=6e-3, teacher=main_model.eval())
+        save(draft, folders["stories-draft"], file)
+        for name, folder in folders.items():
+            convert(folder, ROOT / "weights" / f"{name}.npz")
+    file = folders["stories"] / "tokenizer.model"
+    tokenizer = sentencepiece.SentencePieceProcessor(str(file))
+    models = {}
+    for name, folder in folders.items():
+        models[name] = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        size = sum(p.numel() for p in models[name].parameters())
+        print(f"{name}: {size:,} parameters")
+        evaluate(models[name], tokenizer, name)
+    share = agreement(models["stories"], models["stories-draft"], tokenizer)
+    print(f"a drafted token is accepted with probability {share:.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
