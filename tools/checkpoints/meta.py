@@ -1,0 +1,151 @@
+"""Meta's own folder: slices of the model, one per GPU, and ``params.json``.
+
+The weights were trained cut into N slices: most matrices by rows, the two that
+write into the residual stream by columns, so that each GPU needs to talk only
+once per block.  Joining puts the slices end to end again.  Meta rotates
+neighbouring coordinates of a head, Hugging Face the two halves, so that the rows
+of q and k also change their order.
+
+References
+----------
+Meta llama/model.py; `permute` of transformers' convert_llama_weights_to_hf.py.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from checkpoints import pytorch
+from checkpoints.source import Checkpoint, Tensor, companions, contents, read_json
+from npllama.config import Config, config_from_params
+from npllama.rope import halves_order
+from npllama.weights import tensor_shapes
+
+NAMES = {
+    "tok_embeddings": "model.embed_tokens",
+    "norm": "model.norm",
+    "output": "lm_head",
+}
+LAYER_NAMES = {
+    "attention_norm": "input_layernorm",
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+}
+
+
+def is_meta(folder: Path) -> bool:
+    """Whether a folder holds what Meta distributes."""
+    return (folder / "params.json").is_file() and bool(_slices(folder))
+
+
+def open_meta(folder: Path) -> Checkpoint:
+    """Describe a checkpoint of Meta's.
+
+    Raises
+    ------
+    ValueError
+        If slices are missing or do not fit together, or torch is not installed.
+    OSError
+        If a file cannot be read.
+    """
+    paths = _slices(folder)
+    slices = [pytorch.open_file(path) for path in paths]
+    _check_slices(paths, slices)
+    config = _config(folder / "params.json", slices)
+    expected = tensor_shapes(config)
+    tensors = {}
+    for meta_name in slices[0]:
+        if meta_name == "rope.freqs":  # follows from the config
+            continue
+        name = hf_name(meta_name)
+        parts = [tensors[meta_name] for tensors in slices]
+        joined = _join(parts, expected.get(name, parts[0].shape), meta_name)
+        tensors[name] = to_halves(name, joined, config.head_dim)
+    # LLaMA 1 and 2 came with the tokenizer one folder up, shared by all sizes.
+    found = companions(folder, folder.parent)
+    sources = [folder / "params.json", *paths, *found.values()]
+    return Checkpoint(folder, config, tensors, contents(found), sources, [])
+
+
+def hf_name(name: str) -> str:
+    """Hugging Face's name of one of Meta's tensors; an unknown name as it is."""
+    if match := re.fullmatch(r"layers\.(\d+)\.(.+)\.weight", name):
+        layer, word = match.groups()
+        if word in LAYER_NAMES:
+            return f"model.layers.{layer}.{LAYER_NAMES[word]}.weight"
+    word = name.removesuffix(".weight")
+    return f"{NAMES[word]}.weight" if word in NAMES else name
+
+
+def to_halves(name: str, tensor: Tensor, D: int) -> Tensor:
+    """Reorder the rows of q and k as rotate-half needs them; leave the rest alone."""
+    if not name.endswith(("q_proj.weight", "k_proj.weight")):
+        return tensor
+
+    def read() -> np.ndarray:
+        rows, E = tensor.shape
+        heads = tensor.read().reshape(rows // D, D, E)
+        return heads[:, halves_order(D)].reshape(rows, E)
+
+    return tensor._replace(read=read)
+
+
+def _slices(folder: Path) -> list[Path]:
+    return sorted(folder.glob("consolidated.*.pth"))
+
+
+def _check_slices(paths: list[Path], slices: list[dict[str, Tensor]]) -> None:
+    """Raise ValueError unless all slices are there and have the same tensors."""
+    for i, path in enumerate(paths):
+        if path.name != f"consolidated.{i:02}.pth":
+            raise ValueError(f"{path.parent / f'consolidated.{i:02}.pth'}: missing")
+    for path, tensors in zip(paths, slices):
+        for name in sorted(slices[0].keys() ^ tensors.keys()):
+            raise ValueError(f"{path}: {name}: not in every slice of the model")
+
+
+def _config(path: Path, slices: list[dict[str, Tensor]]) -> Config:
+    params = read_json(path)
+    if "tok_embeddings.weight" not in slices[0]:
+        raise ValueError(f"{slices[0]}: tok_embeddings.weight: missing")
+    try:
+        config = config_from_params(params, _vocab_size(params, slices))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return replace(config, tie_word_embeddings="output.weight" not in slices[0])
+
+
+def _vocab_size(params: dict, slices: list[dict[str, Tensor]]) -> int:
+    """Rows of the embedding: LLaMA 1 and 2 cut its columns, LLaMA 3 its rows."""
+    rows, *columns = slices[0]["tok_embeddings.weight"].shape
+    return rows * len(slices) if columns == [params.get("dim")] else rows
+
+
+def _join(parts: list[Tensor], whole: tuple[int, ...], name: str) -> Tensor:
+    """Put the slices of one tensor end to end along the axis they were cut."""
+    first = parts[0]
+    for part in parts:
+        if (part.shape, part.dtype) != (first.shape, first.dtype):
+            raise ValueError(f"{part.file}: {name}: unlike the slice in {first.file}")
+    if first.shape == whole:  # norms are not cut
+        return first
+    for axis, length in enumerate(first.shape):
+        joined = (*first.shape[:axis], length * len(parts), *first.shape[axis + 1 :])
+        if joined == whole:
+            return first._replace(shape=whole, read=partial(_concatenate, parts, axis))
+    return first
+
+
+def _concatenate(parts: list[Tensor], axis: int) -> np.ndarray:
+    return np.concatenate([part.read() for part in parts], axis)

@@ -1,0 +1,85 @@
+"""What a checkpoint is, whatever format it comes in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from npllama.config import Config
+
+# These travel along into the .npz, if they are there.
+COMPANIONS = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+)
+
+
+class Tensor(NamedTuple):
+    """One tensor of a checkpoint, described but not yet read.
+
+    `read` returns it as `npllama.weights` stores it: bfloat16 as its bits in
+    uint16.  A `dtype` that is not a key of `npllama.weights.STORED` cannot be read.
+    """
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], np.ndarray]
+
+
+class Checkpoint(NamedTuple):
+    """A model as it lies on disk: what to write, and what it was made from."""
+
+    path: Path
+    config: Config
+    tensors: dict[str, Tensor]  # under Hugging Face's names
+    files: dict[str, bytes]  # the tokenizer and what else travels along
+    sources: list[Path]  # every file that was used
+    notes: list[str]  # what the user should know
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; anything else is a ValueError that names the file."""
+    try:
+        data = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {data!r:.40}")
+    return data
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise ValueError if Git left a note here in place of the large file."""
+    with open(path, "rb") as file:
+        if file.read(24) == b"version https://git-lfs.":
+            raise ValueError(
+                f"{path}: a Git LFS pointer, not the file itself; run git lfs pull"
+            )
+
+
+def companions(*folders: Path) -> dict[str, Path]:
+    """Where the files that travel along are; the first folder that has one wins."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for name in COMPANIONS:
+            if (folder / name).is_file():
+                found.setdefault(name, folder / name)
+    # The two say the same; the SentencePiece model or rank file is the original.
+    if "tokenizer.model" in found:
+        found.pop("tokenizer.json", None)
+    for path in found.values():
+        refuse_pointer(path)
+    return found
+
+
+def contents(found: dict[str, Path]) -> dict[str, bytes]:
+    """The bytes of the files that travel along."""
+    return {name: path.read_bytes() for name, path in found.items()}

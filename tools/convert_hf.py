@@ -1,0 +1,338 @@
+"""Convert a LLaMA checkpoint to the one ``.npz`` that npllama loads.
+
+    python tools/convert_hf.py SRC OUT.npz [--dtype float32|float16|bfloat16]
+
+SRC is a folder of Hugging Face (safetensors, sharded or not, or PyTorch files), a
+folder of Meta's (``consolidated.NN.pth`` with ``params.json``), or a ``.bin`` of
+llama2.c.  Every name and shape is checked before anything is written; then the
+tensors pass through memory one at a time.  OUT.npz appears when it is whole: what
+was there before stays until then, and a failed run leaves nothing behind.
+
+Needs nothing beyond npllama, except torch for PyTorch's and Meta's files,
+ml_dtypes to round to bfloat16, and, if it is there, tqdm for a progress bar.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import hashlib
+import math
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+# In a checkout the tool works before the package is installed.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from checkpoints.hf import is_hf, open_hf  # noqa: E402
+from checkpoints.llama2c import open_llama2c  # noqa: E402
+from checkpoints.meta import is_meta, open_meta  # noqa: E402
+from checkpoints.source import Checkpoint, Tensor  # noqa: E402
+
+from npllama.tokenizer import load_tokenizer  # noqa: E402
+from npllama.weights import STORED, save, tensor_shapes, widen  # noqa: E402
+
+USAGE, FAILURE, INTERRUPTED = 2, 1, 130
+DTYPES = ("float32", "float16", "bfloat16")
+
+Advance = Callable[[int], object]
+
+
+#  ---- checking -------------------------------------------------------------
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Recognise the format of `path` and describe what it holds.
+
+    Raises
+    ------
+    ValueError
+        If no format is recognised, or what is there contradicts itself.
+    OSError
+        If a file is missing or cannot be read.
+    """
+    if path.is_file():
+        return open_llama2c(path)
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such folder or file")
+    if is_hf(path):
+        return open_hf(path)
+    if is_meta(path):
+        return open_meta(path)
+    raise ValueError(
+        f"{path}: no checkpoint; expected model.safetensors, pytorch_model.bin, an "
+        "index of their shards, or consolidated.00.pth with params.json"
+    )
+
+
+def check_tensors(checkpoint: Checkpoint) -> None:
+    """Raise ValueError unless the tensors are exactly those of the config."""
+    expected = tensor_shapes(checkpoint.config)
+    for name, shape in expected.items():
+        if name not in checkpoint.tensors:
+            raise ValueError(
+                f"{checkpoint.path}: {name}: missing; the config asks for one of "
+                f"shape {shape}"
+            )
+    for name, tensor in checkpoint.tensors.items():
+        if name not in expected:
+            raise ValueError(
+                f"{tensor.file}: {name}: not part of a LLaMA of its config"
+            )
+        if tensor.shape != expected[name]:
+            raise ValueError(
+                f"{tensor.file}: {name}: shape {tensor.shape}; the config asks for "
+                f"{expected[name]}"
+            )
+        if tensor.dtype not in STORED:
+            raise ValueError(
+                f"{tensor.file}: {name}: dtype {tensor.dtype}; weights should be "
+                f"one of {', '.join(STORED)}"
+            )
+
+
+def check_tokenizer(checkpoint: Checkpoint) -> None:
+    """Raise ValueError if the tokenizer cannot be read or outgrows the embedding."""
+    if not {"tokenizer.model", "tokenizer.json"} & checkpoint.files.keys():
+        checkpoint.notes.append(
+            f"{checkpoint.path}: no tokenizer.model or tokenizer.json; the model will "
+            "read and write token ids only"
+        )
+        return
+    try:
+        size = load_tokenizer(checkpoint.files).vocab_size
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.path}: {error}") from None
+    # A smaller tokenizer is common: embeddings are padded to a round number.
+    if size > checkpoint.config.vocab_size:
+        raise ValueError(
+            f"{checkpoint.path}: the tokenizer has {size} tokens, the config's "
+            f"vocab_size is {checkpoint.config.vocab_size}; it belongs to another model"
+        )
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise OSError if `folder` has no room for `needed` bytes."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"the result takes {_megabytes(needed)}, only {_megabytes(free)} are free",
+            str(folder),
+        )
+
+
+#  ---- converting -----------------------------------------------------------
+
+
+def convert(source: Path, out: Path, dtype: str, quiet: bool = False) -> Checkpoint:
+    """Write the checkpoint at `source` to `out`; return what it was.
+
+    Raises
+    ------
+    ValueError
+        If the source is no LLaMA that npllama can run.
+    OSError
+        If a file cannot be read or written.
+
+    Writes
+    ------
+    out : an ``.npz`` as `npllama.weights.save` makes it
+    """
+    _check_target(out)
+    checkpoint = open_checkpoint(source)
+    check_tensors(checkpoint)
+    check_tokenizer(checkpoint)
+    shapes = tensor_shapes(checkpoint.config)
+    size = np.dtype(STORED[dtype]).itemsize * sum(map(math.prod, shapes.values()))
+    size += sum(map(len, checkpoint.files.values()))
+    check_space(out.parent, size + 1024 * len(shapes))
+    total = size + sum(path.stat().st_size for path in checkpoint.sources)
+    with progress(total, quiet) as advance:
+        hashes = {path.name: sha256(path, advance) for path in checkpoint.sources}
+        save(
+            out,
+            checkpoint.config,
+            converted(checkpoint, dtype, advance),
+            dtype=dtype,
+            files=checkpoint.files,
+            metadata={"source": hashes},
+        )
+    return checkpoint
+
+
+def _check_target(out: Path) -> None:
+    if out.is_dir():
+        raise ValueError(f"{out}: a folder; give the name of the .npz to write")
+    if not out.parent.is_dir():
+        raise ValueError(f"{out}: there is no folder {out.parent}; make it first")
+
+
+def converted(
+    checkpoint: Checkpoint, dtype: str, advance: Advance
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Read, round and hand over one tensor after another, in the order of use.
+
+    Writes
+    ------
+    checkpoint.notes : a warning for each tensor with values that are not finite
+    """
+    for name in tensor_shapes(checkpoint.config):
+        tensor = checkpoint.tensors[name]
+        # No variable may keep the array: two would be in memory at the next turn.
+        yield name, _read(name, tensor, dtype, checkpoint.notes)
+        advance(math.prod(tensor.shape) * np.dtype(STORED[dtype]).itemsize)
+
+
+def _read(name: str, tensor: Tensor, dtype: str, notes: list[str]) -> np.ndarray:
+    array = tensor.read()
+    exact = "float64" if tensor.dtype == "float64" else "float32"
+    wide = widen(array, tensor.dtype, exact)
+    result = array if tensor.dtype == dtype else narrow(wide, dtype)
+    if not is_finite(wide):
+        notes.append(f"{tensor.file}: {name}: holds NaN or infinity")
+    elif not is_finite(widen(result, dtype, "float32")):
+        notes.append(f"{tensor.file}: {name}: has values too large for {dtype}")
+    return result
+
+
+def narrow(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Round to the nearest value of `dtype`, ties to even.
+
+    Parameters
+    ----------
+    array : (...) float32 or float64
+    dtype : "float32", "float16" or "bfloat16"
+
+    Returns
+    -------
+    (...) float32, float16, or the bits of a bfloat16 in uint16
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        if dtype == "bfloat16":
+            import ml_dtypes
+
+            return array.astype(ml_dtypes.bfloat16).view(np.uint16)
+        return array.astype(dtype, copy=False)
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether no element is NaN or infinite, without a temporary array."""
+    with np.errstate(invalid="ignore"):
+        return bool(np.isfinite(array.min()) and np.isfinite(array.max()))
+
+
+def sha256(path: Path, advance: Advance) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            advance(len(block))
+    return digest.hexdigest()
+
+
+#  ---- the command ----------------------------------------------------------
+
+
+@contextmanager
+def progress(total: int, quiet: bool) -> Iterator[Advance]:
+    """Show a bar of `total` bytes, if someone is looking and tqdm is installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        quiet = True
+    if quiet or not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    with tqdm(total=total, unit="B", unit_scale=True, leave=False) as bar:
+        yield bar.update
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"{self.prog}: {message} (try --help)\n")
+
+
+def parser() -> Parser:
+    """The command's arguments."""
+    top = Parser(
+        prog="convert_hf",
+        description="Convert a LLaMA checkpoint to the .npz that npllama loads.",
+        allow_abbrev=False,
+    )
+    top.add_argument(
+        "source",
+        metavar="SRC",
+        type=Path,
+        help="folder of Hugging Face or Meta, or a .bin of llama2.c",
+    )
+    top.add_argument("out", metavar="OUT.npz", type=Path, help="file to write")
+    top.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="how weights are stored; float32 loads without a copy (default)",
+    )
+    top.add_argument("--quiet", action="store_true", help="no bar and no summary")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    top = parser()
+    options = top.parse_args(arguments)
+    if options.out.suffix != ".npz":
+        top.error(f"{options.out}: the result's name should end in .npz")
+    try:
+        _need_ml_dtypes(options.dtype)
+        done = convert(options.source, options.out, options.dtype, options.quiet)
+    except KeyboardInterrupt:
+        return _complain("interrupted; nothing was written", INTERRUPTED)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else f"{options.out}: "
+        return _complain(where + (error.strerror or str(error)), FAILURE)
+    except MemoryError:
+        return _complain(f"{options.source}: not enough memory for a tensor", FAILURE)
+    except ValueError as error:
+        return _complain(str(error), FAILURE)
+    for note in done.notes:
+        _complain(f"warning: {note}", 0)
+    if not options.quiet:
+        size = _megabytes(options.out.stat().st_size)
+        print(f"{options.out}: {len(done.tensors)} tensors, {options.dtype}, {size}")
+    return 0
+
+
+def _need_ml_dtypes(dtype: str) -> None:
+    if dtype == "bfloat16":
+        try:
+            import ml_dtypes  # noqa: F401
+        except ImportError:
+            raise ValueError(
+                "--dtype bfloat16: needs ml_dtypes; pip install ml_dtypes"
+            ) from None
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"convert_hf: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
+
+
+if __name__ == "__main__":
+    # A polite kill cleans up as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main())
