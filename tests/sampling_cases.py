@@ -80,6 +80,21 @@ def used(name, group):
     return group.logits
 
 
+def unpack(bits, shape):
+    """Return a mask of the given shape, and the bits behind it."""
+    count = int(np.prod(shape))
+    used = (count + 7) // 8
+    return np.unpackbits(bits[:used])[:count].reshape(shape) > 0, bits[used:]
+
+
+def alike(logits, kept, other):
+    """Say whether two kept sets hold equal probabilities."""
+    probs = s.softmax(logits)
+    return kept.sum() == other.sum() and np.allclose(
+        np.sort(probs[kept]), np.sort(probs[other]), rtol=0, atol=1e-12
+    )
+
+
 def eos(size):
     """Return two end tokens, or the only token there is."""
     return sorted({size - 1, size // 2})

@@ -61,12 +61,6 @@ def recorded():
         return dict(file)
 
 
-def _unpack(bits, shape):
-    count = int(np.prod(shape))
-    used = (count + 7) // 8
-    return np.unpackbits(bits[:used])[:count].reshape(shape) > 0, bits[used:]
-
-
 def _answers(name, parts, recorded):
     """Yield for each group the number, logits, kept and changed tokens, values
     and, by row, the kept tokens of float64 where they differ."""
@@ -75,35 +69,27 @@ def _answers(name, parts, recorded):
         logits = cases.used(name, part)
         if logits is None:
             continue
-        kept, stored["kept"] = _unpack(stored["kept"], logits.shape)
-        changed, stored["changed"] = _unpack(stored["changed"], logits.shape)
+        kept, stored["kept"] = cases.unpack(stored["kept"], logits.shape)
+        changed, stored["changed"] = cases.unpack(stored["changed"], logits.shape)
         values = stored["values"][: changed.sum()]
         stored["values"] = stored["values"][changed.sum() :]
         exact = {}
         for row in stored["rounded"][stored["rounded"][:, 0] == number, 1]:
-            exact[int(row)], stored["exact"] = _unpack(
+            exact[int(row)], stored["exact"] = cases.unpack(
                 stored["exact"], logits.shape[1:]
             )
         yield number, logits, kept, changed, values, exact
     assert not stored["kept"].size and not stored["values"].size
 
 
-def _alike(logits, kept, other):
-    """Say whether two kept sets hold equal probabilities."""
-    probs = s.softmax(logits)
-    return kept.sum() == other.sum() and np.allclose(
-        np.sort(probs[kept]), np.sort(probs[other]), rtol=0, atol=1e-12
-    )
-
-
 def _cause(name, part, row, logits, mine, theirs, exact):
-    if _alike(logits, mine, theirs):
+    if cases.alike(logits, mine, theirs):
         return 0
-    if exact is not None and _alike(logits, mine, exact):
+    if exact is not None and cases.alike(logits, mine, exact):
         return 1
     for by in (-1e-6, 1e-6):
         near = NUDGED[name](part, by)[row] if name in NUDGED else logits
-        if _alike(logits, near > -np.inf, theirs):
+        if cases.alike(logits, near > -np.inf, theirs):
             return 2
     raise AssertionError(f"{name}: row {row}, V={logits.size}: {mine} is not {theirs}")
 

@@ -119,5 +119,9 @@ def dynamic_temperature(
         row = logits[index]
         if np.count_nonzero(row > -np.inf) > 1:
             t_row = low + (high - low) * _entropy_share(row) ** exponent
-            out[index] = temperature(row, t_row) if t_row > 0 else _first_maximum(row)
+            # At temperature 0, or so near to it that logits would overflow,
+            # only the greedy choice is left.
+            peak = float(np.abs(row[row > -np.inf]).max())
+            cold = peak >= t_row * float(np.finfo(row.dtype).max)
+            out[index] = _first_maximum(row) if cold else temperature(row, t_row)
     return out
