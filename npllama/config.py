@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+# Of every layer the tensors' names are listed: a wrong number should not fill memory.
+MOST_LAYERS = 10_000
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 
 
@@ -183,6 +185,11 @@ def config_to_hf(config: Config) -> dict[str, Any]:
 def check(config: Config) -> Config:
     """Return `config` if its numbers fit together, else raise ValueError."""
     H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    if config.num_hidden_layers > MOST_LAYERS:
+        raise ValueError(
+            f"config: num_hidden_layers {config.num_hidden_layers} is above "
+            f"{MOST_LAYERS}; the largest LLaMA has 126"
+        )
     if H % K:
         raise ValueError(
             f"config: num_attention_heads {H} is not a multiple of "

@@ -23,6 +23,7 @@ import os
 import struct
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -293,7 +294,9 @@ def read_npz(path: str | os.PathLike) -> Archive:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
             raise ValueError(f"{path}: not an .npz file ({error})") from None
-        for info in archive.infolist():
+        members = archive.infolist()
+        _check_directory(path, members, len(data))
+        for info in members:
             try:
                 start = _start_of_member(data, info)
                 if info.filename.endswith(".npy"):
@@ -307,6 +310,16 @@ def read_npz(path: str | os.PathLike) -> Archive:
     return Archive(tensors, files)
 
 
+def _check_directory(path, members: list[zipfile.ZipInfo], size: int) -> None:
+    """Refuse a directory that lists a name twice, or the same bytes many times."""
+    for name, count in Counter(info.filename for info in members).items():
+        if count > 1:
+            raise ValueError(f"{path}: {name}: stands there {count} times")
+    # Small files are copied out: overlapping members could fill the memory.
+    if sum(info.file_size for info in members) > size:
+        raise ValueError(f"{path}: its members are larger than the file: truncated?")
+
+
 def _start_of_member(data: mmap.mmap, info: zipfile.ZipInfo) -> int:
     """Offset at which a member's bytes begin: behind its local header."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
@@ -315,7 +328,7 @@ def _start_of_member(data: mmap.mmap, info: zipfile.ZipInfo) -> int:
         )
     at = info.header_offset
     header = data[at : at + 30]
-    if len(header) < 30 or header[:4] != b"PK\x03\x04":
+    if at < 0 or len(header) < 30 or header[:4] != b"PK\x03\x04":
         raise ValueError("its header is damaged")
     name_length, extra_length = struct.unpack("<HH", header[26:30])
     start = at + 30 + name_length + extra_length
@@ -330,7 +343,7 @@ class _Window:
     def __init__(self, data: mmap.mmap, start: int, end: int):
         self.data, self.at, self.end = data, start, end
 
-    def read(self, count: int) -> bytes:
+    def read(self, count: int = -1, /) -> bytes:
         chunk = self.data[self.at : min(self.at + count, self.end)]
         self.at += len(chunk)
         return chunk
@@ -355,24 +368,33 @@ def _map_array(data: mmap.mmap, start: int, size: int) -> np.ndarray:
         count *= length
     if min(shape, default=0) < 0 or count * dtype.itemsize != window.end - window.at:
         raise ValueError(f"shape {shape} of {dtype} does not fill the member exactly")
-    order = "F" if fortran else "C"
-    return np.ndarray(shape, dtype, data, window.at, order=order)
+    return np.ndarray(shape, dtype, data, window.at, order="F" if fortran else "C")
 
 
 def _description(path, files: Mapping[str, bytes]) -> tuple[Config, str]:
     """The config, and the name of the dtype that the tensors are stored in."""
+    if "config.json" not in files:
+        raise ValueError(
+            f"{path}: no config.json inside; make it with tools/convert_hf.py"
+        )
     try:
-        if "config.json" not in files:
-            raise ValueError("no config.json inside; make it with tools/convert_hf.py")
-        config = config_from_hf(json.loads(files["config.json"]))
-        stored = json.loads(files.get("npllama.json", b"{}")).get("dtype", "float32")
-    except (UnicodeDecodeError, RecursionError, AttributeError) as error:
-        raise ValueError(f"{path}: config.json cannot be read ({error})") from None
+        config = config_from_hf(_json_object(files, "config.json"))
+        stored = _json_object(files, "npllama.json").get("dtype", "float32")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    if stored not in STORED:
+    if not isinstance(stored, str) or stored not in STORED:
         raise ValueError(f"{path}: dtype {stored!r} is not one of {', '.join(STORED)}")
     return config, stored
+
+
+def _json_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    try:
+        data = json.loads(files.get(name, b"{}"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: not valid JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{name}: expected a JSON object, found {data!r:.40}")
+    return data
 
 
 def _tokenizer(files: Mapping[str, bytes]) -> Tokenizer | None:
@@ -428,6 +450,7 @@ def save(
                     raise ValueError(f"tensor {name} is {tensor.dtype}, not {dtype}")
                 _write_array(archive, name, np.ascontiguousarray(tensor))
                 found[name] = tensor.shape
+                del tensor  # before the next one is made
             check_shapes(config, found)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
