@@ -18,7 +18,10 @@ Part I, the forward pass
 
 Part II, from logits to text
     `sampling`     from logits to logits to a token
-    `decoding`     from distributions to texts
+    `options`      what a user may ask for
+    `decoding`     from distributions to texts, a strategy per file
+    `task`         a prompt made ready
+    `strategies`   which strategy is asked for
     `generation`   one face for all of it
 
 Letters stand for sizes, and only for sizes:
@@ -47,4 +50,33 @@ What others call the weights of a block:
     lm_head    lm_head                    output           wcls
 """
 
+from npllama.cache import KVCache, new_cache
+from npllama.config import PRESETS, Config, Rope, preset
+from npllama.generation import Generation, generate, pieces, stream
+from npllama.model import forward
+from npllama.ops import observing
+from npllama.options import GenerationConfig
+from npllama.task import Helpers
+from npllama.weights import Model, load, save
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "Config",
+    "Generation",
+    "GenerationConfig",
+    "Helpers",
+    "KVCache",
+    "Model",
+    "Rope",
+    "forward",
+    "generate",
+    "load",
+    "new_cache",
+    "observing",
+    "pieces",
+    "preset",
+    "save",
+    "stream",
+]

@@ -20,10 +20,12 @@ from typing import NoReturn
 import numpy as np
 
 from npllama.cache import new_cache
-from npllama.chat import FORMATS, detect_format, stop_tokens, turn_tokens
+from npllama.chat import FORMATS, closing, detect_format, stop_tokens, turn_tokens
 from npllama.config import Config
 from npllama.decoding import context_length
-from npllama.generation import GenerationConfig, Piece, encode_prompt, pieces
+from npllama.generation import Piece, pieces
+from npllama.options import GenerationConfig
+from npllama.task import encode_prompt
 from npllama.weights import Model, load, tensor_shapes
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
@@ -306,18 +308,20 @@ def answer(
     except ValueError as error:
         print(f"npllama: {error}", file=sys.stderr)
         return
+    if not first and talk.tokens[-1] not in talk.stop:
+        turn = closing(talk.model.tokenizer, talk.style) + turn
     before = list(talk.tokens)
+    talk.tokens = before + turn
+    config = replace(config, eos_token_id=talk.stop)
     try:
-        config = replace(config, eos_token_id=talk.stop)
-        prompt = before + turn
-        talk.tokens = list(prompt)
-        for piece in pieces(talk.model, prompt, config, rng, talk.cache):
+        for piece in pieces(talk.model, talk.tokens, config, rng, talk.cache):
             talk.tokens.append(piece.token)
             show(piece.text)
     except KeyboardInterrupt:
         print(" [stopped]", end="", file=sys.stderr)
     except ValueError as error:
         talk.tokens = before
+        talk.cache.length[:] = np.minimum(talk.cache.length, len(before))
         print(f"npllama: {error}; /reset begins anew", file=sys.stderr)
         return
     show("\n")

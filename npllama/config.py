@@ -12,6 +12,7 @@ checked once, on the way in, and the rest of the book may trust it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -184,6 +185,8 @@ def config_to_hf(config: Config) -> dict[str, Any]:
 
 def check(config: Config) -> Config:
     """Return `config` if its numbers fit together, else raise ValueError."""
+    for field in fields(Config)[:8]:  # the sizes
+        _positive(vars(config), field.name)
     H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     if config.num_hidden_layers > MOST_LAYERS:
         raise ValueError(
@@ -210,7 +213,8 @@ def _refuse_other_architectures(data: Mapping[str, Any]) -> None:
         raise ValueError(f"config: expected a JSON object, found {type(data).__name__}")
     kind = data.get("model_type", "llama")
     architectures = data.get("architectures") or ["LlamaForCausalLM"]
-    if kind != "llama" or "LlamaForCausalLM" not in architectures:
+    named = isinstance(architectures, list) and "LlamaForCausalLM" in architectures
+    if kind != "llama" or not named:
         raise ValueError(
             f"config: model_type {kind!r}, architectures {architectures}: only "
             "LlamaForCausalLM models can be read"
@@ -233,15 +237,17 @@ def _rope_from_hf(data: Mapping[str, Any], positions: int) -> Rope:
     known = {field.name for field in fields(Rope)}
     given = {key: scaling[key] for key in known if scaling.get(key) is not None}
     given.setdefault("rope_type", scaling.get("type", "default"))
-    given.setdefault("rope_theta", data.get("rope_theta") or 10000.0)
+    theta = data.get("rope_theta")
+    given.setdefault("rope_theta", 10000.0 if theta is None else theta)
     # transformers falls back to the full context where the trained one is not said.
     if given["rope_type"] in ("yarn", "llama3"):
         outside = data.get("original_max_position_embeddings")
         if outside is not None:
             given["original_max_position_embeddings"] = outside
         given.setdefault("original_max_position_embeddings", positions)
-    if given["rope_type"] == "yarn" and "factor" not in given:
-        given["factor"] = positions / given["original_max_position_embeddings"]
+        trained = _positive(given, "original_max_position_embeddings")
+        if given["rope_type"] == "yarn":
+            given.setdefault("factor", positions / trained)
     return Rope(**given)
 
 
@@ -257,8 +263,9 @@ def _check_rope(rope: Rope) -> None:
         value = getattr(rope, field.name)
         if field.name in ("rope_type", "truncate") or value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+        if not _is_real(value) or value <= 0:
             raise ValueError(f"config: rope {field.name} {value!r} is not positive")
+    _flag(vars(rope), "truncate")
     if rope.rope_type == "llama3" and rope.low_freq_factor == rope.high_freq_factor:
         raise ValueError("config: rope low_freq_factor equals high_freq_factor")
 
@@ -277,8 +284,10 @@ _ROPE_NEEDS = {
 
 
 def _ffn_width(data: Mapping[str, Any], width: int) -> int:
-    wide = int(2 * (4 * width) / 3)
-    wide = int(_number(data, "ffn_dim_multiplier", 1.0) * wide)
+    multiplier = _number(data, "ffn_dim_multiplier", 1.0)
+    if not 0 < multiplier < 100:
+        raise ValueError(f"params: 'ffn_dim_multiplier' is {multiplier}, not around 1")
+    wide = int(multiplier * int(2 * (4 * width) / 3))
     multiple = _positive(data, "multiple_of", 256)
     return multiple * ((wide + multiple - 1) // multiple)
 
@@ -288,7 +297,7 @@ def _positive(data: Mapping[str, Any], key: str, default: int | None = None) -> 
     value = default if value is None else value
     if value is None:
         raise ValueError(f"config: {key!r} is missing")
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+    if type(value) is not int or not 0 < value < 2**63:
         raise ValueError(f"config: {key!r} is {value!r}, not a positive integer")
     return value
 
@@ -296,9 +305,14 @@ def _positive(data: Mapping[str, Any], key: str, default: int | None = None) -> 
 def _number(data: Mapping[str, Any], key: str, default: float) -> float:
     value = data.get(key)
     value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not _is_real(value):
         raise ValueError(f"config: {key!r} is {value!r}, not a number")
     return float(value)
+
+
+def _is_real(value: Any) -> bool:
+    """Whether it is a number that a float can hold: no NaN, infinity or bool."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _flag(data: Mapping[str, Any], key: str) -> bool:

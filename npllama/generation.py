@@ -1,97 +1,50 @@
 """One face for all of generation: text in, text out.
 
 `generate` takes one prompt or several, as text or as token ids, and a
-`GenerationConfig`, whose fields are spelled, and default, as in transformers;
-`stream` yields the text piece by piece as it comes.
+`GenerationConfig` that says how; `stream` yields the text as it grows.  Which
+strategy runs follows from the config, as in transformers: beams if `num_beams` is
+above 1, contrastive search if `penalty_alpha` is set, and so on; without any of
+them, sampling or greedy search.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from npllama.cache import KVCache
-from npllama.decoding import Process, Step, Stop, sample, unprocessed
-from npllama.sampling import temperature, top_k, top_p
-from npllama.tokenizer import StreamDecoder, Tokenizer
+from npllama.decoding.common import Hypothesis
+from npllama.decoding.logprobs import TokenLogprob, text_logprobs, token_logprob
+from npllama.decoding.sample import sample
+from npllama.options import GenerationConfig
+from npllama.strategies import growing, searching
+from npllama.task import (
+    Helpers,
+    Prompt,
+    Shower,
+    Task,
+    is_prompt,
+    prepare,
+    process_of,
+    text_of,
+)
 from npllama.weights import Model
 
-Prompt = str | Sequence[int]
-
-
-@dataclass(frozen=True)
-class GenerationConfig:
-    """How to generate; a value out of range is refused with the legal range.
-
-    Parameters
-    ----------
-    max_new_tokens : int
-        Tokens to add at most.
-    do_sample : bool
-        Draw each token at random; otherwise take the likeliest (greedy).
-    temperature : float
-        Above 0.  Logits are divided by it: below 1 sharpens, above 1 flattens.
-    top_k : int
-        Keep the k likeliest tokens; 0 keeps all.
-    top_p : float
-        Above 0, at most 1.  Keep the smallest set of likeliest tokens that holds
-        this probability.
-    eos_token_id : tuple of int, optional
-        Tokens that end the text; those of the model's config by default.
-
-    Raises
-    ------
-    ValueError
-        If a value is out of range.
-
-    References
-    ----------
-    transformers `GenerationConfig`, whose names and defaults these are.
-    """
-
-    max_new_tokens: int = 20
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 50
-    top_p: float = 1.0
-    eos_token_id: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        _demand(_whole(self.max_new_tokens, 1), self, "max_new_tokens", "1 or more")
-        temperature_ok = _real(self.temperature) and self.temperature > 0
-        _demand(
-            temperature_ok, self, "temperature", "above 0 (greedy: do_sample=False)"
-        )
-        _demand(_whole(self.top_k, 0), self, "top_k", "a whole number; 0 keeps all")
-        top_p_ok = _real(self.top_p) and 0 < self.top_p <= 1
-        _demand(top_p_ok, self, "top_p", "above 0 and at most 1")
-
-
-def _demand(fits: bool, config: GenerationConfig, name: str, legal: str) -> None:
-    if not fits:
-        raise ValueError(f"{name} is {getattr(config, name)!r}; it must be {legal}")
-
-
-def _whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _real(value: object) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value)
+NO_HELPERS = Helpers()
 
 
 class Generation(NamedTuple):
     """One finished text."""
 
     prompt_tokens: list[int]
-    tokens: list[int]  # the new ones, an ending EOS included
+    tokens: list[int]  # the new ones, one that ended the text included
     text: str  # of the new tokens, without special ones
-    finish_reason: str  # "eos", "length" or "context"
+    finish_reason: str  # "eos", "length", "context", "stop", "time", "format"
+    score: float | None = None  # what the strategy ranked by, if it ranked
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None  # from the second token on
 
 
 def generate(
@@ -99,6 +52,7 @@ def generate(
     prompts: Prompt | Sequence[Prompt],
     config: GenerationConfig | None = None,
     rng: np.random.Generator | None = None,
+    helpers: Helpers = NO_HELPERS,
 ) -> Generation | list[Generation]:
     """Continue one prompt, or several side by side.
 
@@ -111,10 +65,14 @@ def generate(
     rng : np.random.Generator
         Where chance comes from; a fresh one by default.  Each row draws from a
         child of its own, so its text does not depend on its neighbours.
+    helpers : Helpers
+        A draft model, an amateur, a rule of one's own for stopping.
 
     Returns
     -------
-    Generation, or a list of them if several prompts were given
+    Generation, or a list of them
+        A list if several prompts were given, or several texts asked for
+        (``num_return_sequences``): then those of the first prompt come first.
 
     Raises
     ------
@@ -122,27 +80,31 @@ def generate(
         If a prompt is empty or too long, or a token is outside the vocabulary.
     """
     config = config or GenerationConfig()
-    single = _is_prompt(prompts)
-    rows = [encode_prompt(model, p) for p in ([prompts] if single else prompts)]
-    new: list[list[int]] = [[] for _ in rows]
-    reasons = ["length"] * len(rows)
-    for step in _steps(model, rows, config, rng):
-        for b, (token, reason) in enumerate(zip(step.tokens, step.reasons)):
-            if token is not None:
-                new[b].append(token)
-                reasons[b] = reason or reasons[b]
-    done = [
-        Generation(row, tokens, decode_continuation(model, tokens), reason)
-        for row, tokens, reason in zip(rows, new, reasons)
-    ]
-    return done[0] if single else done
+    rng = rng or np.random.default_rng()
+    single = is_prompt(prompts)
+    texts = [prompts] if single else prompts
+    tasks = [prepare(model, text, config, helpers) for text in texts]
+    if (search := searching(config)) is not None:
+        found = [
+            generation_of(task, hypothesis)
+            for task, child in zip(tasks, rng.spawn(len(tasks)))
+            for hypothesis in search(task, child)[: config.num_return_sequences]
+        ]
+    elif (grow := growing(config, helpers)) is not None:
+        found = [
+            grown(task, grow, child)
+            for task, child in zip(tasks, rng.spawn(len(tasks)))
+        ]
+    else:
+        found = sample_batch(tasks, rng)
+    return found[0] if single and config.num_return_sequences == 1 else found
 
 
 class Piece(NamedTuple):
     """One step of a growing text."""
 
     token: int
-    text: str  # whole characters that this token completed; may be empty
+    text: str  # whole characters that are certain now; may be empty
     reason: str | None  # why the text ends here, if it does
 
 
@@ -152,23 +114,37 @@ def pieces(
     config: GenerationConfig | None = None,
     rng: np.random.Generator | None = None,
     cache: KVCache | None = None,
+    helpers: Helpers = NO_HELPERS,
 ) -> Iterator[Piece]:
     """Continue one prompt, yielding every token as it is decided.
 
     Parameters
     ----------
     cache : KVCache
-        One row that may hold a beginning of the prompt, as in a chat.
+        One row that may hold a beginning of the prompt, as in a chat; of use to
+        greedy search and sampling only.
 
     Yields
     ------
     Piece
+
+    Raises
+    ------
+    ValueError
+        As `generate`; also if several texts are asked for, or a strategy that
+        knows its text only at the end.
     """
-    decoder = StreamDecoder(_tokenizer(model), continuing=True)
-    row = encode_prompt(model, prompt)
-    for step in _steps(model, [row], config or GenerationConfig(), rng, cache):
-        token, reason = step.tokens[0], step.reasons[0]
-        text = decoder.push(token) + (decoder.flush() if reason else "")
+    config = config or GenerationConfig()
+    rng = rng or np.random.default_rng()
+    if searching(config) is not None or max(_copies(config)) > 1:
+        raise ValueError("beams and several texts cannot be streamed; use generate")
+    task = prepare(model, prompt, config, helpers)
+    grow = growing(config, helpers)
+    child = rng.spawn(1)[0]
+    tokens = grow(task, child) if grow else sampled(task, child, cache)
+    shower = Shower(task)
+    for token, reason in tokens:
+        text = shower.push(token) + (shower.flush() if reason else "")
         yield Piece(token, text, reason)
 
 
@@ -177,6 +153,7 @@ def stream(
     prompt: Prompt,
     config: GenerationConfig | None = None,
     rng: np.random.Generator | None = None,
+    helpers: Helpers = NO_HELPERS,
 ) -> Iterator[str]:
     """Continue one prompt, yielding the new text as it grows.
 
@@ -187,67 +164,102 @@ def stream(
     ------
     str
     """
-    for piece in pieces(model, prompt, config, rng):
+    for piece in pieces(model, prompt, config, rng, helpers=helpers):
         if piece.text:
             yield piece.text
 
 
-def _steps(model, rows, config, rng, cache=None) -> Iterator[Step]:
-    eos = config.eos_token_id
-    eos = model.config.eos_token_id if eos is None else eos
-    rng = rng or np.random.default_rng()
-    rngs = rng.spawn(len(rows)) if config.do_sample else None
-    process = warpers(config) if config.do_sample else unprocessed
-    limit = config.max_new_tokens
-    return sample(model, rows, ends_with(eos), limit, process, rngs, cache)
+#  ---- sampling and greedy search, side by side -------------------------------
 
 
-def warpers(config: GenerationConfig) -> Process:
-    """Temperature, then top-k, then top-p: the order of transformers."""
-
-    def process(history, logits):
-        if config.temperature != 1.0:
-            logits = temperature(logits, config.temperature)
-        if config.top_k:
-            logits = top_k(logits, config.top_k)
-        if config.top_p < 1:
-            logits = top_p(logits, config.top_p)
-        return logits
-
-    return process
+def _copies(config: GenerationConfig) -> tuple[int, int]:
+    """How many texts to draw per prompt, and how many of them to return."""
+    wanted = config.num_return_sequences
+    return config.best_of or wanted, wanted
 
 
-def ends_with(eos: Sequence[int]) -> Stop:
-    """Stop behind any of the given tokens."""
-    ids = frozenset(eos)
-    return lambda tokens: "eos" if tokens and tokens[-1] in ids else None
+def sampled(
+    task: Task, rng: np.random.Generator, cache: KVCache | None
+) -> Iterator[tuple[int, str | None]]:
+    """One row of `sample`, as tokens and the reason for ending."""
+    rngs = [rng] if task.config.do_sample else None
+    process = process_of([task], [rng])
+    limit = task.max_new_tokens
+    steps = sample(task.model, [task.prompt], task.stop, limit, process, rngs, cache)
+    for step in steps:
+        token = step.tokens[0]
+        assert token is not None
+        yield token, step.reasons[0]
 
 
-def encode_prompt(model: Model, prompt: Prompt) -> list[int]:
-    """Token ids of a prompt: text begins with the model's BOS, ids stay as given."""
-    if not isinstance(prompt, str):
-        return [int(token) for token in prompt]
-    return _tokenizer(model).encode(prompt, bos=True)
+def sample_batch(tasks: list[Task], rng: np.random.Generator) -> list[Generation]:
+    """Continue all prompts in one batch, each as often as the config asks.
+
+    With `best_of`, those of a prompt whose tokens have the largest summed
+    log-probability are returned, best first.
+    """
+    config = tasks[0].config
+    copies, wanted = _copies(config)
+    rows = [task for task in tasks for _ in range(copies)]
+    rngs = rng.spawn(len(rows))
+    tokens: list[list[int]] = [[] for _ in rows]
+    reasons = [""] * len(rows)
+    seen: list[list[TokenLogprob]] = [[] for _ in rows]
+    observe = config.logprobs is not None or copies > wanted
+    for step in sample(
+        rows[0].model,
+        [task.prompt for task in rows],
+        rows[0].stop,
+        [task.max_new_tokens for task in rows],
+        process_of(rows, rngs),
+        rngs if config.do_sample else None,
+    ):
+        for b, token in enumerate(step.tokens):
+            if token is None:
+                continue
+            tokens[b].append(token)
+            reasons[b] = step.reasons[b] or ""
+            if observe:
+                top, processed = config.logprobs or 0, step.processed[b]
+                seen[b].append(token_logprob(step.raw[b], token, top, processed))
+    found = []
+    for first in range(0, len(rows), copies):
+        group = list(range(first, first + copies))
+        if copies > wanted:
+            group.sort(key=lambda b: -sum(entry.logprob for entry in seen[b]))
+        for b in group[:wanted]:
+            score = sum(entry.logprob for entry in seen[b]) if observe else None
+            hypothesis = Hypothesis(tokens[b], score, reasons[b])
+            found.append(generation_of(rows[b], hypothesis, seen[b]))
+    return found
 
 
-def decode_continuation(model: Model, tokens: Sequence[int]) -> str:
-    """Text of new tokens; empty if the model came without a tokenizer."""
-    if model.tokenizer is None:
-        return ""
-    decoder = StreamDecoder(model.tokenizer, continuing=True)
-    return "".join(decoder.push(token) for token in tokens) + decoder.flush()
+def grown(task: Task, grow, rng: np.random.Generator) -> Generation:
+    """Run a strategy that grows one text to its end."""
+    steps = list(grow(task, rng))
+    reason = steps[-1][1] or "length"
+    return generation_of(task, Hypothesis([t for t, _ in steps], None, reason))
 
 
-def _is_prompt(prompts: object) -> bool:
-    if isinstance(prompts, str):
-        return True
-    return len(prompts) > 0 and isinstance(prompts[0], (int, np.integer))
-
-
-def _tokenizer(model: Model) -> Tokenizer:
-    if model.tokenizer is None:
-        raise ValueError(
-            "this model came without a tokenizer: give token ids, or convert the "
-            "checkpoint together with its tokenizer file"
-        )
-    return model.tokenizer
+def generation_of(
+    task: Task, found: Hypothesis, seen: list[TokenLogprob] | None = None
+) -> Generation:
+    """Report a text; log-probabilities that were not seen are worked out."""
+    config = task.config
+    whole = [*task.prompt, *found.tokens]
+    logprobs = prompt_logprobs = None
+    if config.logprobs is not None:
+        top, start = config.logprobs, len(task.prompt)
+        logprobs = seen or text_logprobs(task.model, whole, start, top)
+    if config.prompt_logprobs:
+        top = config.logprobs or 0
+        prompt_logprobs = text_logprobs(task.model, task.given, 1, top)
+    return Generation(
+        task.given,
+        found.tokens,
+        text_of(task, found.tokens),
+        found.reason,
+        found.score,
+        logprobs,
+        prompt_logprobs,
+    )

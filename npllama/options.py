@@ -321,8 +321,7 @@ def _check_together(c: GenerationConfig) -> None:
         "same text every time": c.num_return_sequences > 1
         and not (searches or c.do_sample),
         f"best_of {c.best_of} is below num_return_sequences "
-        f"{c.num_return_sequences}": c.best_of
-        and c.best_of < c.num_return_sequences,
+        f"{c.num_return_sequences}": c.best_of and c.best_of < c.num_return_sequences,
         "best_of needs do_sample": c.best_of and not c.do_sample,
         "regex and json_schema exclude each other": c.regex and c.json_schema,
         "mirostat needs do_sample without beams": c.mirostat

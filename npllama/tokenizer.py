@@ -104,7 +104,7 @@ class Tokenizer(NamedTuple):
             tokens += [self.special[part.text]] if part.special else self._plain(part)
         return tokens + ([self.eos_id] if eos and self.eos_id is not None else [])
 
-    def _plain(self, part: "Part") -> list[int]:
+    def _plain(self, part: Part) -> list[int]:
         if self.kind == "tiktoken":
             cuts = cut_long_text(part.text)
             return [t for cut in cuts for t in self.engine.encode_ordinary(cut)]

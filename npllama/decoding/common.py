@@ -35,7 +35,7 @@ class Hypothesis(NamedTuple):
     """One finished continuation."""
 
     tokens: list[int]  # new tokens, the one that ended it included
-    score: float  # what the strategy ranks by
+    score: float | None  # what the strategy ranks by, if it ranks
     reason: str  # "eos", "length", "context", "stop" ...
 
 

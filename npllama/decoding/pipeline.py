@@ -152,7 +152,9 @@ def penalties(c: GenerationConfig, setting: Setting) -> list[Process]:
             )
         )
     if c.no_repeat_ngram_size:
-        steps.append(lambda h, x: sampling.no_repeat_ngram(x, h, c.no_repeat_ngram_size))
+        steps.append(
+            lambda h, x: sampling.no_repeat_ngram(x, h, c.no_repeat_ngram_size)
+        )
     if c.encoder_no_repeat_ngram_size:
         steps.append(lambda h, x: _encoder_ngrams(x, h, setting, c))
     return steps
@@ -258,7 +260,10 @@ def truncations(c: GenerationConfig) -> list[Process]:
     n_eos = 1 if c.eos_token_id is None else len(c.eos_token_id)
     keep = n_eos + 1 if c.num_beams > 1 else 1
     steps = {
-        "top_n_sigma": (c.top_n_sigma > 0, lambda x: sampling.top_n_sigma(x, c.top_n_sigma)),
+        "top_n_sigma": (
+            c.top_n_sigma > 0,
+            lambda x: sampling.top_n_sigma(x, c.top_n_sigma),
+        ),
         "top_h": (c.top_h is not None, lambda x: sampling.top_h(x, c.top_h)),
         "top_k": (
             c.top_k > 0,
@@ -303,7 +308,9 @@ def _of_logits(function) -> Process:
 
 def _xtc(c: GenerationConfig, setting: Setting) -> Process:
     def exclude_top_choices(history: History, logits: np.ndarray) -> np.ndarray:
-        u = [setting.rngs[row % len(setting.rngs)].random() for row in range(len(logits))]
+        u = [
+            setting.rngs[row % len(setting.rngs)].random() for row in range(len(logits))
+        ]
         return sampling.xtc(
             logits, u, probability=c.xtc_probability, threshold=c.xtc_threshold
         )
@@ -329,7 +336,11 @@ class Mirostat:
             self.mu = [sampling.mirostat_start(c.mirostat_tau)] * len(logits)
         for row, kept in enumerate(self.kept):
             self.mu[row] = sampling.mirostat_update(
-                kept, history[row][-1], self.mu[row], tau=c.mirostat_tau, eta=c.mirostat_eta
+                kept,
+                history[row][-1],
+                self.mu[row],
+                tau=c.mirostat_tau,
+                eta=c.mirostat_eta,
             )
         cut = sampling.mirostat_1 if c.mirostat == 1 else sampling.mirostat_2
         self.kept = [cut(row, mu) for row, mu in zip(logits, self.mu)]

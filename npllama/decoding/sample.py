@@ -40,7 +40,7 @@ def sample(
     model: Model,
     prompts: Sequence[Sequence[int]],
     stop: Stop,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     process: Process = unprocessed,
     rngs: Sequence[np.random.Generator] | None = None,
     cache: KVCache | None = None,
@@ -54,6 +54,7 @@ def sample(
     stop : function
         New tokens of a row to the reason for ending, or None.
     max_new_tokens : int
+        Or one number per row.
     process : function
         Histories and logits to logits.
     rngs : B generators
@@ -69,7 +70,8 @@ def sample(
         Until every row has ended.
     """
     B = len(prompts)
-    capacity = room(model, max(map(len, prompts), default=0), max_new_tokens)
+    limits = [max_new_tokens] * B if isinstance(max_new_tokens, int) else max_new_tokens
+    capacity = room(model, max(map(len, prompts), default=0), max(limits, default=0))
     cache, logits = prefill(model, prompts, capacity, cache)
     capacity = min(cache.k.shape[3], context_length(model.config))
     history = [list(prompt) for prompt in prompts]
@@ -80,7 +82,7 @@ def sample(
         for b in np.flatnonzero(going):
             history[b].append(int(chosen[b]))
         reasons = [
-            _reason(history[b], len(prompts[b]), stop, max_new_tokens, capacity)
+            _reason(history[b], len(prompts[b]), stop, limits[b], capacity)
             if going[b]
             else None
             for b in range(B)
@@ -112,10 +114,10 @@ def choose(
 
 
 def _reason(
-    history: list[int], prompt: int, stop: Stop, max_new_tokens: int, capacity: int
+    history: list[int], prompt: int, stop: Stop, limit: int, capacity: int
 ) -> str | None:
     reason = stop(history[prompt:])
-    if reason is None and len(history) - prompt >= max_new_tokens:
+    if reason is None and len(history) - prompt >= limit:
         reason = "length"
     if reason is None and len(history) >= capacity:
         reason = "context"

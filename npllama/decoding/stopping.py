@@ -1,0 +1,94 @@
+"""When to stop: the end token, a string, the clock, or the caller's own rule.
+
+A rule is a function from the new tokens of a row to the reason for ending, or
+None; rules are combined by asking one after the other.
+
+A stop string may begin in the middle of a token and end in another, so it is looked
+for in the bytes of the text, not among the tokens.  Only the tail needs a look at
+each step: an earlier end would have stopped the row then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+
+from npllama.decoding.common import Stop
+from npllama.tokenizer import Tokenizer
+
+
+def at_tokens(eos: Collection[int]) -> Stop:
+    """Stop behind any of the given tokens: "eos"."""
+    ids = frozenset(eos)
+    return lambda tokens: "eos" if tokens and tokens[-1] in ids else None
+
+
+def at_strings(tokenizer: Tokenizer, strings: Sequence[str]) -> Stop:
+    """Stop once the text holds one of the strings: "stop"."""
+    needles = [string.encode() for string in strings]
+
+    def stop(tokens: Sequence[int]) -> str | None:
+        if not tokens:
+            return None
+        last = tokenizer.token_bytes(tokens[-1])
+        # The string must end within the last token, so it begins this far back.
+        need = max(map(len, needles)) + len(last) - 1
+        tail, at = last, len(tokens) - 1
+        while len(tail) < need and at > 0:
+            at -= 1
+            tail = tokenizer.token_bytes(tokens[at]) + tail
+        return "stop" if any(needle in tail for needle in needles) else None
+
+    return stop
+
+
+def after_seconds(seconds: float, clock: Callable[[], float] = time.monotonic) -> Stop:
+    """Stop once so much time has passed since now: "time"."""
+    end = clock() + seconds
+    return lambda tokens: "time" if clock() >= end else None
+
+
+def first_of(rules: Sequence[Stop]) -> Stop:
+    """Ask the rules in order; the first that has a reason decides."""
+
+    def stop(tokens: Sequence[int]) -> str | None:
+        return next(filter(None, (rule(tokens) for rule in rules)), None)
+
+    return stop
+
+
+def trim(text: str, strings: Sequence[str]) -> str:
+    """The text up to the stop string that ends first in it."""
+    ends = [(text.find(s) + len(s), text.find(s)) for s in strings if s in text]
+    return text[: min(ends)[1]] if ends else text
+
+
+class Trimmer:
+    """Trims a text that comes in pieces: holds back what may begin a stop string."""
+
+    def __init__(self, strings: Sequence[str]):
+        self.strings, self.held = strings, ""
+
+    def push(self, piece: str) -> str:
+        """What can be shown for certain."""
+        self.held += piece
+        trimmed = trim(self.held, self.strings)
+        if trimmed != self.held:
+            self.held = ""
+            return trimmed
+        keep = max((self._overlap(s) for s in self.strings), default=0)
+        shown = self.held[: len(self.held) - keep]
+        self.held = self.held[len(shown) :]
+        return shown
+
+    def flush(self) -> str:
+        """The rest, once it is known that nothing follows."""
+        rest, self.held = self.held, ""
+        return rest
+
+    def _overlap(self, string: str) -> int:
+        """Length of the longest end of the held text that begins `string`."""
+        longest = min(len(string) - 1, len(self.held))
+        return next(
+            (n for n in range(longest, 0, -1) if self.held.endswith(string[:n])), 0
+        )

@@ -1,0 +1,221 @@
+"""What is to be done for one prompt, with everything a strategy will ask for.
+
+Between the user's words (`options`) and the strategies (`decoding`) lies some
+preparation: text becomes tokens, limits are resolved, stopping rules and formats
+are made.  A `Task` is its result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from npllama.decoding.common import Process, Stop, room
+from npllama.decoding.guided import guide_for, guided, heal
+from npllama.decoding.json_schema import schema_to_regex
+from npllama.decoding.pipeline import Setting, pipeline
+from npllama.decoding.stopping import (
+    Trimmer,
+    after_seconds,
+    at_strings,
+    at_tokens,
+    first_of,
+    trim,
+)
+from npllama.options import GenerationConfig
+from npllama.tokenizer import StreamDecoder, Tokenizer
+from npllama.weights import Model
+
+Prompt = str | Sequence[int]
+DEFAULT_NEW_TOKENS = 20
+
+
+class Helpers(NamedTuple):
+    """What some strategies need besides the model."""
+
+    assistant: Model | None = None  # drafts for speculative decoding
+    amateur: Model | None = None  # from whom contrastive decoding keeps away
+    stop: Stop | None = None  # a further rule for stopping
+
+
+class Task(NamedTuple):
+    """One prompt, ready to be continued."""
+
+    model: Model
+    config: GenerationConfig
+    helpers: Helpers
+    given: list[int]  # the prompt as it came
+    prompt: list[int]  # the same, possibly without a token that is to be healed
+    healed: str  # text of that token, which the new text will begin with
+    eos: tuple[int, ...]
+    stop: Stop
+    max_new_tokens: int
+    formats: list[Process]
+
+    @property
+    def capacity(self) -> int:
+        """Positions that the whole text may take."""
+        return room(self.model, len(self.prompt), self.max_new_tokens)
+
+
+def prepare(
+    model: Model, prompt: Prompt, config: GenerationConfig, helpers: Helpers
+) -> Task:
+    """Make a task of a prompt and a config.
+
+    Raises
+    ------
+    ValueError
+        If text is given or needed and the model has no tokenizer, the prompt is
+        empty, or no room is left behind it.
+    """
+    given = encode_prompt(model, prompt)
+    if not given:
+        raise ValueError("the prompt is empty: give text, or at least one token")
+    shortened, formats, healed = list(given), [], ""
+    if config.token_healing:
+        shortened, guide = heal(tokenizer_of(model), given)
+        if guide is not None:
+            formats.append(guided(guide, [len(shortened)]))
+            healed = (
+                tokenizer_of(model).token_bytes(given[-1]).decode("utf-8", "replace")
+            )
+    eos = config.eos_token_id
+    eos = tuple(model.config.eos_token_id if eos is None else eos)
+    pattern = config.regex
+    if config.json_schema is not None:
+        pattern = schema_to_regex(config.json_schema)
+    rules = [at_tokens(eos)]
+    if pattern is not None:
+        guide = guide_for(tokenizer_of(model), pattern, eos)
+        formats.append(guided(guide, [len(given)]))
+        rules.append(lambda tokens: "format" if guide.finished(tokens) else None)
+    if config.stop_strings:
+        rules.append(at_strings(tokenizer_of(model), config.stop_strings))
+    if config.max_time is not None:
+        rules.append(after_seconds(config.max_time))
+    if helpers.stop is not None:
+        rules.append(helpers.stop)
+    limit = _limit(config, len(shortened))
+    room(model, len(shortened), limit)
+    stop = first_of(rules)
+    return Task(
+        model, config, helpers, given, shortened, healed, eos, stop, limit, formats
+    )
+
+
+def _limit(config: GenerationConfig, prompt: int) -> int:
+    """New tokens at most: said directly, or through the length of the whole."""
+    if config.max_new_tokens is not None:
+        return config.max_new_tokens
+    if config.max_length is None:
+        return DEFAULT_NEW_TOKENS
+    if config.max_length <= prompt:
+        raise ValueError(
+            f"max_length is {config.max_length}, but the prompt has {prompt} tokens"
+        )
+    return config.max_length - prompt
+
+
+def process_of(
+    tasks: Sequence[Task], rngs: Sequence[np.random.Generator] = ()
+) -> Process:
+    """The pipeline for rows that continue the prompts of these tasks.
+
+    All tasks have one config and one model.
+    """
+    first = tasks[0]
+    formats = first.formats
+    if len(tasks) > 1 and any(task.formats for task in tasks):
+        formats = [_row_by_row([task.formats for task in tasks])]
+    setting = Setting(
+        [task.prompt for task in tasks],
+        first.eos,
+        max(task.capacity for task in tasks),
+        first.model,
+        rngs,
+        formats,
+    )
+    return pipeline(first.config, setting)
+
+
+def _row_by_row(formats: Sequence[Sequence[Process]]) -> Process:
+    """Formats that differ from row to row, as one step."""
+
+    def process(history, logits):
+        rows = []
+        for b, tokens in enumerate(history):
+            row = logits[b : b + 1]
+            for step in formats[b % len(formats)]:
+                row = step([tokens], row)
+            rows.append(row)
+        return np.concatenate(rows)
+
+    return process
+
+
+#  ---- text -------------------------------------------------------------------
+
+
+def tokenizer_of(model: Model) -> Tokenizer:
+    """The model's tokenizer, or ValueError if it came without one."""
+    if model.tokenizer is None:
+        raise ValueError(
+            "this model came without a tokenizer: give token ids, or convert the "
+            "checkpoint together with its tokenizer file"
+        )
+    return model.tokenizer
+
+
+def is_prompt(prompts: object) -> bool:
+    """Whether this is one prompt rather than a list of them."""
+    if isinstance(prompts, str):
+        return True
+    return len(prompts) > 0 and isinstance(prompts[0], (int, np.integer))
+
+
+def encode_prompt(model: Model, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt: text begins with the model's BOS, ids stay as given."""
+    if isinstance(prompt, str):
+        return tokenizer_of(model).encode(prompt, bos=True)
+    return [int(token) for token in prompt]
+
+
+class Shower:
+    """Turns the tokens of a task into the text that is shown of them."""
+
+    def __init__(self, task: Task):
+        self.decoder = StreamDecoder(tokenizer_of(task.model), continuing=True)
+        strings = task.config.stop_strings
+        cut = strings and not task.config.include_stop_str_in_output
+        self.trimmer = Trimmer(strings) if cut else None
+        self.skip = len(task.healed)
+
+    def push(self, token: int) -> str:
+        """What can be shown for certain now."""
+        return self._show(self.decoder.push(token))
+
+    def flush(self) -> str:
+        """What is left at the end."""
+        text = self._show(self.decoder.flush())
+        return text + (self.trimmer.flush() if self.trimmer else "")
+
+    def _show(self, text: str) -> str:
+        text, self.skip = text[self.skip :], max(0, self.skip - len(text))
+        return self.trimmer.push(text) if self.trimmer else text
+
+
+def text_of(task: Task, tokens: Sequence[int]) -> str:
+    """The text to report for new tokens; empty if the model has no tokenizer."""
+    if task.model.tokenizer is None:
+        return ""
+    decoder = StreamDecoder(task.model.tokenizer, continuing=True)
+    text = "".join(map(decoder.push, tokens)) + decoder.flush()
+    text = text[len(task.healed) :]
+    if not task.config.include_stop_str_in_output:
+        text = trim(text, task.config.stop_strings)
+    if task.config.echo:
+        text = task.model.tokenizer.decode(task.given) + text
+    return text
