@@ -27,7 +27,7 @@ class Group(NamedTuple):
     prompt: np.ndarray  # (P,) int64
 
 
-def _row(rng, size, kind):
+def row_of(rng, size, kind):
     """Make one row of logits of one of eight kinds."""
     values = rng.standard_normal(size) * rng.choice([0.1, 1, 3, 10])
     if kind == 1:  # ties everywhere
@@ -54,7 +54,7 @@ def groups():
     out = []
     for size in SIZES:
         rng = np.random.default_rng([SEED, size])
-        logits = np.stack([_row(rng, size, i % 8) for i in range(ROWS)])
+        logits = np.stack([row_of(rng, size, i % 8) for i in range(ROWS)])
         unconditional = rng.standard_normal((ROWS, size)).astype(np.float32)
         length = 1 if size == 3 else 14
         tokens = rng.integers(0, min(size, 4), (ROWS, length))

@@ -132,7 +132,9 @@ def test_llamacpp_gives_the_same_values(name, parts, recorded):
         new, changed = cases.unpack(changed, part.logits.shape)
         expected[new], values = values[: new.sum()], values[new.sum() :]
         left = theirs & (out > -np.inf) & used[:, None]
-        np.testing.assert_allclose(out[left], expected[left], rtol=3e-6, atol=1e-6)
+        # The dynamic temperature comes from an entropy summed in float32.
+        rtol = 5e-5 if name.startswith("dynamic") else 1e-6
+        np.testing.assert_allclose(out[left], expected[left], rtol=rtol, atol=1e-6)
 
 
 def _replay(step, part, theirs, tokens):

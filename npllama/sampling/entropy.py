@@ -75,7 +75,7 @@ def typical_p(
         logp = log_softmax(values)
         oddity = np.abs(-logp - _entropy(logp))
         order = np.argsort(oddity, kind="stable")
-        held = np.cumsum(np.exp(logp[order]))
+        held = np.cumsum(softmax(values)[order])
         count = int(np.searchsorted(held, mass, side=side)) + 1
         count = min(count, values.size) if mass < 1 else values.size
         saved = largest(-oddity, max(min_tokens_to_keep, cuts_ties * count), "lowest")
@@ -144,7 +144,7 @@ def top_h(
         What is held against alpha times the entropy. "original": the sum of
         -p ln p over the kept tokens, p as they were (transformers).
         "renormalised": the entropy of the kept tokens among themselves, as
-        the paper defines it, which is larger and keeps fewer or as many.
+        the paper defines it. Neither keeps always more than the other.
     max_tokens : int
         Only the most probable so many are looked at, renormalised, and no more
         can stay; 100 in transformers.
