@@ -64,7 +64,9 @@ def forward(
     tokens, count = _check(model, tokens, cache, count)
     B, T = tokens.shape
     eps, start = model.config.rms_norm_eps, cache.length.copy()
-    positions = start[:, None] + np.arange(T)  # (B, T)
+    # Padding stands where its row ends: `dynamic` scaling looks at the last position.
+    step = np.minimum(np.arange(T), np.maximum(count, 1)[:, None] - 1)  # (B, T)
+    positions = start[:, None] + step  # (B, T)
     tables = rope_tables(model.config, positions, model.embed.dtype.name)
 
     enter("model")
@@ -101,21 +103,33 @@ def _check(model, tokens, cache, count) -> tuple[np.ndarray, np.ndarray]:
             f"of {tokens.shape}"
         )
     B, T = tokens.shape
-    V, L = model.config.vocab_size, model.config.num_hidden_layers
+    V = model.config.vocab_size
     if tokens.min() < 0 or tokens.max() >= V:
         worst = tokens.min() if tokens.min() < 0 else tokens.max()
         raise ValueError(f"tokens: {worst} is outside the vocabulary, 0 to {V - 1}")
-    count = np.full(B, T) if count is None else np.asarray(count)
-    if count.shape != (B,) or count.min() < 0 or count.max() > T:
+    count = np.full(B, T, dtype=np.int64) if count is None else np.asarray(count)
+    whole = count.shape == (B,) and count.dtype.kind in "iu"
+    if not whole or count.min() < 0 or count.max() > T:
         raise ValueError(f"count: expected {B} numbers from 0 to {T}, found {count}")
+    count = count.astype(np.int64)
+    _check_cache(model, cache, count)
+    return tokens, count
+
+
+def _check_cache(model, cache, count) -> None:
+    """Raise ValueError unless `count` new positions of every row fit in the cache."""
+    L, B, dtype = model.config.num_hidden_layers, len(count), model.embed.dtype
     K, D = model.config.num_key_value_heads, model.config.head_dim
-    N = cache.k.shape[3]
-    if cache.k.shape != (L, B, K, N, D) or cache.k.dtype != model.embed.dtype:
-        raise ValueError(
-            f"cache: {cache.k.dtype} of {cache.k.shape}, where this model and batch "
-            f"need {model.embed.dtype} of ({L}, {B}, {K}, capacity, {D})"
-        )
-    need = int((cache.length + count).max())
+    N = cache.k.shape[-2]
+    for array in (cache.k, cache.v):
+        if array.shape != (L, B, K, N, D) or array.dtype != dtype:
+            raise ValueError(
+                f"cache: {array.dtype} of {array.shape}, where this model and batch "
+                f"need {dtype} of ({L}, {B}, {K}, capacity, {D})"
+            )
+    length = cache.length
+    if length.shape != (B,) or length.dtype.kind != "i" or length.min() < 0:
+        raise ValueError(f"cache: expected {B} lengths from 0, found {length}")
+    need = int((length + count).max())
     if need > N:
         raise ValueError(f"cache: a row would hold {need} positions; capacity is {N}")
-    return tokens, count
