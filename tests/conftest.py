@@ -1,0 +1,20 @@
+"""How hard the properties look: the profiles of Hypothesis.
+
+`dev`, the default, tries 25 examples of every law, the same ones in every run, so
+that a plain `pytest` is quick and says the same thing twice.  `ci` tries 200, new
+ones every time, and prints how to repeat a failure.  `mutants` is `dev` without
+shrinking: where a failure is expected, nobody reads the example.
+
+    HYPOTHESIS_PROFILE=ci pytest
+"""
+
+import os
+
+from hypothesis import Phase, settings
+
+settings.register_profile("dev", max_examples=25, deadline=None, derandomize=True)
+settings.register_profile("ci", max_examples=200, deadline=None, print_blob=True)
+settings.register_profile(
+    "mutants", settings.get_profile("dev"), phases=(Phase.explicit, Phase.generate)
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
