@@ -22,6 +22,7 @@ import mmap
 import os
 import struct
 import sys
+import tokenize
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -274,7 +275,8 @@ def widen(tensor: np.ndarray, stored: str, dtype: str) -> np.ndarray:
     if stored == "bfloat16":
         # A bfloat16 is the upper half of a float32: shift it into place.
         tensor = (tensor.astype(np.uint32) << 16).view(np.float32)
-    return tensor.astype(dtype, copy=False)
+    with np.errstate(invalid="ignore"):  # a signalling NaN stays NaN, without a word
+        return tensor.astype(dtype, copy=False)
 
 
 def read_npz(path: str | os.PathLike) -> Archive:
@@ -349,6 +351,12 @@ class _Window:
         return chunk
 
 
+# All that NumPy's reader raises on a header that is not what it should be.
+BAD_HEADER: tuple[type[Exception], ...]
+BAD_HEADER = (ValueError, KeyError, TypeError, SyntaxError, tokenize.TokenError)
+BAD_HEADER += (RecursionError, MemoryError)
+
+
 def _map_array(data: mmap.mmap, start: int, size: int) -> np.ndarray:
     """View one ``.npy`` member as an array, without copying it."""
     window = _Window(data, start, start + size)
@@ -359,7 +367,7 @@ def _map_array(data: mmap.mmap, start: int, size: int) -> np.ndarray:
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         shape, fortran, dtype = read(window)
-    except (ValueError, KeyError, SyntaxError, TypeError, RecursionError) as error:
+    except BAD_HEADER as error:
         raise ValueError(f"its array header cannot be read ({error})") from None
     if dtype.newbyteorder("=") not in (np.dtype(t) for t in STORED.values()):
         raise ValueError(f"its dtype {dtype} is not one of {', '.join(STORED)}")

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import struct
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,10 +82,9 @@ def _header(path: Path, size: int) -> tuple[dict[str, Any], int]:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) < len(keys):
-        twice = next(key for i, key in enumerate(keys) if key in keys[:i])
-        raise ValueError(f"{twice!r} stands there twice")
+    for key, count in Counter(key for key, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"{key!r} stands there {count} times")
     return dict(pairs)
 
 
