@@ -76,26 +76,24 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     """Raise ValueError unless the tensors are exactly those of the config."""
     expected = tensor_shapes(checkpoint.config)
     for name, shape in expected.items():
-        if name not in checkpoint.tensors:
+        tensor = checkpoint.tensors.get(name)
+        if tensor is None:
             raise ValueError(
-                f"{checkpoint.path}: {name}: missing; the config asks for one of "
-                f"shape {shape}"
+                f"{checkpoint.path}: {name}: missing; the config asks for shape {shape}"
             )
-    for name, tensor in checkpoint.tensors.items():
-        if name not in expected:
-            raise ValueError(
-                f"{tensor.file}: {name}: not part of a LLaMA of its config"
-            )
-        if tensor.shape != expected[name]:
+        if tensor.shape != shape:
             raise ValueError(
                 f"{tensor.file}: {name}: shape {tensor.shape}; the config asks for "
-                f"{expected[name]}"
+                f"{shape}"
             )
         if tensor.dtype not in STORED:
             raise ValueError(
                 f"{tensor.file}: {name}: dtype {tensor.dtype}; weights should be "
                 f"one of {', '.join(STORED)}"
             )
+    for name in sorted(checkpoint.tensors.keys() - expected.keys()):
+        file = checkpoint.tensors[name].file
+        raise ValueError(f"{file}: {name}: not part of a LLaMA of this config")
 
 
 def check_tokenizer(checkpoint: Checkpoint) -> None:

@@ -45,17 +45,6 @@ class Checkpoint(NamedTuple):
     notes: list[str]  # what the user should know
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; anything else is a ValueError that names the file."""
-    try:
-        data = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {data!r:.40}")
-    return data
-
-
 def refuse_pointer(path: Path) -> None:
     """Raise ValueError if Git left a note here in place of the large file."""
     with open(path, "rb") as file:
@@ -63,6 +52,18 @@ def refuse_pointer(path: Path) -> None:
             raise ValueError(
                 f"{path}: a Git LFS pointer, not the file itself; run git lfs pull"
             )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; anything else is a ValueError that names the file."""
+    refuse_pointer(path)
+    try:
+        data = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {data!r:.40}")
+    return data
 
 
 def companions(*folders: Path) -> dict[str, Path]:
