@@ -8,7 +8,7 @@ small), so that no tensor stays in memory after its turn.
 
 from __future__ import annotations
 
-import zipfile
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,14 +37,18 @@ def _load(path: Path) -> dict[str, Any]:
             f"{path}: only torch reads this format; pip install torch"
         ) from None
     refuse_pointer(path)
-    if not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"{path}: truncated, or not a zip archive as torch.save writes since 1.6"
-        )
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            raise ValueError(
+                f"{path}: not a zip archive, which torch.save writes since torch 1.6; "
+                "load it and save it again"
+            )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged pickle makes torch raise nearly anything
-        raise ValueError(f"{path}: torch refuses it: {_reason(error)}") from None
+        raise ValueError(
+            f"{path}: torch refuses it, as damaged or more than weights: {_reason(error)}"
+        ) from None
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise ValueError(f"{path}: expected a dictionary of tensors by name")
     return state
@@ -53,6 +57,7 @@ def _load(path: Path) -> dict[str, Any]:
 def _reason(error: Exception) -> str:
     """The one telling line of a message that may fill a screen."""
     text = str(error).rsplit("WeightsUnpickler error:", 1)[-1].strip()
+    text = re.sub(r"^\[enforce fail at [^]]*\]\W*", "", text)
     return text.split("\n", 1)[0].split(". ", 1)[0] or type(error).__name__
 
 
