@@ -21,18 +21,21 @@ import numpy as np
 
 from npllama.cache import new_cache
 from npllama.chat import FORMATS, closing, detect_format, stop_tokens, turn_tokens
+from npllama.cli_options import (
+    UsageError,
+    add_generation_options,
+    generation_config,
+    helpers,
+)
 from npllama.config import Config
 from npllama.decoding import context_length
-from npllama.generation import Piece, pieces
+from npllama.generation import Generation, Piece, generate, pieces
 from npllama.options import GenerationConfig
+from npllama.strategies import searching
 from npllama.task import encode_prompt
 from npllama.weights import Model, load, tensor_shapes
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
-
-
-class UsageError(Exception):
-    """The command was called in a way that cannot mean anything."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -76,50 +79,8 @@ def parser() -> Parser:
             help="an .npz, or the name of a shipped model (default: stories)",
         )
     for command in (make, talk):
-        _generation_options(command)
+        add_generation_options(command)
     return top
-
-
-def _generation_options(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add("--max-new-tokens", type=int, default=256, metavar="N", help="default: 256")
-    add(
-        "--temperature",
-        type=float,
-        default=0.8,
-        metavar="T",
-        help="0 takes the likeliest token; above, chance grows (default: 0.8)",
-    )
-    add(
-        "--top-k",
-        type=int,
-        default=50,
-        metavar="K",
-        help="draw from the K likeliest tokens; 0: from all (default: 50)",
-    )
-    add(
-        "--top-p",
-        type=float,
-        default=1.0,
-        metavar="P",
-        help="draw from the likeliest tokens that hold probability P (default: 1)",
-    )
-    add("--seed", type=int, metavar="N", help="makes chance repeatable")
-
-
-def generation_config(options: argparse.Namespace) -> GenerationConfig:
-    """The options as a config; a value out of range is a usage error."""
-    greedy = options.temperature == 0
-    try:
-        return GenerationConfig(
-            max_new_tokens=options.max_new_tokens,
-            do_sample=not greedy,
-            temperature=1.0 if greedy else options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-        )
-    except ValueError as error:
-        raise UsageError(str(error).replace("_", "-")) from None
 
 
 def generator(options: argparse.Namespace) -> np.random.Generator:
@@ -133,32 +94,35 @@ def generator(options: argparse.Namespace) -> np.random.Generator:
 
 
 def run_generate(options: argparse.Namespace) -> None:
-    """Continue one text, streaming it as it comes."""
+    """Continue one text: streamed as it comes, or printed when it is found."""
     config, rng = generation_config(options), generator(options)
     prompt = read_prompt(options.prompt)
-    model = load(options.weights)
-    tokens = encode_prompt(model, prompt)
-    watch = Stopwatch(len(tokens))
-    new: list[Piece] = []
-    if not options.json:
-        show(prompt)
-    for piece in watch.time(pieces(model, tokens, config, rng)):
-        new.append(piece)
-        if not options.json:
-            show(piece.text)
-    if options.json:
-        answer = {
-            "prompt": prompt,
-            "text": "".join(piece.text for piece in new),
-            "prompt_tokens": tokens,
-            "tokens": [piece.token for piece in new],
-            "finish_reason": new[-1].reason,
-            "statistics": watch.statistics(),
-        }
-        print(json.dumps(answer))
+    model, help_ = load(options.weights), helpers(options)
+    watch = Stopwatch(len(encode_prompt(model, prompt)))
+    if options.json or searching(config) or config.num_return_sequences > 1:
+        begin = time.perf_counter()
+        found = generate(model, [prompt], config, rng, help_)
+        watch.whole(time.perf_counter() - begin, sum(len(f.tokens) for f in found))
+        if options.json:
+            answer = {"prompt": prompt, "texts": [as_json(text) for text in found]}
+            print(json.dumps(answer | {"statistics": watch.statistics()}))
+            return
+        show("\n\n".join(prompt + text.text for text in found))
     else:
-        show("\n")
-        print(watch.summary(), file=sys.stderr)
+        show(prompt)
+        for piece in watch.time(pieces(model, prompt, config, rng, None, help_)):
+            show(piece.text)
+    show("\n")
+    print(watch.summary(), file=sys.stderr)
+
+
+def as_json(text: Generation) -> dict:
+    """A generation as a dictionary, log-probabilities by name."""
+    data = text._asdict()
+    for name in ("logprobs", "prompt_logprobs"):
+        if data[name] is not None:
+            data[name] = [entry._asdict() for entry in data[name]]
+    return data
 
 
 def read_prompt(argument: str | None) -> str:
@@ -202,9 +166,14 @@ class Stopwatch:
             self.new_tokens += 1
             yield piece
 
+    def whole(self, seconds: float, new_tokens: int) -> None:
+        """Count a search, in which prompt and new tokens cannot be told apart."""
+        self.decode, self.new_tokens = seconds, new_tokens
+
     def statistics(self) -> dict[str, float | None]:
         """Counts, seconds, tokens per second, and peak memory in MB."""
-        decoded = self.new_tokens - 1
+        # The first new token comes with the prompt, unless all was one search.
+        decoded = self.new_tokens - (1 if self.prefill else 0)
         return {
             "prompt_tokens": self.prompt_tokens,
             "prompt_seconds": self.prefill,

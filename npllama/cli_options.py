@@ -1,0 +1,160 @@
+"""The options of generation on the command line: one per field of the config.
+
+``--num-beams 4`` sets `num_beams`; what is not a number or a word is written in
+JSON, such as ``--bad-words-ids '[[5], [6, 7]]'``.  The command line samples at
+temperature 0.8 unless told otherwise: temperature 0, beams and the other searches
+choose without chance, as long as ``--do-sample`` is not given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from npllama.options import GenerationConfig, load_generation_config
+from npllama.sampling import GreenList, SynthID
+from npllama.strategies import searching
+from npllama.task import Helpers
+from npllama.weights import load
+
+# The command line's own defaults, made for reading stories.
+DEFAULTS = {"max_new_tokens": 256, "temperature": 0.8}
+
+HELP = {
+    "max_new_tokens": "new tokens at most (default: 256)",
+    "do_sample": "draw tokens (default: unless temperature is 0 or a search is on)",
+    "temperature": "0 takes the likeliest token; above, chance grows (default: 0.8)",
+    "top_k": "draw from the K likeliest tokens; 0: from all (default: 50)",
+    "top_p": "draw from the likeliest tokens that hold probability P (default: 1)",
+    "num_beams": "follow so many texts at once",
+    "stop_strings": "end at this text; may be given several times",
+    "json_schema": "hold the text to a JSON schema, given as JSON or as @FILE",
+    "regex": "hold the text to a regular expression",
+    "watermarking_config": "JSON: the fields of a GreenList or a SynthID watermark",
+}
+NOT_HERE = {"prefix_allowed_tokens_fn"}  # a Python function cannot be typed in
+
+
+class UsageError(Exception):
+    """The command was called in a way that cannot mean anything."""
+
+
+def add_generation_options(command: argparse.ArgumentParser) -> None:
+    """One option for every field of `GenerationConfig`, and those for helpers."""
+    command.add_argument(
+        "--seed", type=int, metavar="N", help="makes chance repeatable"
+    )
+    command.add_argument(
+        "--assistant", metavar="FILE", help="weights of a draft model (speculation)"
+    )
+    command.add_argument(
+        "--amateur",
+        metavar="FILE",
+        help="weights of the amateur (contrastive decoding)",
+    )
+    command.add_argument(
+        "--generation-config",
+        metavar="FILE",
+        help="a generation_config.json to begin with; options have precedence",
+    )
+    group = command.add_argument_group("generation (names as in transformers)")
+    for field in fields(GenerationConfig):
+        if field.name in NOT_HERE:
+            continue
+        flag, text = "--" + field.name.replace("_", "-"), HELP.get(field.name)
+        if field.type == "bool":
+            action: Any = argparse.BooleanOptionalAction
+            group.add_argument(flag, action=action, default=None, help=text)
+        elif field.name == "stop_strings":
+            group.add_argument(flag, action="append", metavar="TEXT", help=text)
+        else:
+            read, shape = _reader(str(field.type))
+            group.add_argument(flag, type=read, metavar=shape, help=text)
+
+
+def _reader(kind: str) -> tuple[Callable[[str], Any], str]:
+    """How to read a field of this type, and what to call it in the help."""
+    if kind in ("int", "int | None"):
+        return int, "N"
+    if kind in ("float", "float | None"):
+        return float, "X"
+    if kind in ("str", "str | None"):
+        return str, "TEXT"
+    return _json_or_word, "JSON"
+
+
+def _json_or_word(text: str) -> Any:
+    """A JSON value, or a plain word such as "never"; ``@FILE`` reads it from there."""
+    if text.startswith("@"):
+        try:
+            text = Path(text[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise argparse.ArgumentTypeError(f"{text[1:]}: {error}") from None
+    try:
+        return json.loads(text)
+    except ValueError:
+        if text.isidentifier():
+            return {"True": True, "False": False}.get(text, text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not JSON")
+
+
+def generation_config(options: argparse.Namespace) -> GenerationConfig:
+    """The options as a config; a value out of range is a usage error."""
+    given = dict(DEFAULTS)
+    if options.generation_config:
+        base = load_generation_config(options.generation_config)
+        changed = (f for f in fields(base) if getattr(base, f.name) != f.default)
+        given |= {field.name: getattr(base, field.name) for field in changed}
+    for field in fields(GenerationConfig):
+        value = getattr(options, field.name, None)
+        if value is not None:
+            given[field.name] = _tuples(value)
+    try:
+        return _config(given)
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from None
+
+
+def _config(given: dict[str, Any]) -> GenerationConfig:
+    if isinstance(given.get("sequence_bias"), tuple):
+        given["sequence_bias"] = dict(given["sequence_bias"])
+    if isinstance(given.get("logit_bias"), dict):
+        given["logit_bias"] = {int(t): b for t, b in given["logit_bias"].items()}
+    if isinstance(given.get("watermarking_config"), dict):
+        given["watermarking_config"] = _watermark(given["watermarking_config"])
+    if given["temperature"] == 0:
+        given |= {"temperature": 1.0, "do_sample": False}
+    if "do_sample" in given:
+        return GenerationConfig(**given)
+    chance = GenerationConfig(**given, do_sample=not given.get("num_beams", 1) > 1)
+    quiet = searching(chance) or chance.penalty_alpha or chance.dola_layers
+    return GenerationConfig(**given, do_sample=not quiet)
+
+
+def _watermark(data: dict[str, Any]) -> GreenList | SynthID:
+    kind = SynthID if "keys" in data else GreenList
+    for name in data:
+        if name not in kind._fields:
+            known = ", ".join(kind._fields)
+            raise ValueError(f"watermarking_config: {name!r} is not one of {known}")
+    return kind(**_tuples(data))
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as tuples, so that configs can be compared and hashed."""
+    if isinstance(value, list):
+        return tuple(_tuples(entry) for entry in value)
+    if isinstance(value, dict):
+        return {key: _tuples(entry) for key, entry in value.items()}
+    return value
+
+
+def helpers(options: argparse.Namespace) -> Helpers:
+    """The models that some strategies need besides the main one."""
+    assistant = load(options.assistant) if options.assistant else None
+    amateur = load(options.amateur) if options.amateur else None
+    return Helpers(assistant, amateur)

@@ -1,0 +1,269 @@
+"""Laws of the beam searches, most of them against exhaustive search."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from goldens.tiny_models import npllama_model, tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from npllama.config import Config
+from npllama.decoding.beam import beam_search, draw_without_replacement, top
+from npllama.decoding.common import unprocessed
+from npllama.decoding.constrained_beam import (
+    constrained_beam_search,
+    constraints_of,
+    progress,
+)
+from npllama.decoding.exhaustive import exhaustive_search
+from npllama.decoding.group_beam import group_beam_search
+from npllama.decoding.logprobs import text_logprobs
+from npllama.decoding.sample import sample
+from npllama.decoding.stochastic_beam import noise_with_maximum, stochastic_beam_search
+from npllama.decoding.stopping import at_tokens
+from npllama.weights import assemble, tensor_shapes
+
+SEEDS = st.integers(0, 10_000)
+
+
+def small_model(seed, V=4):
+    """A model of a handful of words, whose texts can all be listed."""
+    rng = np.random.default_rng(seed)
+    config = Config(V, 8, 12, 2, 2, 1, 4, 64, 1e-5, eos_token_id=(V - 1,))
+    tensors = {
+        name: (rng.normal(size=shape) * 0.6 + (len(shape) == 1)).astype(np.float32)
+        for name, shape in tensor_shapes(config).items()
+    }
+    return assemble(config, tensors)
+
+
+def greedy(model, prompt, stop, n):
+    steps = sample(model, [prompt], stop, n)
+    return [step.tokens[0] for step in steps]
+
+
+@given(SEEDS, st.integers(2, 4))
+def test_a_beam_as_wide_as_the_tree_finds_the_likeliest_text(seed, T):
+    model = small_model(seed)
+    stop, width = at_tokens(model.config.eos_token_id), 4 ** (T - 1)
+    best = exhaustive_search(model, [1, 2], stop, T)[0]
+    found = beam_search(
+        model,
+        [1, 2],
+        stop,
+        T,
+        width,
+        eos=model.config.eos_token_id,
+        length_penalty=0.0,
+        early_stopping="never",
+    )
+    assert found[0].tokens == best.tokens
+    assert math.isclose(found[0].score, best.score, rel_tol=1e-4, abs_tol=1e-4)
+
+
+@given(SEEDS)
+def test_exhaustive_search_lists_every_text_once_and_their_chances_sum_to_one(seed):
+    model = small_model(seed)
+    found = exhaustive_search(model, [1], at_tokens([3]), 3)
+    texts = [tuple(h.tokens) for h in found]
+    assert len(set(texts)) == len(texts) == 3**2 * 4 + 3 + 1
+    assert math.isclose(sum(math.exp(h.score) for h in found), 1, rel_tol=1e-4)
+
+
+def test_exhaustive_search_refuses_what_it_cannot_hold():
+    with pytest.raises(ValueError, match="tiny vocabularies"):
+        exhaustive_search(small_model(0), [1], at_tokens([3]), 20)
+
+
+@given(SEEDS)
+def test_one_beam_is_greedy_search(seed):
+    made = tiny(seed)
+    model, stop = npllama_model(made), at_tokens([3])
+    found = beam_search(model, made.prompt, stop, 8, 1, eos=[3])
+    assert found[0].tokens == greedy(model, made.prompt, stop, 8)
+
+
+@given(SEEDS, st.sampled_from([0.0, 1.0, 2.0, -1.0]), st.integers(2, 5))
+def test_scores_are_those_of_teacher_forcing(seed, length_penalty, num_beams):
+    made = tiny(seed)
+    model = npllama_model(made)
+    found = beam_search(
+        model, made.prompt, at_tokens([3]), 6, num_beams, length_penalty=length_penalty
+    )
+    assert [h.score for h in found] == sorted((h.score for h in found), reverse=True)
+    assert len({tuple(h.tokens) for h in found}) == len(found)
+    for h in found:
+        assert h.tokens[-1] == 3 or len(h.tokens) == 6
+        forced = text_logprobs(model, made.prompt + h.tokens, len(made.prompt))
+        total = sum(entry.logprob for entry in forced)
+        expected = total / len(h.tokens) ** length_penalty
+        assert math.isclose(h.score, expected, rel_tol=1e-4, abs_tol=1e-4)
+
+
+@given(SEEDS)
+def test_renaming_the_words_renames_the_texts(seed):
+    made = tiny(seed)
+    V = made.config["vocab_size"]
+    fixed = np.arange(6)
+    rename = np.concatenate([fixed, 6 + np.random.default_rng(seed).permutation(V - 6)])
+    renamed = dict(made.tensors)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        renamed[name] = np.empty_like(made.tensors[name])
+        renamed[name][rename] = made.tensors[name]
+    other = made._replace(tensors=renamed, prompt=rename[made.prompt].tolist())
+    a = beam_search(npllama_model(made), made.prompt, at_tokens([3]), 5, 3)
+    b = beam_search(npllama_model(other), other.prompt, at_tokens([3]), 5, 3)
+    assert [rename[h.tokens].tolist() for h in a] == [h.tokens for h in b]
+
+
+#  ---- diverse beams ----------------------------------------------------------
+
+
+@given(SEEDS)
+def test_groups_that_do_not_mind_each_other_find_the_same(seed):
+    made = tiny(seed)
+    model, stop = npllama_model(made), at_tokens([])
+    alone = beam_search(model, made.prompt, stop, 5, 2, early_stopping="never")
+    groups = group_beam_search(model, made.prompt, stop, 5, 4, 2, 1e-9)
+    assert [h.tokens for h in groups[::2]] == [h.tokens for h in alone]
+    assert [h.tokens for h in groups[1::2]] == [h.tokens for h in alone]
+
+
+@given(SEEDS)
+def test_groups_that_mind_each_other_never_choose_the_same_token(seed):
+    made = tiny(seed)
+    model = npllama_model(made)
+    found = group_beam_search(model, made.prompt, at_tokens([]), 5, 3, 3, 1e4)
+    for step in range(5):
+        chosen = [h.tokens[step] for h in found]
+        assert len(set(chosen)) == 3
+
+
+#  ---- constrained beams ------------------------------------------------------
+
+
+@given(SEEDS, st.data())
+def test_constrained_beams_hold_every_phrase(seed, data):
+    made = tiny(seed)
+    model, V = npllama_model(made), made.config["vocab_size"]
+    word = st.integers(6, V - 1)
+    phrase = st.lists(word, min_size=1, max_size=2)
+    phrases = data.draw(st.lists(phrase, min_size=1, max_size=2))
+    found = constrained_beam_search(
+        model,
+        made.prompt,
+        at_tokens([3]),
+        12,
+        5,
+        constraints_of(phrases),
+        eos=[3],
+        prompt_counts=False,
+    )[0]
+    text = found.tokens
+    for wanted in phrases:
+        spans = [text[i : i + len(wanted)] for i in range(len(text))]
+        assert wanted in spans
+
+
+def test_progress_reads_one_phrase_at_a_time():
+    constraints = constraints_of([[7, 8], [[9], [10, 11]]])
+    assert progress([], constraints).wanted == [7, 9, 10]
+    assert progress([7], constraints) == (1, False, [8])
+    assert progress([7, 8], constraints) == (2, False, [9, 10])
+    assert progress([7, 5, 8], constraints).bank == 0
+    assert progress([7, 8, 10, 11], constraints) == (4, True, [])
+
+
+def test_a_phrase_that_begins_another_of_its_list_is_refused():
+    with pytest.raises(ValueError, match="beginning"):
+        constraints_of([[[5], [5, 6]]])
+
+
+#  ---- chance -----------------------------------------------------------------
+
+
+def test_drawing_without_replacement_draws_as_plackett_and_luce_say():
+    scores = np.log(np.array([0.5, 0.3, 0.2]))
+    rng = np.random.default_rng(0)
+    N = 6000
+    seen = Counter(
+        tuple(draw_without_replacement(scores, 2, rng).tolist()) for _ in range(N)
+    )
+    p = np.exp(scores)
+    chi = 0.0
+    for i in range(3):
+        for j in range(3):
+            if i != j:
+                expected = N * p[i] * p[j] / (1 - p[i])
+                chi += (seen[(i, j)] - expected) ** 2 / expected
+    assert chi < 5 + 6 * math.sqrt(10)  # df 5
+
+
+def test_what_has_no_chance_is_never_drawn():
+    scores = np.array([0.0, -np.inf, 0.0, -np.inf])
+    for seed in range(50):
+        drawn = draw_without_replacement(scores, 4, np.random.default_rng(seed))
+        assert sorted(drawn) == [0, 2]
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=30), st.integers(1, 40))
+def test_top_is_a_stable_sort_cut_off(values, keep):
+    scores = np.array(values, dtype=np.float32)
+    expected = np.argsort(-scores, kind="stable")[:keep]
+    np.testing.assert_array_equal(top(scores, keep), expected)
+
+
+def test_conditioned_noise_has_the_given_maximum():
+    rng = np.random.default_rng(0)
+    log_probs = np.log(rng.dirichlet(np.ones(7)))
+    for maximum in (-30.0, 0.0, 2.5, 40.0):
+        noisy = noise_with_maximum(log_probs, maximum, rng)
+        assert math.isclose(noisy.max(), maximum, rel_tol=1e-12, abs_tol=1e-12)
+
+
+def test_stochastic_beams_draw_the_first_text_as_the_model_does():
+    model = small_model(1)
+    stop = at_tokens([3])
+    truth = {
+        tuple(h.tokens): math.exp(h.score) for h in exhaustive_search(model, [1], stop, 2)
+    }
+    rng, N = np.random.default_rng(0), 1500
+    seen: Counter = Counter()
+    pairs = 0
+    for _ in range(N):
+        drawn = stochastic_beam_search(model, [1], stop, 2, 3, rng)
+        texts = [tuple(d.tokens) for d in drawn]
+        assert len(set(texts)) == 3
+        seen[texts[0]] += 1
+        pairs += 1
+    rare = [t for t, p in truth.items() if N * p < 5]
+    chi = sum((seen[t] - N * p) ** 2 / (N * p) for t, p in truth.items() if t not in rare)
+    df = len(truth) - len(rare) - 1
+    assert chi < df + 6 * math.sqrt(2 * df)
+
+
+@given(SEEDS)
+def test_all_texts_are_drawn_when_as_many_are_asked_for(seed):
+    model, stop = small_model(seed), at_tokens([3])
+    truth = {tuple(h.tokens): h.score for h in exhaustive_search(model, [1], stop, 2)}
+    drawn = stochastic_beam_search(
+        model, [1], stop, 2, 20, np.random.default_rng(seed), unprocessed
+    )
+    assert {tuple(d.tokens) for d in drawn} == set(truth)
+    for d in drawn:
+        assert math.isclose(d.log_prob, truth[tuple(d.tokens)], abs_tol=1e-4)
+
+
+@given(SEEDS)
+def test_beam_sampling_depends_on_its_seed_alone(seed):
+    made = tiny(seed)
+    model = npllama_model(made)
+    runs = [
+        beam_search(
+            model, made.prompt, at_tokens([3]), 5, 3, rng=np.random.default_rng(seed)
+        )
+        for _ in range(2)
+    ]
+    assert runs[0] == runs[1]
