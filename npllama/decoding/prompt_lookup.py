@@ -1,0 +1,90 @@
+"""Prompt lookup: guess that what came once comes again.
+
+Summaries quote, programs repeat names, answers take up the words of the question.
+So look for an earlier place where the text had the same last few tokens, and guess
+that it goes on as it did there.  The draft costs nothing; where the guess is wrong,
+the pass of the target gives one token as it would have anyway.
+
+A guess is a single text, drawn from nothing: its distribution q is 1 at each token,
+and the rule of `rejection` keeps a token x with probability p(x).
+
+Saxena 2023, prompt-lookup-decoding; its details are those of transformers 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from npllama.cache import KVCache
+from npllama.decoding.speculative import Draft, Propose
+
+
+def continuation(
+    text: Sequence[int], most: int, max_matching_ngram_size: int = 2
+) -> list[int]:
+    """What followed the last tokens of a text where they came first.
+
+    As many last tokens as possible are looked for, at most
+    `max_matching_ngram_size`; of several places the leftmost counts.  (The latest
+    would do as well; behind the leftmost there is most to copy.)
+
+    Parameters
+    ----------
+    text : token ids
+    most : int
+        Tokens to copy at most.
+    max_matching_ngram_size : int
+
+    Returns
+    -------
+    list of int
+        Empty if not even the last token occurs twice.
+    """
+    text = np.asarray(text)  # (S,)
+    for n in range(min(max_matching_ngram_size, len(text) - 1), 0, -1):
+        # The last n tokens themselves are not among the places to look at.
+        places = sliding_window_view(text[:-1], n)  # (S - n, n)
+        found = np.flatnonzero((places == text[-n:]).all(axis=1))
+        if found.size:
+            start = int(found[0]) + n
+            return text[start : start + most].tolist()
+    return []
+
+
+def prompt_lookup(
+    max_matching_ngram_size: int = 2, eos: Collection[int] = ()
+) -> Propose:
+    """Guess with what followed the same tokens earlier.
+
+    Parameters
+    ----------
+    max_matching_ngram_size : int
+        Longest sequence of last tokens to look for.
+    eos : token ids
+        A guess ends before any of them: the text that follows one is another.
+
+    Returns
+    -------
+    function
+        For `speculate`.
+
+    Raises
+    ------
+    ValueError
+        If the size is less than 1.
+    """
+    if max_matching_ngram_size < 1:
+        raise ValueError(
+            f"max_matching_ngram_size is {max_matching_ngram_size}; at least 1 token "
+            "must be looked for"
+        )
+
+    def propose(text: Sequence[int], most: int, cache: KVCache) -> Draft:
+        found = continuation(text, most, max_matching_ngram_size)
+        ends = [i for i, token in enumerate(found) if token in eos]
+        return Draft(found[: ends[0]] if ends else found)
+
+    return propose

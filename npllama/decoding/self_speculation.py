@@ -1,0 +1,125 @@
+"""Self-speculation: the model is its own draft, once it takes less care.
+
+No second model is needed, nor a cache for one.  There are two ways to take less
+care, and both work on the target's own cache:
+
+- *Early exit*: run only the first j layers, then the norm and the head.  Keys and
+  values of these layers depend on nothing above them, so the draft uses those that
+  are there, and what it adds is what the target would have written.
+- *Short context*: run all layers, but look back only the last w positions.  In a
+  long text most of the time goes into reading the cache; what it adds behind the
+  text is approximate, and the target writes over it when it checks.
+
+Early exit pays with models trained for it: LayerSkip, Elhoushi et al. 2024,
+arXiv:2404.16710.  A draft with part of the cache is described by Sun et al. 2024,
+TriForce, arXiv:2404.11912.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from npllama.attention import vectorized
+from npllama.cache import KVCache
+from npllama.decoding.common import Process, unprocessed
+from npllama.decoding.speculative import Draft, Propose, guesses
+from npllama.model import forward
+from npllama.weights import Model
+
+
+def first_layers(model: Model, layers: int) -> Model:
+    """The model that leaves after some of its layers; no weight is copied.
+
+    Raises
+    ------
+    ValueError
+        If the model has not so many layers, or none would be left.
+    """
+    L = model.config.num_hidden_layers
+    if not 1 <= layers <= L:
+        raise ValueError(f"early exit after layer {layers}: the model has {L}")
+    config = replace(model.config, num_hidden_layers=layers)
+    return model._replace(config=config, layers=model.layers[:layers])
+
+
+def early_exit(
+    model: Model,
+    layers: int,
+    process: Process = unprocessed,
+    rng: np.random.Generator | None = None,
+) -> Propose:
+    """Guess with the first layers of the target.
+
+    Parameters
+    ----------
+    model : Model
+        The target.
+    layers : int
+        How many of its layers to run.
+    process, rng
+        As in `assisted`.
+
+    Returns
+    -------
+    function
+        For `speculate`.
+    """
+    small = first_layers(model, layers)
+
+    def propose(text: Sequence[int], most: int, cache: KVCache) -> Draft:
+        shared = KVCache(cache.k[:layers], cache.v[:layers], cache.length.copy())
+
+        def logits_behind(text: list[int]) -> np.ndarray:
+            return forward(small, np.array([text[-1:]]), shared)[:, -1]
+
+        return guesses(logits_behind, text, most, process, rng)
+
+    return propose
+
+
+def short_context(
+    model: Model,
+    window: int,
+    process: Process = unprocessed,
+    rng: np.random.Generator | None = None,
+) -> Propose:
+    """Guess with the target itself, which sees only the last positions.
+
+    Parameters
+    ----------
+    model : Model
+        The target.
+    window : int
+        Positions that a guess may look at, the one before it included.
+    process, rng
+        As in `assisted`.
+
+    Returns
+    -------
+    function
+        For `speculate`.
+
+    Raises
+    ------
+    ValueError
+        If the window is empty.
+    """
+    if window < 1:
+        raise ValueError(f"a window of {window} positions shows nothing; 1 is least")
+
+    def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, start: np.ndarray):
+        first = max(0, int(start[0]) + 1 - window)
+        return vectorized(q, k[:, :, first:], v[:, :, first:], start - first)
+
+    def propose(text: Sequence[int], most: int, cache: KVCache) -> Draft:
+        beside = cache._replace(length=cache.length.copy())
+
+        def logits_behind(text: list[int]) -> np.ndarray:
+            return forward(model, np.array([text[-1:]]), beside, attend=attend)[:, -1]
+
+        return guesses(logits_behind, text, most, process, rng)
+
+    return propose
