@@ -316,7 +316,9 @@ def _check_directory(path, members: list[zipfile.ZipInfo], size: int) -> None:
     """Refuse a directory that lists a name twice, or the same bytes many times."""
     for name, count in Counter(info.filename for info in members).items():
         if count > 1:
-            raise ValueError(f"{path}: {name}: stands there {count} times")
+            raise ValueError(f"{path}: {name!r} stands there {count} times")
+        if not name.isprintable():
+            raise ValueError(f"{path}: {name!r} is no name of a tensor or file")
     # Small files are copied out: overlapping members could fill the memory.
     if sum(info.file_size for info in members) > size:
         raise ValueError(f"{path}: its members are larger than the file: truncated?")

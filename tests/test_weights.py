@@ -275,6 +275,7 @@ CHANGES = {
     "a wrong shape": ({EMBED: npy(np.zeros((7, 13), np.float32))}, r"\(7, 13\)"),
     "an extra tensor": ({"more.npy": npy(np.zeros(3, "f4"))}, "more is not part"),
     "a path trick": ({"../../out.npy": npy(np.zeros(3, "f4"))}, "out is not part"),
+    "a name of two lines": ({"a\nb.npy": npy(np.zeros(3, "f4"))}, r"'a\\nb.npy' is no"),
     "an empty member": ({EMBED: b""}, "header cannot be read"),
     "a shape that lies": (
         {EMBED: header_only("{'descr':'<f4','fortran_order':False,'shape':(9,9)}")},
@@ -334,7 +335,7 @@ def test_a_name_that_stands_twice_is_refused(model_file):
     members = [*members_of(model_file).items()] * 2
     with pytest.warns(UserWarning, match="Duplicate name"):
         write_members(model_file, members)
-    with pytest.raises(ValueError, match="config.json: stands there 2 times"):
+    with pytest.raises(ValueError, match="'config.json' stands there 2 times"):
         load(model_file)
 
 
