@@ -18,8 +18,9 @@ from npllama.cache import KVCache
 from npllama.decoding.common import Hypothesis
 from npllama.decoding.logprobs import TokenLogprob, text_logprobs, token_logprob
 from npllama.decoding.sample import sample
+from npllama.decoding.speculative import Round
 from npllama.options import GenerationConfig
-from npllama.strategies import growing, searching
+from npllama.strategies import Growth, growing, searching
 from npllama.task import (
     Helpers,
     Prompt,
@@ -45,6 +46,7 @@ class Generation(NamedTuple):
     score: float | None = None  # what the strategy ranked by, if it ranked
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob] | None = None  # from the second token on
+    speculation: dict[str, int] | None = None  # rounds, and tokens drafted, accepted
 
 
 def generate(
@@ -141,11 +143,13 @@ def pieces(
     task = prepare(model, prompt, config, helpers)
     grow = growing(config, helpers)
     child = rng.spawn(1)[0]
-    tokens = grow(task, child) if grow else sampled(task, child, cache)
+    rounds = grow(task, child) if grow else sampled(task, child, cache)
     shower = Shower(task)
-    for token, reason in tokens:
-        text = shower.push(token) + (shower.flush() if reason else "")
-        yield Piece(token, text, reason)
+    for round in rounds:
+        for i, token in enumerate(round.tokens):
+            reason = round.reason if i == len(round.tokens) - 1 else None
+            text = shower.push(token) + (shower.flush() if reason else "")
+            yield Piece(token, text, reason)
 
 
 def stream(
@@ -180,8 +184,8 @@ def _copies(config: GenerationConfig) -> tuple[int, int]:
 
 def sampled(
     task: Task, rng: np.random.Generator, cache: KVCache | None
-) -> Iterator[tuple[int, str | None]]:
-    """One row of `sample`, as tokens and the reason for ending."""
+) -> Iterator[Round]:
+    """One row of `sample`, a token a round."""
     rngs = [rng] if task.config.do_sample else None
     process = process_of([task], [rng])
     limit = task.max_new_tokens
@@ -189,7 +193,7 @@ def sampled(
     for step in steps:
         token = step.tokens[0]
         assert token is not None
-        yield token, step.reasons[0]
+        yield Round([token], 0, 0, step.reasons[0])
 
 
 def sample_batch(tasks: list[Task], rng: np.random.Generator) -> list[Generation]:
@@ -234,11 +238,16 @@ def sample_batch(tasks: list[Task], rng: np.random.Generator) -> list[Generation
     return found
 
 
-def grown(task: Task, grow, rng: np.random.Generator) -> Generation:
+def grown(task: Task, grow: Growth, rng: np.random.Generator) -> Generation:
     """Run a strategy that grows one text to its end."""
-    steps = list(grow(task, rng))
-    reason = steps[-1][1] or "length"
-    return generation_of(task, Hypothesis([t for t, _ in steps], None, reason))
+    rounds = list(grow(task, rng))
+    tokens = [token for round in rounds for token in round.tokens]
+    hypothesis = Hypothesis(tokens, None, rounds[-1].reason or "length")
+    drafted, accepted = sum(r.drafted for r in rounds), sum(r.accepted for r in rounds)
+    counts = {"rounds": len(rounds), "drafted": drafted, "accepted": accepted}
+    return generation_of(task, hypothesis)._replace(
+        speculation=counts if drafted else None
+    )
 
 
 def generation_of(

@@ -15,12 +15,15 @@ from npllama.decoding.beam import beam_search
 from npllama.decoding.common import Hypothesis
 from npllama.decoding.constrained_beam import constrained_beam_search, constraints_of
 from npllama.decoding.group_beam import group_beam_search
+from npllama.decoding.prompt_lookup import prompt_lookup
+from npllama.decoding.self_speculation import early_exit, short_context
+from npllama.decoding.speculative import Propose, Round, assisted, speculate
 from npllama.decoding.stochastic_beam import stochastic_beam_search
 from npllama.task import Task, process_of
 
 Rng = np.random.Generator
 Search = Callable[[Task, Rng], list[Hypothesis]]
-Growth = Callable[[Task, Rng], Iterator[tuple[int, "str | None"]]]
+Growth = Callable[[Task, Rng], Iterator[Round]]
 
 
 def searching(config) -> Search | None:
@@ -36,7 +39,74 @@ def searching(config) -> Search | None:
 
 def growing(config, helpers) -> Growth | None:
     """The strategy that grows one text in a way of its own, if one is asked for."""
+    if helpers.assistant is not None:
+        return with_assistant
+    if config.prompt_lookup_num_tokens:
+        return with_lookup
+    if config.assistant_early_exit:
+        return with_early_exit
+    if config.assistant_window:
+        return with_short_context
     return None
+
+
+#  ---- speculation ------------------------------------------------------------
+
+
+def _speculate(task: Task, rng: Rng, propose: Propose, guesses: int) -> Iterator[Round]:
+    """Check what `propose` guesses, greedily or by chance as the config says."""
+    return speculate(
+        task.model,
+        task.prompt,
+        propose,
+        task.stop,
+        task.max_new_tokens,
+        guesses,
+        process_of([task], [rng]),
+        rng if task.config.do_sample else None,
+    )
+
+
+def _draft(task: Task, rng: Rng) -> tuple:
+    """What a drafting model chooses by: a pipeline and chance of its own."""
+    child = rng.spawn(1)[0]
+    return process_of([task], [child]), child if task.config.do_sample else None
+
+
+def with_assistant(task: Task, rng: Rng) -> Iterator[Round]:
+    """Guesses of a smaller model."""
+    assistant = task.helpers.assistant
+    V, draft_V = task.model.config.vocab_size, assistant.config.vocab_size
+    if V != draft_V:
+        raise ValueError(
+            f"the assistant knows {draft_V} tokens, the model {V}: they must share "
+            "one vocabulary"
+        )
+    propose = assisted(assistant, task.capacity, *_draft(task, rng))
+    return _speculate(task, rng, propose, task.config.num_assistant_tokens)
+
+
+def with_lookup(task: Task, rng: Rng) -> Iterator[Round]:
+    """What followed the same tokens earlier in the text."""
+    propose = prompt_lookup(task.config.max_matching_ngram_size, task.eos)
+    return _speculate(task, rng, propose, task.config.prompt_lookup_num_tokens)
+
+
+def with_early_exit(task: Task, rng: Rng) -> Iterator[Round]:
+    """Guesses of the model's own first layers."""
+    layers = task.config.assistant_early_exit
+    propose = early_exit(task.model, layers, *_draft(task, rng))
+    return _speculate(task, rng, propose, task.config.num_assistant_tokens)
+
+
+def with_short_context(task: Task, rng: Rng) -> Iterator[Round]:
+    """Guesses of the model that looks back only a little."""
+    window = task.config.assistant_window
+    propose = short_context(task.model, window, *_draft(task, rng))
+    return _speculate(task, rng, propose, task.config.num_assistant_tokens)
+
+
+#  ---- beams ------------------------------------------------------------------
 
 
 def _common(task: Task) -> dict:
