@@ -120,23 +120,23 @@ def vectorized(
     """
     B, T, H, D = q.shape
     K, G = k.shape[1], H // k.shape[1]
-    y = np.empty_like(q)  # (B, T, H, D)
-    scaled = (q * (1 / math.sqrt(D))).reshape(B, T, K, G, D)  # (B, T, K, G, D)
+    grouped = q.reshape(B, T, K, G, D)  # (B, T, K, G, D)
+    y = np.empty_like(grouped)  # (B, T, K, G, D)
     for rows in _rows_that_start_together(start):
         first = int(start[rows.start])
         for t in range(0, T, query_block):
-            block = scaled[rows, t : t + query_block]
+            block = grouped[rows, t : t + query_block] * (1 / math.sqrt(D))
             seen = min(first + t + block.shape[1], k.shape[2])
             keys, values = k[rows, :, :seen], v[rows, :, :seen]
             hidden = values[:, :, first + t + 1 :]  # from some of these queries
             if hidden.size and not np.isfinite(hidden).all():
                 # A weight of zero does not hide them: 0 * nan is nan.  Loops do.
                 part = q[rows, t : t + query_block]
-                mixed = naive(part, keys, values, start[rows] + t)
+                mixed = naive(part, keys, values, start[rows] + t).reshape(block.shape)
             else:
                 mixed = _block_of_queries(block, keys, values, first + t, key_block)
-            y[rows, t : t + query_block] = mixed.reshape(*mixed.shape[:2], H, D)
-    return y
+            y[rows, t : t + query_block] = mixed
+    return y.reshape(B, T, H, D)
 
 
 def _rows_that_start_together(start: np.ndarray) -> list[slice]:

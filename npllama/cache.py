@@ -26,7 +26,7 @@ class KVCache(NamedTuple):
 
     k: np.ndarray  # (L, B, K, N, D)
     v: np.ndarray  # (L, B, K, N, D)
-    length: np.ndarray  # (B,), positions filled in each row
+    length: np.ndarray  # (B,) int64, positions filled in each row
 
 
 def new_cache(

@@ -51,9 +51,9 @@ def forward(
 
     Returns
     -------
-    (B, T, V) float
-        Logits: entry [b, t] scores the token that follows position t.
-        With `last`, (B, 1, V).
+    (B, T_or_1, V) float
+        Logits: entry [b, t] scores the token that follows position t; with `last`,
+        there is one t.
 
     Raises
     ------

@@ -227,7 +227,8 @@ def test_stochastic_beams_draw_the_first_text_as_the_model_does():
     model = small_model(1)
     stop = at_tokens([3])
     truth = {
-        tuple(h.tokens): math.exp(h.score) for h in exhaustive_search(model, [1], stop, 2)
+        tuple(h.tokens): math.exp(h.score)
+        for h in exhaustive_search(model, [1], stop, 2)
     }
     rng, N = np.random.default_rng(0), 1500
     seen: Counter = Counter()
@@ -239,7 +240,9 @@ def test_stochastic_beams_draw_the_first_text_as_the_model_does():
         seen[texts[0]] += 1
         pairs += 1
     rare = [t for t, p in truth.items() if N * p < 5]
-    chi = sum((seen[t] - N * p) ** 2 / (N * p) for t, p in truth.items() if t not in rare)
+    chi = sum(
+        (seen[t] - N * p) ** 2 / (N * p) for t, p in truth.items() if t not in rare
+    )
     df = len(truth) - len(rare) - 1
     assert chi < df + 6 * math.sqrt(2 * df)
 

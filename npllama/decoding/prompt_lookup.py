@@ -43,14 +43,14 @@ def continuation(
     list of int
         Empty if not even the last token occurs twice.
     """
-    text = np.asarray(text)  # (S,)
-    for n in range(min(max_matching_ngram_size, len(text) - 1), 0, -1):
+    ids = np.asarray(text)  # (S,)
+    for n in range(min(max_matching_ngram_size, len(ids) - 1), 0, -1):
         # The last n tokens themselves are not among the places to look at.
-        places = sliding_window_view(text[:-1], n)  # (S - n, n)
-        found = np.flatnonzero((places == text[-n:]).all(axis=1))
+        places = sliding_window_view(ids[:-1], n)  # (S - n, n)
+        found = np.flatnonzero((places == ids[-n:]).all(axis=1))
         if found.size:
             start = int(found[0]) + n
-            return text[start : start + most].tolist()
+            return ids[start : start + most].tolist()
     return []
 
 

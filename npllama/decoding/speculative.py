@@ -41,8 +41,7 @@ class Draft(NamedTuple):
     """Guesses for the next tokens, and where they came from."""
 
     tokens: list[int]
-    # For each token the (V,) float64 distribution that it was really drawn from,
-    # after temperature and truncation; None if there was no choice.
+    # What each was really drawn from, (V,) float64; None if there was no choice.
     probs: list[np.ndarray] | None = None
 
 
@@ -85,10 +84,6 @@ def assisted(
     rng : np.random.Generator
         None guesses greedily: then each guess counts as made without a choice.
 
-    Returns
-    -------
-    function
-        For `speculate`.
     """
     follower = Follower(assistant, capacity)
 
@@ -120,16 +115,16 @@ def guesses(
     process, rng
         As in `assisted`.
     """
-    text, start = list(text), len(text)
+    guessed = list(text)
     probs = []
     for _ in range(most):
-        logits = process([text], logits_behind(text))[0]  # (V,)
+        logits = process([guessed], logits_behind(guessed))[0]  # (V,)
         if rng is None:
-            text.append(int(logits.argmax()))
+            guessed.append(int(logits.argmax()))
         else:
             probs.append(softmax(logits))
-            text.append(int(draw(probs[-1], rng.random())))
-    return Draft(text[start:], probs if rng is not None else None)
+            guessed.append(int(draw(probs[-1], rng.random())))
+    return Draft(guessed[len(text) :], probs if rng is not None else None)
 
 
 #  ---- the loop ---------------------------------------------------------------
@@ -232,18 +227,12 @@ def check(
         From (new tokens, (V,) logits, guess, its distribution) to the next token.
     ends : function
         New tokens to the reason for ending, or None.
-
-    Returns
-    -------
-    tokens : list of int
-    reason : str, or None if the text goes on
     """
-    # Behind the last guess there is none to check: the token for free.
-    guesses = [*draft.tokens, None]
-    probs = [*(draft.probs or [None] * len(draft.tokens)), None]
     tokens: list[int] = []
-    for row, x, q in zip(logits, guesses, probs):
-        tokens.append(decide(new + tokens, row, x, q))
+    # Behind the last guess there is none to check: the token for free.
+    for i, x in enumerate([*draft.tokens, None]):
+        q = None if draft.probs is None or x is None else draft.probs[i]
+        tokens.append(decide(new + tokens, logits[i], x, q))
         reason = ends(new + tokens)
         if reason is not None or tokens[-1] != x:
             break

@@ -1,0 +1,199 @@
+"""The command line as a user meets it: texts out, one line when something is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from npllama.cli import main
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*words, stdin=""):
+    """Run the program as a user does; return (exit code, output, errors)."""
+    done = subprocess.run(
+        [sys.executable, "-m", "npllama", *words],
+        input=stdin.encode() if isinstance(stdin, str) else stdin,
+        capture_output=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        timeout=60,
+    )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def called(capsys, *words):
+    """The same in this process, which is quicker."""
+    try:
+        code = main(words)
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_generate_continues_a_text_and_reports_its_speed_apart():
+    code, out, err = run("generate", "Once upon a time", "--max-new-tokens", "8", "--seed", "1")
+    assert code == 0 and out.startswith("Once upon a time") and len(out) > 20
+    assert "tokens/s" in err and "peak memory" in err and "tokens/s" not in out
+
+
+def test_a_seed_repeats_a_text(capsys):
+    words = ("generate", "Once", "--max-new-tokens", "12", "--seed")
+    first, again, other = (called(capsys, *words, s)[1] for s in ("1", "1", "2"))
+    assert first == again != other
+
+
+def test_the_prompt_comes_from_standard_input_too():
+    words = ("generate", "--max-new-tokens", "6", "--temperature", "0")
+    given = run(*words, "Long ago")[1]
+    assert run(*words, stdin="Long ago\n")[1] == given
+    assert run(*words, "-", stdin="Long ago\n")[1] == given
+
+
+def test_json_is_one_object(capsys):
+    words = ("--json", "--max-new-tokens", "5", "--temperature", "0", "--logprobs", "2")
+    code, out, _ = called(capsys, "generate", "Once", *words)
+    answer = json.loads(out)
+    text = answer["texts"][0]
+    assert code == 0 and answer["prompt"] == "Once" and len(text["tokens"]) == 5
+    assert text["finish_reason"] == "length" and len(text["logprobs"][0]["top"]) == 2
+    assert answer["statistics"]["new_tokens"] == 5
+
+
+def test_beams_and_several_texts_are_printed(capsys):
+    words = ("--num-beams", "3", "--num-return-sequences", "2", "--max-new-tokens", "5")
+    code, out, _ = called(capsys, "generate", "Once", *words)
+    assert code == 0 and out.count("Once") == 2
+
+
+def test_every_option_of_the_config_is_an_option_of_the_command(capsys):
+    from dataclasses import fields
+
+    from npllama.options import GenerationConfig
+
+    _, out, _ = called(capsys, "generate", "--help")
+    names = {f.name for f in fields(GenerationConfig)} - {"prefix_allowed_tokens_fn"}
+    assert not [n for n in names if "--" + n.replace("_", "-") not in out]
+
+
+def test_options_in_json_reach_the_config(capsys):
+    words = ("--max-new-tokens", "30", "--temperature", "0", "--bad-words-ids")
+    plain = called(capsys, "generate", "Once", "--json", *words[:4])[1]
+    first = json.loads(plain)["texts"][0]["tokens"][0]
+    banned = called(capsys, "generate", "Once", "--json", *words, f"[[{first}]]")[1]
+    assert first not in json.loads(banned)["texts"][0]["tokens"]
+
+
+def test_a_schema_is_obeyed(capsys):
+    schema = '{"type": "object", "properties": {"n": {"type": "boolean"}}, "required": ["n"]}'
+    words = ("--json-schema", schema, "--seed", "0", "--json")
+    _, out, _ = called(capsys, "generate", "Once", *words)
+    text = json.loads(out)["texts"][0]["text"]
+    assert json.loads(text) in ({"n": True}, {"n": False})
+
+
+def test_info_counts_what_is_there(capsys):
+    code, out, _ = called(capsys, "info", "--json")
+    facts = json.loads(out)
+    parts = facts["parameters"]
+    assert code == 0 and parts["total"] == sum(parts.values()) - parts["total"]
+    assert parts["total"] <= 3_000_000
+    config = facts["config"]
+    per_token = 2 * config["num_hidden_layers"] * config["num_key_value_heads"]
+    assert facts["bytes, as computed with"]["cache per token"] == (
+        per_token * config["head_dim"] * 4
+    )
+    assert "parameters" in called(capsys, "info")[1]
+
+
+WRONG = [
+    (2, ("generate", "x", "--temperature", "-1"), "temperature is -1.0"),
+    (2, ("generate", "x", "--top-p", "2"), "top_p is 2.0"),
+    (2, ("generate", "x", "--seed", "-1"), "seed"),
+    (2, ("generate", "x", "--max-new-tokens", "many"), "invalid int value"),
+    (2, ("generate", "x", "--bad-words-ids", "[[1"), "not JSON"),
+    (2, ("generate", "x", "--no-such-option"), "unrecognized"),
+    (2, ("frobnicate",), "invalid choice"),
+    (2, (), "required"),
+    (1, ("generate", "x", "--weights", "nowhere.npz"), "shipped with npllama: stories"),
+    (1, ("generate", "x", "--weights", __file__), "not an .npz"),
+    (1, ("generate", "x", "--weights", str(ROOT)), ""),
+    (1, ("generate", "a b " * 600), "context is 512"),
+    (1, ("generate", "x", "--json-schema", '{"type": "thing"}'), "not one of"),
+    (1, ("generate", "x", "--assistant", "nowhere"), "nowhere"),
+    (1, ("info", "--weights", "nowhere.npz"), "nowhere.npz"),
+]
+
+
+@pytest.mark.parametrize("code, words, message", WRONG)
+def test_what_is_wrong_gets_one_line_and_its_exit_code(capsys, code, words, message):
+    got, out, err = called(capsys, *words)
+    assert got == code and message in err and out == ""
+    assert len(err.strip().splitlines()) == 1 and "Traceback" not in err
+
+
+def test_bytes_that_are_not_text_get_one_line():
+    code, _, err = run("generate", stdin=b"\xff\xfe")
+    assert code == 2 and "not UTF-8" in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_reader_that_goes_away_is_no_error_message():
+    words = f"{sys.executable} -m npllama generate Once --seed 1 | head -c 5"
+    done = subprocess.run(
+        ["bash", "-c", words], capture_output=True, cwd=ROOT, timeout=60
+    )
+    assert done.stdout == b"Once " [:5] and b"Traceback" not in done.stderr
+
+
+#  ---- chat -------------------------------------------------------------------
+
+
+def test_chat_answers_every_turn_and_ends_with_the_input():
+    words = ("chat", "--max-new-tokens", "5", "--seed", "1")
+    code, out, err = run(*words, stdin="Once\nupon a time\n\n/reset\nOnce\n/quit\nnever\n")
+    assert code == 0 and len(out.strip().splitlines()) == 3
+    assert "Traceback" not in err
+
+
+def test_chat_goes_on_from_its_cache(capsys, monkeypatch):
+    """Two turns give what one prefill of all their tokens gives."""
+    import numpy as np
+
+    import npllama
+    from npllama import cli
+
+    model = npllama.load("stories")
+    talk = cli.Conversation(model, "plain", None)
+    config = npllama.GenerationConfig(max_new_tokens=4)
+    cli.answer(talk, "Once upon", config, np.random.default_rng(0))
+    held = int(talk.cache.length[0])
+    assert held == len(talk.tokens) - 1  # the last token has not been run yet
+    cli.answer(talk, "a time", config, np.random.default_rng(0))
+    prompt, new = talk.tokens[:-4], talk.tokens[-4:]
+    assert npllama.generate(model, prompt, config).tokens == new
+
+
+def test_ctrl_c_stops_the_answer_not_the_chat():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "npllama", "chat", "--max-new-tokens", "400"]
+        + ["--eos-token-id", "[]", "--seed", "0"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+    )
+    process.stdin.write(b"Once upon a time\n")
+    process.stdin.flush()
+    process.stdout.read(10)  # it has begun to answer
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    out, err = process.communicate(b"Once\n/quit\n", timeout=60)
+    assert process.returncode == 0 and b"Traceback" not in err

@@ -1,0 +1,210 @@
+"""Text held to a format: what fits can be written, and nothing else."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from npllama.decoding.automaton import (
+    ACCEPT,
+    START,
+    compile_regex,
+    enter,
+    step,
+    utf8_ranges,
+)
+from npllama.decoding.guided import Guide, beginning_with, guided
+from npllama.decoding.json_schema import schema_to_regex
+
+LETTERS = "abé"
+
+
+def accepts(machine, content):
+    states = enter(machine, frozenset([START]))
+    for byte in content:
+        states = step(machine, states, byte)
+        if not states:
+            return False
+    return ACCEPT in states
+
+
+LEAVES = st.sampled_from(["a", "b", "é", ".", "[ab]", "[^a]", "[a-é]", r"\w", "(?:)"])
+REGEXES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.tuples(inner, inner).map("".join),
+        st.tuples(inner, inner).map(lambda two: f"({two[0]}|{two[1]})"),
+        st.tuples(inner, st.sampled_from(["*", "+", "?", "{2}", "{1,}", "{0,2}"])).map(
+            lambda two: f"(?:{two[0]}){two[1]}"
+        ),
+    ),
+    max_leaves=6,
+)
+
+
+@given(REGEXES, st.text(LETTERS + "\n", max_size=6))
+@example("[]a-]+", "]a-")
+@example("a{0}", "")
+def test_the_machine_accepts_what_python_matches(pattern, text):
+    expected = re.fullmatch(pattern, text, re.ASCII) is not None
+    assert accepts(compile_regex(pattern), text.encode()) == expected
+
+
+@given(st.integers(0, 0x10FFFF), st.integers(0, 0x10FFFF), st.integers(0, 0x10FFFF))
+def test_a_range_of_characters_is_exactly_its_bytes(a, b, c):
+    low, high = sorted((a, b))
+    if 0xD800 <= c <= 0xDFFF:
+        return
+    content = chr(c).encode()
+    fits = any(
+        len(chain) == len(content)
+        and all(x <= byte <= y for byte, (x, y) in zip(content, chain))
+        for chain in utf8_ranges(low, high)
+    )
+    assert fits == (low <= c <= high)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["(", ")", "a**", "[", "*", "a{2,1}", "^a", r"\q", "(?=a)", "[z-a]", "a{9999}"],
+)
+def test_a_malformed_pattern_gets_one_line(pattern):
+    if pattern == "a**":
+        compile_regex(pattern)  # Python refuses it, but it has a meaning
+        return
+    with pytest.raises(ValueError, match="regex"):
+        compile_regex(pattern)
+
+
+VOCABULARY = [b"", b"a", b"b", b"ab", "é".encode()[:1], "é".encode()[1:], b"ba", b"\n"]
+EOS = 0
+
+
+@given(REGEXES, st.integers(0, 1000))
+def test_whatever_is_chosen_under_the_mask_matches_in_the_end(pattern, seed):
+    guide = Guide(compile_regex(pattern), VOCABULARY, [EOS])
+    rng = np.random.default_rng(seed)
+    process = guided(guide, [1])
+    tokens = [7]
+    for _ in range(12):
+        logits = np.zeros((1, 8), dtype=np.float32)
+        masked = process([tokens], logits)[0]
+        allowed = np.flatnonzero(masked > -np.inf)
+        token = int(rng.choice(allowed))
+        if token == EOS:
+            content = b"".join(VOCABULARY[t] for t in tokens[1:])
+            assert re.fullmatch(pattern, content.decode(), re.ASCII)
+            return
+        tokens.append(token)
+    assert guide.after(tokens[1:])
+
+
+@given(REGEXES)
+def test_the_mask_is_what_trying_every_token_says(pattern):
+    guide = Guide(compile_regex(pattern), VOCABULARY, [EOS])
+    states = guide.after([1])
+    if not states:
+        return
+    mask = guide.allowed(states)
+    for token, content in enumerate(VOCABULARY):
+        if token == EOS:
+            assert mask[token] == (ACCEPT in states)
+        else:
+            ahead = states
+            for byte in content:
+                ahead = step(guide.machine, ahead, byte)
+            assert mask[token] == bool(ahead)
+
+
+def test_masked_logits_are_the_model_s_where_they_are_left():
+    guide = Guide(compile_regex("ab"), VOCABULARY, [EOS])
+    logits = np.arange(8, dtype=np.float32)[None]
+    masked = guided(guide, [0])([[]], logits)
+    assert masked.tolist() == [[-np.inf, 1, -np.inf, 3] + [-np.inf] * 4]
+    assert logits[0, 0] == 0
+
+
+def test_beginning_with_allows_anything_behind():
+    machine = beginning_with(b"ab")
+    assert accepts(machine, b"ab") and accepts(machine, b"ab\xff\x00")
+    assert not accepts(machine, b"a") and not accepts(machine, b"ba")
+
+
+#  ---- schemas ----------------------------------------------------------------
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 1, "maxLength": 5},
+        "age": {"type": "integer"},
+        "tags": {
+            "type": "array",
+            "items": {"enum": ["a.b", "c|d", 1, None]},
+            "maxItems": 3,
+        },
+        "kind": {"$ref": "#/$defs/kind"},
+    },
+    "required": ["age"],
+    "$defs": {"kind": {"anyOf": [{"const": True}, {"type": ["number", "null"]}]}},
+}
+
+
+@pytest.mark.parametrize(
+    "value, fits",
+    [
+        ({"age": 3}, True),
+        ({"name": "Bob", "age": -30}, True),
+        ({"name": "", "age": 3}, False),
+        ({"name": "Bobbie", "age": 3}, False),
+        ({"name": 'é\n"', "age": 0, "kind": 1.5e-3}, True),
+        ({"age": 3, "tags": ["a.b", 1, None], "kind": True}, True),
+        ({"age": 3, "tags": ["axb"]}, False),
+        ({"age": 3, "tags": [1, 1, 1, 1]}, False),
+        ({"age": 3, "tags": []}, True),
+        ({"age": "3"}, False),
+        ({"name": "Bob"}, False),
+        ({"age": 3, "more": 1}, False),
+        ({"age": 3, "kind": False}, False),
+    ],
+)
+def test_a_schema_admits_what_it_describes(value, fits):
+    machine = compile_regex(schema_to_regex(SCHEMA))
+    assert accepts(machine, json.dumps(value, ensure_ascii=False).encode()) == fits
+
+
+@given(st.sets(st.sampled_from("abc")), st.permutations("abc"))
+def test_optional_members_come_in_order_with_commas_between(required, order):
+    schema = {
+        "properties": {name: {"type": "null"} for name in "abc"},
+        "required": sorted(required),
+    }
+    machine = compile_regex(schema_to_regex(schema))
+    for n in range(4):
+        chosen = order[:n]
+        text = json.dumps(dict.fromkeys(chosen)).encode()
+        assert accepts(machine, text) == (
+            list(chosen) == sorted(chosen) and required <= set(chosen)
+        )
+
+
+@pytest.mark.parametrize(
+    "schema, message",
+    [
+        ({"type": "integer", "minimum": 3}, "'minimum' is not understood"),
+        (
+            {"$ref": "#/$defs/x", "$defs": {"x": {"$ref": "#/$defs/x"}}},
+            "contains itself",
+        ),
+        ({"type": "thing"}, "not one of"),
+        ({}, "no 'type'"),
+        ("{", "not JSON"),
+        ({"properties": {}, "required": ["a"]}, "not declared"),
+        ({"enum": []}, "without options"),
+    ],
+)
+def test_what_a_pattern_cannot_say_is_refused(schema, message):
+    with pytest.raises(ValueError, match=message):
+        schema_to_regex(schema)

@@ -1,0 +1,81 @@
+"""Stop rules see the text, however it was cut into tokens."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from npllama.decoding.stopping import (
+    Trimmer,
+    after_seconds,
+    at_strings,
+    at_tokens,
+    first_of,
+    trim,
+)
+
+TEXT = st.text("abé", max_size=12)
+STRINGS = st.lists(st.text("abé", min_size=1, max_size=4), min_size=1, max_size=3)
+
+
+class Pieces:
+    """A vocabulary that is a list of bytes."""
+
+    def __init__(self, pieces):
+        self.pieces = pieces
+
+    def token_bytes(self, token):
+        return self.pieces[token]
+
+
+def cut(content, data):
+    """Cut bytes into pieces at random, also within a character."""
+    places = data.draw(st.sets(st.integers(0, len(content))))
+    edges = sorted({0, len(content), *places})
+    return [content[a:b] for a, b in zip(edges, edges[1:])]
+
+
+@given(TEXT, STRINGS, st.data())
+def test_a_stop_string_is_found_at_its_first_end_whatever_the_tokens(
+    text, strings, data
+):
+    pieces = cut(text.encode(), data)
+    stop = at_strings(Pieces(pieces), strings)
+    stops = [n for n in range(len(pieces) + 1) if stop(list(range(n)))]
+    ends = [
+        text.encode().find(s.encode()) + len(s.encode()) for s in strings if s in text
+    ]
+    lengths = [len(b"".join(pieces[:n])) for n in range(len(pieces) + 1)]
+    expected = [n for n, size in enumerate(lengths) if ends and size >= min(ends)]
+    assert stops[:1] == expected[:1]
+
+
+@given(TEXT, STRINGS, st.data())
+def test_trimming_a_stream_is_trimming_the_text(text, strings, data):
+    places = data.draw(st.sets(st.integers(0, len(text))))
+    edges = sorted({0, len(text), *places})
+    trimmer, shown = Trimmer(strings), ""
+    for a, b in zip(edges, edges[1:]):
+        shown += trimmer.push(text[a:b])
+        assert trim(text, strings).startswith(shown)
+        if any(s in text[:b] for s in strings):
+            break
+    else:
+        shown += trimmer.flush()
+    assert shown == trim(text, strings)
+
+
+def test_rules_are_asked_in_order():
+    rule = first_of(
+        [at_tokens([2]), lambda tokens: "long" if len(tokens) > 2 else None]
+    )
+    assert [rule([5, 6]), rule([5, 2]), rule([5, 6, 7]), rule([5, 6, 2])] == [
+        None,
+        "eos",
+        "long",
+        "eos",
+    ]
+
+
+def test_the_clock_stops_a_text():
+    now = iter([10.0, 11.0, 12.5])
+    rule = after_seconds(2.0, clock=lambda: next(now))
+    assert [rule([1]), rule([1])] == [None, "time"]

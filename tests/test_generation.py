@@ -1,0 +1,235 @@
+"""The one face: prompts in, texts out, whatever the strategy."""
+
+import numpy as np
+import pytest
+from goldens.tiny_models import npllama_model, tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+import npllama
+from npllama import GenerationConfig, Helpers, generate, pieces, stream
+from npllama.decoding.logprobs import text_logprobs
+from npllama.options import generation_config_from_hf, load_generation_config
+
+SEEDS = st.integers(0, 10_000)
+
+
+@pytest.fixture(scope="module")
+def stories():
+    return npllama.load("stories")
+
+
+def model_of(seed):
+    made = tiny(seed)
+    return npllama_model(made), made.prompt
+
+
+def uncached_greedy(model, prompt, n):
+    tokens = list(prompt)
+    for _ in range(n):
+        cache = npllama.new_cache(model.config, 1, len(tokens))
+        logits = npllama.forward(model, np.array([tokens]), cache)
+        tokens.append(int(logits[0, -1].argmax()))
+        if tokens[-1] in model.config.eos_token_id:
+            break
+    return tokens[len(prompt) :]
+
+
+@given(SEEDS)
+def test_greedy_search_takes_the_peak_of_the_uncached_model(seed):
+    model, prompt = model_of(seed)
+    found = generate(model, prompt, GenerationConfig(max_new_tokens=8))
+    assert found.tokens == uncached_greedy(model, prompt, 8)
+    assert found.prompt_tokens == prompt
+
+
+@given(SEEDS, st.integers(1, 4))
+def test_a_text_does_not_depend_on_the_prompts_beside_it(seed, neighbours):
+    model, prompt = model_of(seed)
+    rng = np.random.default_rng(seed)
+    V = model.config.vocab_size
+    others = [
+        rng.integers(6, V, rng.integers(1, 9)).tolist() for _ in range(neighbours)
+    ]
+    config = GenerationConfig(max_new_tokens=6, do_sample=True, temperature=1.5)
+    alone = generate(model, [prompt], config, np.random.default_rng(1))
+    together = generate(model, [prompt, *others], config, np.random.default_rng(1))
+    assert together[0].tokens == alone[0].tokens
+
+
+@given(SEEDS)
+def test_one_seed_gives_one_text(seed):
+    model, prompt = model_of(seed)
+    config = GenerationConfig(max_new_tokens=8, do_sample=True, top_k=0)
+    a, b = (
+        generate(model, prompt, config, np.random.default_rng(seed)) for _ in range(2)
+    )
+    assert a == b
+
+
+@given(SEEDS, st.integers(1, 30))
+def test_a_text_ends_by_eos_or_has_the_length_asked_for(seed, n):
+    model, prompt = model_of(seed)
+    config = GenerationConfig(max_new_tokens=n, do_sample=True)
+    found = generate(model, prompt, config, np.random.default_rng(seed))
+    eos = model.config.eos_token_id
+    assert not set(found.tokens[:-1]) & set(eos)
+    if found.tokens[-1] in eos:
+        assert found.finish_reason == "eos"
+    else:
+        assert (found.finish_reason, len(found.tokens)) == ("length", n)
+
+
+def test_a_text_ends_where_the_context_ends():
+    model, prompt = model_of(0)
+    config = GenerationConfig(max_new_tokens=1000, eos_token_id=())
+    found = generate(model, prompt, config)
+    assert found.finish_reason == "context"
+    assert len(prompt) + len(found.tokens) == model.config.max_position_embeddings
+    with pytest.raises(ValueError, match="context is 128"):
+        generate(model, [6] * 128, config)
+
+
+def test_bad_prompts_get_one_line():
+    model, _ = model_of(0)
+    for prompt, message in (
+        ([], "empty"),
+        ([10_000], "outside the vocabulary"),
+        ("text", "without a tokenizer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            generate(model, [prompt])
+
+
+def test_greedy_search_is_what_every_draft_gives(stories):
+    amount = {"max_new_tokens": 30}
+    plain = generate(stories, "Once upon a time", GenerationConfig(**amount))
+    draft = Helpers(assistant=npllama.load("stories-draft"))
+    for options, helpers in (
+        ({"num_assistant_tokens": 4}, draft),
+        ({"prompt_lookup_num_tokens": 5}, Helpers()),
+        ({"assistant_early_exit": 2, "num_assistant_tokens": 3}, Helpers()),
+        ({"assistant_window": 8, "num_assistant_tokens": 3}, Helpers()),
+    ):
+        config = GenerationConfig(**options, **amount)
+        found = generate(stories, "Once upon a time", config, helpers=helpers)
+        assert found.tokens == plain.tokens
+        assert found.speculation["drafted"] >= found.speculation["accepted"]
+
+
+def test_streamed_pieces_join_to_the_text(stories):
+    for config in (
+        GenerationConfig(max_new_tokens=30, do_sample=True),
+        GenerationConfig(max_new_tokens=12, prompt_lookup_num_tokens=3),
+        GenerationConfig(
+            max_new_tokens=60, stop_strings="named", include_stop_str_in_output=False
+        ),
+    ):
+        whole = generate(stories, "Once", config, np.random.default_rng(3))
+        parts = list(stream(stories, "Once", config, np.random.default_rng(3)))
+        assert "".join(parts) == whole.text
+
+
+def test_searches_cannot_be_streamed(stories):
+    with pytest.raises(ValueError, match="use generate"):
+        list(pieces(stories, "Once", GenerationConfig(num_beams=2)))
+
+
+def test_several_texts_come_back_per_prompt(stories):
+    config = GenerationConfig(max_new_tokens=5, do_sample=True, num_return_sequences=3)
+    found = generate(stories, ["Once", "Long ago"], config, np.random.default_rng(0))
+    assert [f.prompt_tokens == found[0].prompt_tokens for f in found] == [True] * 3 + [
+        False
+    ] * 3
+
+
+def test_best_of_keeps_the_likeliest(stories):
+    few = GenerationConfig(
+        max_new_tokens=8, do_sample=True, num_return_sequences=2, best_of=6, logprobs=0
+    )
+    many = GenerationConfig(
+        max_new_tokens=8, do_sample=True, num_return_sequences=6, logprobs=0
+    )
+    best = generate(stories, ["Once"], few, np.random.default_rng(0))
+    every = generate(stories, ["Once"], many, np.random.default_rng(0))
+    scores = sorted((f.score for f in every), reverse=True)
+    assert [f.score for f in best] == scores[:2]
+
+
+def test_logprobs_are_those_of_teacher_forcing(stories):
+    for options in ({"do_sample": True, "temperature": 2.0}, {"num_beams": 3}):
+        config = GenerationConfig(
+            max_new_tokens=6, logprobs=3, prompt_logprobs=True, **options
+        )
+        found = generate(stories, "Once upon", config, np.random.default_rng(0))
+        whole = found.prompt_tokens + found.tokens
+        forced = text_logprobs(stories, whole, 1, 3)
+        reported = found.prompt_logprobs + found.logprobs
+        assert [e.token for e in reported] == whole[1:]
+        for mine, true in zip(reported, forced):
+            assert abs(mine.logprob - true.logprob) < 1e-3
+            assert [t for t, _ in mine.top] == [t for t, _ in true.top]
+            listed = dict(mine.top)
+            assert (mine.rank < 3) == (mine.token in listed)
+
+
+def test_processed_logprobs_are_of_what_was_drawn_from(stories):
+    config = GenerationConfig(max_new_tokens=4, do_sample=True, top_k=1, logprobs=1)
+    found = generate(stories, "Once", config, np.random.default_rng(0))
+    assert all(entry.processed == 0 and entry.logprob < 0 for entry in found.logprobs)
+
+
+def test_echo_puts_the_prompt_in_front(stories):
+    config = GenerationConfig(max_new_tokens=3, echo=True)
+    assert generate(stories, "Once upon", config).text.startswith("Once upon")
+
+
+def test_healing_lets_a_cut_word_be_finished(stories):
+    config = GenerationConfig(max_new_tokens=6, token_healing=True)
+    found = generate(stories, "Once upon a ti", config)
+    assert ("Once upon a ti" + found.text).startswith("Once upon a time")
+
+
+#  ---- options ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"temperature": 0}, "temperature is 0; it must be above 0"),
+        ({"top_p": 0}, "top_p is 0; it must be above 0 and at most 1"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"num_beams": 4, "num_beam_groups": 3}, "not a multiple"),
+        ({"num_beam_groups": 2, "num_beams": 2}, "diversity_penalty"),
+        ({"num_return_sequences": 2}, "greedy finds the same"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "above num_beams"),
+        ({"early_stopping": "soon"}, "one of True, False, 'never'"),
+        ({"force_words_ids": [[5]]}, "needs num_beams"),
+        ({"stop_strings": ("",)}, "none of them empty"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
+        ({"min_p": 1.5}, "from 0 to 1"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_k": True}, "top_k is True"),
+    ],
+)
+def test_values_out_of_range_are_refused_with_the_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        GenerationConfig(**options)
+
+
+def test_a_generation_config_is_read_as_transformers_writes_it(tmp_path):
+    file = tmp_path / "generation_config.json"
+    file.write_text(
+        '{"bos_token_id": 1, "eos_token_id": [2, 5], "temperature": 0.6, "top_p": 0.9,'
+        ' "do_sample": true, "transformers_version": "4.49.0", "max_length": 4096}'
+    )
+    config = load_generation_config(tmp_path)
+    assert config == GenerationConfig(
+        eos_token_id=(2, 5), temperature=0.6, top_p=0.9, do_sample=True, max_length=4096
+    )
+    with pytest.raises(ValueError, match="top_p is 7"):
+        generation_config_from_hf({"top_p": 7})
+    file.write_text("{")
+    with pytest.raises(ValueError, match="not JSON"):
+        load_generation_config(file)
