@@ -169,6 +169,7 @@ def _block_of_queries(
     (B, T, K, G, D) float
     """
     S = k.shape[2]
+    peak = total = y = np.zeros((), dtype=q.dtype)  # ()
     for s in range(0, S, key_block):
         keys, values = k[:, :, s : s + key_block], v[:, :, s : s + key_block]
         scores = einsum("BTKGD,BKSD->BKGTS", q, keys, "scores")
@@ -176,7 +177,7 @@ def _block_of_queries(
             _hide_the_future(scores, s, first)
         peak_here = scores.max(axis=-1, keepdims=True)  # (B, K, G, T, 1)
         if s == 0:
-            peak, total, y = peak_here, 0.0, 0.0
+            peak = peak_here
         elif (peak_here > peak).any():
             higher = np.maximum(peak, peak_here)  # (B, K, G, T, 1)
             shrink = np.exp(peak - higher)  # (B, K, G, T, 1)

@@ -102,6 +102,7 @@ def run_generate(options: argparse.Namespace) -> None:
     if options.json or searching(config) or config.num_return_sequences > 1:
         begin = time.perf_counter()
         found = generate(model, [prompt], config, rng, help_)
+        assert isinstance(found, list)
         watch.whole(time.perf_counter() - begin, sum(len(f.tokens) for f in found))
         if options.json:
             answer = {"prompt": prompt, "texts": [as_json(text) for text in found]}
@@ -281,7 +282,8 @@ def answer(
         turn = closing(talk.model.tokenizer, talk.style) + turn
     before = list(talk.tokens)
     talk.tokens = before + turn
-    config = replace(config, eos_token_id=talk.stop)
+    if config.eos_token_id is None:
+        config = replace(config, eos_token_id=talk.stop)
     try:
         for piece in pieces(talk.model, talk.tokens, config, rng, talk.cache):
             talk.tokens.append(piece.token)

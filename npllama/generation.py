@@ -10,7 +10,7 @@ them, sampling or greedy search.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -84,7 +84,7 @@ def generate(
     config = config or GenerationConfig()
     rng = rng or np.random.default_rng()
     single = is_prompt(prompts)
-    texts = [prompts] if single else prompts
+    texts: Sequence[Any] = [prompts] if single else prompts
     tasks = [prepare(model, text, config, helpers) for text in texts]
     if (search := searching(config)) is not None:
         found = [

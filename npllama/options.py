@@ -207,6 +207,7 @@ class GenerationConfig:
 
 #  ---- ranges -----------------------------------------------------------------
 
+_ID_LISTS: tuple[str, ...]
 _ID_LISTS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens")
 _ID_LISTS += ("begin_suppress_tokens", "allowed_token_ids", "negative_prompt_ids")
 

@@ -8,7 +8,7 @@ are made.  A `Task` is its result.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -169,7 +169,7 @@ def tokenizer_of(model: Model) -> Tokenizer:
     return model.tokenizer
 
 
-def is_prompt(prompts: object) -> bool:
+def is_prompt(prompts: Any) -> bool:
     """Whether this is one prompt rather than a list of them."""
     if isinstance(prompts, str):
         return True

@@ -102,7 +102,7 @@ def beam_search(
     beams = first_beams(num_beams)
     finished: list[Hypothesis] = []
 
-    def ends(tokens: list[int]) -> str | None:
+    def ends(tokens: Sequence[int]) -> str | None:
         return stop(tokens) or ("length" if len(tokens) >= longest else None)
 
     while True:

@@ -14,7 +14,7 @@ constraint, such as the forms of a verb); a list of one phrase demands just that
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,7 +53,7 @@ class Progress(NamedTuple):
 
 
 def constraints_of(
-    force_words_ids: Sequence[Sequence[int] | Sequence[Sequence[int]]],
+    force_words_ids: Sequence[Any],
 ) -> list[Constraint]:
     """Read `force_words_ids` as transformers spells it.
 
@@ -94,7 +94,9 @@ def progress(tokens: Sequence[int], constraints: Sequence[Constraint]) -> Progre
     looked at as the beginning of another (the convention of transformers).
     """
     height = max(len(phrase) for constraint in constraints for phrase in constraint)
-    pending, current, matched, fulfilled = list(constraints), None, (), 0
+    pending, fulfilled = list(constraints), 0
+    current: Constraint | None = None
+    matched: Phrase = ()
     for token in tokens:
         if current is None:
             current = next((c for c in pending if token in following(c, ())), None)

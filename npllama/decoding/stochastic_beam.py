@@ -65,7 +65,7 @@ def stochastic_beam_search(
     capacity = room(model, len(prompt), max_new_tokens)
     longest = capacity - len(prompt)
     cache, logits = prefill(model, [prompt], capacity)
-    growing, ended = [Draw([], 0.0, 0.0)], []
+    growing, ended = [Draw([], 0.0, 0.0)], list[Draw]()
     while growing:
         history = [[*prompt, *draw.tokens] for draw in growing]
         log_probs = log_softmax(process(history, logits)).astype(np.float64)  # (B, V)

@@ -6,7 +6,7 @@ same model again.  Needs NumPy and npllama only.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,8 +31,9 @@ def tiny(seed: int, *, layers: int = 2, second_eos: bool = False) -> Tiny:
     choices are clear; the vocabulary is 12 to 40 words.
     """
     rng = np.random.default_rng(seed)
-    config = {
-        "vocab_size": int(rng.integers(12, 41)),
+    V = int(rng.integers(12, 41))
+    config: dict[str, Any] = {
+        "vocab_size": V,
         "hidden_size": 16,
         "intermediate_size": 32,
         "num_hidden_layers": layers,
@@ -49,7 +50,7 @@ def tiny(seed: int, *, layers: int = 2, second_eos: bool = False) -> Tiny:
         name: (rng.normal(size=shape) * 0.4 + (len(shape) == 1)).astype(np.float32)
         for name, shape in tensor_shapes(config_of(config)).items()
     }
-    prompt = rng.integers(6, config["vocab_size"], 5).tolist()
+    prompt = rng.integers(6, V, 5).tolist()
     return Tiny(config, tensors, prompt)
 
 
