@@ -133,7 +133,7 @@ def process_of(
     setting = Setting(
         [task.prompt for task in tasks],
         first.eos,
-        max(task.capacity for task in tasks),
+        [task.capacity for task in tasks],
         first.model,
         rngs,
         formats,

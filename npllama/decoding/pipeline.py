@@ -33,8 +33,8 @@ class Setting:
         Row r of a batch continues prompt ``r % len(prompts)``: one for every row,
         or one for all the beams of a search.
     eos : token ids
-    capacity : int
-        Tokens that the longest text may have.
+    ends : list of int
+        Tokens that the text of each prompt may have, the prompt included.
     model : Model
         For guidance only, which runs it a second time.
     rngs : generators, one per row
@@ -44,7 +44,7 @@ class Setting:
 
     prompts: Sequence[Sequence[int]]
     eos: Sequence[int] = ()
-    capacity: int = 0
+    ends: Sequence[int] = ()
     model: Model | None = None
     rngs: Sequence[np.random.Generator] = ()
     formats: Sequence[Process] = field(default=())
@@ -86,7 +86,7 @@ def guidance(config: GenerationConfig, setting: Setting) -> list[Process]:
     if scale is None or scale == 1 or setting.model is None:
         return []
     negative = config.negative_prompt_ids
-    follower = Follower(setting.model, setting.capacity + len(negative or ()))
+    follower = Follower(setting.model, max(setting.ends) + len(negative or ()))
 
     def guide(history: History, logits: np.ndarray) -> np.ndarray:
         others = []
@@ -205,10 +205,15 @@ def bans(c: GenerationConfig, setting: Setting) -> list[Process]:
             lambda h, x: sampling.forced_bos(x, lengths(h), c.forced_bos_token_id)
         )
     if c.forced_eos_token_id is not None:
+        last = max(setting.ends)
+
+        def missing(history: History) -> np.ndarray:
+            """How many tokens each row has left, counted back from `last`."""
+            ends = [setting.ends[r % len(setting.ends)] for r in range(len(history))]
+            return lengths(history) - np.array(ends) + last
+
         steps.append(
-            lambda h, x: sampling.forced_eos(
-                x, lengths(h), setting.capacity, c.forced_eos_token_id
-            )
+            lambda h, x: sampling.forced_eos(x, missing(h), last, c.forced_eos_token_id)
         )
     if c.remove_invalid_values:
         steps.append(lambda h, x: sampling.remove_invalid_values(x))
