@@ -83,6 +83,7 @@ def naive(q: np.ndarray, k: np.ndarray, v: np.ndarray, start: np.ndarray) -> np.
 # Blocks of scores this large keep BLAS busy and still lie in the cache.
 QUERY_BLOCK = 128
 KEY_BLOCK = 512
+SCORES = 2**20
 
 
 def vectorized(
@@ -91,7 +92,7 @@ def vectorized(
     v: np.ndarray,
     start: np.ndarray,
     query_block: int = QUERY_BLOCK,
-    key_block: int = KEY_BLOCK,
+    key_block: int | None = None,
 ) -> np.ndarray:
     """Causal attention by blocks, equal to `naive` up to rounding.
 
@@ -107,7 +108,8 @@ def vectorized(
         Never copied: that G query heads share a key head is a letter that k lacks.
     start : (B,) int64
     query_block, key_block : int
-        Positions per block.
+        Positions per block.  By default a block has at least 512 keys; few queries,
+        as in decode, meet as many more at once as make a million scores.
 
     Returns
     -------
@@ -122,6 +124,8 @@ def vectorized(
     K, G = k.shape[1], H // k.shape[1]
     grouped = q.reshape(B, T, K, G, D)  # (B, T, K, G, D)
     y = np.empty_like(grouped)  # (B, T, K, G, D)
+    if key_block is None:
+        key_block = max(KEY_BLOCK, SCORES // (B * H * min(T, query_block)))
     for rows in _rows_that_start_together(start):
         first = int(start[rows.start])
         for t in range(0, T, query_block):

@@ -208,7 +208,7 @@ def bans(c: GenerationConfig, setting: Setting) -> list[Process]:
         last = max(setting.ends)
 
         def missing(history: History) -> np.ndarray:
-            """How many tokens each row has left, counted back from `last`."""
+            """Lengths as they would be if every row ended at `last`."""
             ends = [setting.ends[r % len(setting.ends)] for r in range(len(history))]
             return lengths(history) - np.array(ends) + last
 
