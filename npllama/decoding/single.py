@@ -8,10 +8,20 @@ and decides what follows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from npllama.cache import KVCache
 from npllama.decoding.common import Stop, context_length, prefill, room
 from npllama.weights import Model
+
+
+class Round(NamedTuple):
+    """What one step brought, several tokens if it guessed some."""
+
+    tokens: list[int]
+    drafted: int  # tokens that were guessed
+    accepted: int  # and how many of these were kept
+    reason: str | None  # why the text ends with the last of them, if it does
 
 
 def begin(

@@ -31,7 +31,7 @@ from npllama.cache import KVCache
 from npllama.decoding.common import Process, Stop, unprocessed
 from npllama.decoding.follower import Follower
 from npllama.decoding.rejection import verified
-from npllama.decoding.single import begin, longest
+from npllama.decoding.single import Round, begin, longest
 from npllama.model import forward
 from npllama.sampling import draw, softmax
 from npllama.weights import Model
@@ -43,15 +43,6 @@ class Draft(NamedTuple):
     tokens: list[int]
     # What each was really drawn from, (V,) float64; None if there was no choice.
     probs: list[np.ndarray] | None = None
-
-
-class Round(NamedTuple):
-    """What one pass of the target brought."""
-
-    tokens: list[int]  # new ones: the guesses kept, then one of the target's own
-    drafted: int
-    accepted: int
-    reason: str | None  # why the text ends with the last of them, if it does
 
 
 # From (text, most, cache) to at most so many guesses.  The cache is the target's
