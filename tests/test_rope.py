@@ -147,11 +147,13 @@ def test_float32_frequencies_are_the_float64_ones_rounded_as_torch_does():
 
 
 trained = st.sampled_from([16, 4096])
+FRACTIONAL = Rope("yarn", 10000.0, 4.0, 4096, truncate=False)
+MSCALE = Rope("yarn", 10000.0, 4.0, 4096, mscale=0.75, mscale_all_dim=1.25)
 
 
 @given(configs(trained=trained), st.sampled_from([1, 30, 5000, 131072]), dtypes)
-@example(replace(DISTINCT, rope=Rope("yarn", factor=4.0,
-         original_max_position_embeddings=8, truncate=False)), 30, "float64")  # fmt: skip
+@example(replace(DISTINCT, head_dim=64, rope=FRACTIONAL), 30, "float64")
+@example(replace(DISTINCT, head_dim=64, rope=MSCALE), 30, "float64")
 def test_frequencies_equal_the_spec(config, seen, dtype):
     D = config.head_dim
     longest = config.max_position_embeddings
