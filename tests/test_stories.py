@@ -31,7 +31,14 @@ def test_stories_differ():
 @given(SEEDS)
 def test_a_wrong_pronoun_is_noticed(seed):
     text = told(seed)
-    swap = {"She": "He", "He": "She", "she": "he", "he": "she", "her": "his", "his": "her"}
+    swap = {
+        "She": "He",
+        "He": "She",
+        "she": "he",
+        "he": "she",
+        "her": "his",
+        "his": "her",
+    }
     spots = [m for m in re.finditer(r"\b(She|He|she|he|his)\b", text)]
     spot = spots[seed % len(spots)]
     wrong = text[: spot.start()] + swap[spot[0]] + text[spot.end() :]
@@ -57,6 +64,26 @@ def test_finding_something_else_than_was_wanted_is_noticed(seed):
     assert check(text[: spot.start()] + other + text[spot.end() :])
 
 
+@given(SEEDS)
+def test_another_thing_at_any_mention_is_noticed(seed):
+    text = told(seed)
+    things = WORDS["gift"] + WORDS["lost"] + WORDS["tool"]
+    for spot in re.finditer(rf"\b({'|'.join(things)})\b", text):
+        other = "key" if spot[0] != "key" else "kite"
+        assert check(text[: spot.start()] + other + text[spot.end() :])
+
+
+@given(SEEDS, st.floats(0, 1, exclude_max=True))
+def test_a_space_left_out_or_doubled_is_noticed(seed, share):
+    text = told(seed)
+    # Between sentences, where parts of the grammar are joined, and inside them.
+    for spots in (re.finditer(r'(?<=[.!?"]) ', text), re.finditer(" ", text)):
+        places = [spot.start() for spot in spots]
+        place = places[int(len(places) * share)]
+        assert check(text[:place] + text[place + 1 :])
+        assert check(text[:place] + " " + text[place:])
+
+
 @given(SEEDS, st.floats(0.05, 0.95))
 def test_a_story_cut_short_is_noticed(seed, share):
     text = told(seed)
@@ -79,7 +106,9 @@ def test_two_words_exchanged_are_noticed(seed, other):
         assert check(" ".join(words))
 
 
-@pytest.mark.parametrize("text", ["", "Once upon a time", "Hello.", told(1) + " And so on."])
+@pytest.mark.parametrize(
+    "text", ["", "Once upon a time", "Hello.", told(1) + " And so on."]
+)
 def test_other_texts_are_no_stories(text):
     assert check(text)
 

@@ -106,7 +106,13 @@ WORDS: dict[str, list[str]] = {
         mend the fence
         fill a bucket with water
         find a lost egg"""),
-    "joy": ["laughed", "jumped for joy", "clapped", "smiled from ear to ear", "cheered"],
+    "joy": [
+        "laughed",
+        "jumped for joy",
+        "clapped",
+        "smiled from ear to ear",
+        "cheered",
+    ],
     "meal": ["soup", "honey cake", "warm bread", "apple pie", "berries and cream"],
     "moral": _lines("""
         never gave up again
@@ -263,7 +269,7 @@ def check(text: str) -> list[str]:
             if rest is None:
                 return []
             furthest = max(furthest, at)
-    where = text.strip()[furthest : furthest + 60]
+    where = text.strip()[furthest : furthest + 60].strip()
     if not where:
         return ["the story breaks off before its end"]
     return [f"no story of the grammar goes on with {where!r} at character {furthest}"]
@@ -284,20 +290,17 @@ def derivations(
     if not parts:
         yield at, None if at == len(text) else "end"
         return
+    # One space, no more and no less, stands between two parts.
+    space = " " if at else ""
     for template in parts[0]:
-        for end, more in matches(text, at, template, plot, filled):
-            if end is None:
-                yield at, template
-                continue
-            # Parts are joined by a space; the last one ends the text.
-            after = end + 1 if text[end : end + 1] == " " else end
-            yield from derivations(text, plot, parts[1:], after, {**filled, **more})
+        for end, more in matches(text, at, space + template, plot, filled):
+            yield from derivations(text, plot, parts[1:], end, {**filled, **more})
     yield at, "none"
 
 
 def matches(
     text: str, at: int, template: str, plot: str, filled: dict[str, str]
-) -> Iterator[tuple[int | None, dict[str, str]]]:
+) -> Iterator[tuple[int, dict[str, str]]]:
     """Every reading of one template: where it ends, and how its slots are filled."""
     slot = SLOT.search(template)
     if slot is None:
