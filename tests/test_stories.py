@@ -125,6 +125,22 @@ def test_the_command_writes_and_checks(tmp_path, capsys):
     assert main(["--check", str(tmp_path / "none")]) == 1
 
 
+@pytest.mark.parametrize("option", ["--n", "--seed"])
+@pytest.mark.parametrize("value", ["-1", "two"])
+def test_numbers_that_make_no_sense_are_a_usage_error(option, value, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([option, value])
+    assert stop.value.code == 2
+    assert option in capsys.readouterr().err
+
+
+def test_a_file_without_stories_does_not_pass(tmp_path, capsys):
+    file = tmp_path / "empty.txt"
+    file.write_text("\n\n")
+    assert main(["--check", str(file)]) == 1
+    assert "no story" in capsys.readouterr().err
+
+
 def test_what_the_shipped_model_tells_are_stories():
     """At temperature 0.8, from nothing: at least nine in ten pass the checker."""
     model = npllama.load("stories")

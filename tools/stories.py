@@ -323,29 +323,44 @@ def matches(
 #  ---- command line -----------------------------------------------------------
 
 
+def natural(text: str) -> int:
+    """Read a whole number that is not negative."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is negative; give 0 or more")
+    return number
+
+
+def check_lines(file: Path) -> int:
+    """Print a line for every error in a file of stories; return the exit code."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        print(f"stories: {file}: {error}", file=sys.stderr)
+        return 1
+    told = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not told:
+        print(f"stories: {file}: no story in it; give one per line", file=sys.stderr)
+        return 1
+    wrong = [(number, error) for number, line in told for error in check(line)]
+    for number, error in wrong:
+        print(f"{file}:{number}: {error}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Write stories, or check some; return the exit code."""
     parser = argparse.ArgumentParser(description="Write or check little stories.")
-    parser.add_argument("--n", type=int, default=1, help="how many to write")
-    parser.add_argument("--seed", type=int, default=0, help="of the first story")
+    parser.add_argument("--n", type=natural, default=1, help="how many to write")
+    parser.add_argument("--seed", type=natural, default=0, help="of the first story")
     parser.add_argument("--check", type=Path, metavar="FILE", help="one story per line")
     options = parser.parse_args(argv)
-    if options.check is None:
-        rng = np.random.default_rng(options.seed)
-        for _ in range(options.n):
-            print(story(rng))
-        return 0
-    try:
-        lines = options.check.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        print(f"stories: {options.check}: {error}", file=sys.stderr)
-        return 1
-    wrong = 0
-    for number, line in enumerate(lines, 1):
-        for complaint in check(line) if line.strip() else []:
-            wrong += 1
-            print(f"{options.check}:{number}: {complaint}", file=sys.stderr)
-    return 1 if wrong else 0
+    if options.check is not None:
+        return check_lines(options.check)
+    rng = np.random.default_rng(options.seed)
+    for _ in range(options.n):
+        print(story(rng))
+    return 0
 
 
 if __name__ == "__main__":
