@@ -13,7 +13,7 @@ import npllama.sampling as s
 FOLDER = Path(s.__file__).parent
 
 
-@given(batches(), shares(0.2, 3), st.integers(1, 12), shares(0.05, 1))
+@given(batches(), shares(0.2, 3), st.sampled_from([1, 2, 12]), shares(0.05, 1))
 def test_the_chain_is_temperature_then_top_k_then_top_p(batch, t, k, p):
     by_hand = s.softmax(s.top_p(s.top_k(s.temperature(batch, t), k), p))
     probs = s.distribution(batch, temperature=t, top_k=k, top_p=p)

@@ -239,6 +239,7 @@ def test_guidance_is_affine_between_the_two_answers(row, seed):
     guided = [s.classifier_free_guidance(exact, other, g) for g in (0, 0.5, 1, 2)]
     np.testing.assert_array_equal(guided[2], s.log_softmax(exact))
     left = kept(row)
+    assert all((answer[~left] == -np.inf).all() for answer in guided)
     np.testing.assert_allclose(guided[0][left], s.log_softmax(other)[left], atol=1e-9)
     middle = (guided[0][left] + guided[2][left]) / 2
     np.testing.assert_allclose(guided[1][left], middle, atol=1e-9)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import sampling_spec as spec
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from sampling_strategies import (
     EQUAL,
@@ -241,6 +241,7 @@ def test_where_a_sum_meets_p_exactly_the_convention_decides(power, part):
 
 
 @given(rows(), st.integers(1, 8))
+@example(np.array([0.0, -60.0, -2000.0], np.float32), 1)
 def test_top_p_of_zero_or_next_to_it_keeps_the_fewest_allowed(row, least):
     for p in (0.0, 1e-300, 1e-9):
         out = s.top_p(row, p, min_tokens_to_keep=least)
@@ -288,6 +289,14 @@ def test_a_probability_at_the_threshold_stays(size):
         split = np.append(row, [-np.inf])
         assert count(s.epsilon_cutoff(split, 1 / size)) == size
         assert count(s.epsilon_cutoff(split, np.nextafter(1 / size, 1))) == size
+
+
+def test_a_probability_below_the_best_but_at_the_threshold_stays():
+    row = np.log(np.array([2.0, 1.0, 1.0]))  # probabilities 1/2, 1/4, 1/4
+    assert s.softmax(row).tolist() == [0.5, 0.25, 0.25]
+    assert count(s.epsilon_cutoff(row, 0.25)) == count(s.min_p(row, 0.5)) == 3
+    assert count(s.top_a(row, 1.0)) == 3
+    assert count(s.epsilon_cutoff(row, np.nextafter(0.25, 1))) == 1
 
 
 @given(rows(), strengths)

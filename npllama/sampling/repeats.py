@@ -19,7 +19,7 @@ from .rows import Row, Tokens, checked, per_history, token_ids
 
 
 def _ngram_ends(history: Ids, source: Ids, n: int) -> Ids:
-    """Return the last tokens of the n-grams in `source` that start as `history` ends."""
+    """Return what ends those n-grams of `source` that begin as `history` ends."""
     if history.size < n - 1 or source.size < n:
         return source[:0]
     ngrams = np.lib.stride_tricks.sliding_window_view(source, n)
@@ -142,6 +142,28 @@ def repeat_lengths(history: ArrayLike, limit: int) -> Ids:
     return lengths
 
 
+def longest_repeats(history: Ids, size: int, breakers: Sequence[Sequence[int]]) -> Ids:
+    """Find for every token of the vocabulary the longest repeat it would prolong.
+
+    Parameters
+    ----------
+    history : (T,) int64
+    size : int
+        V.
+    breakers : sequences of ids
+
+    Returns
+    -------
+    (V,) int64
+        0 for tokens that prolong none, and for those that are breakers.
+    """
+    lengths = repeat_lengths(history, _since_breaker(history, breakers))
+    longest = np.zeros(size, np.int64)
+    np.maximum.at(longest, history, lengths)
+    longest[[b[0] for b in breakers if len(b) == 1]] = 0
+    return longest
+
+
 def _largest_power(base: float) -> float:
     """Return the power at which a float32 penalty would overflow, as llama.cpp."""
     largest = float(np.finfo(np.float32).max)
@@ -200,19 +222,14 @@ def dry(
     """
     if not (0 <= multiplier < math.inf and 1 <= base < math.inf):
         raise ValueError(f"dry needs m >= 0 and base >= 1, got {multiplier} and {base}")
-    if allowed_length < 1 or any(len(b) == 0 for b in sequence_breakers):
+    size = checked(logits).shape[-1]
+    sizes = [token_ids(b, size, "sequence_breakers").size for b in sequence_breakers]
+    if allowed_length < 1 or 0 in sizes:
         raise ValueError("dry needs an allowed_length >= 1 and no empty breaker")
-    window = window_of(last_n)
-    singles = [b[0] for b in sequence_breakers if len(b) == 1]
-    exempt = token_ids(singles, checked(logits).shape[-1], "sequence_breakers")
-    most = _largest_power(base)
+    window, most = window_of(last_n), _largest_power(base)
 
     def change(row: Row, history: Ids) -> Row:
-        recent = history[window]
-        lengths = repeat_lengths(recent, _since_breaker(recent, sequence_breakers))
-        longest = np.zeros(row.size, np.int64)
-        np.maximum.at(longest, recent, lengths)
-        longest[exempt] = 0
+        longest = longest_repeats(history[window], size, sequence_breakers)
         power = np.minimum(longest - allowed_length, most)
         penalty = np.where(power >= 0, multiplier * base ** power.astype(np.float64), 0)
         return row - penalty.astype(row.dtype)

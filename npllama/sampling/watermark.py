@@ -269,6 +269,5 @@ def detect_watermark(
         in green_tokens(passage if own else passage[:-1], vocab_size, config)
         for passage in unique
     ]
-    if ignore_repeated_ngrams:
-        times = np.ones_like(times)
+    times = np.ones_like(times) if ignore_repeated_ngrams else times
     return _verdict(int(times.sum()), int(times[green].sum()), config.greenlist_ratio)
