@@ -342,9 +342,9 @@ def check_lines(file: Path) -> int:
     if not told:
         print(f"stories: {file}: no story in it; give one per line", file=sys.stderr)
         return 1
-    wrong = [(number, error) for number, line in told for error in check(line)]
-    for number, error in wrong:
-        print(f"{file}:{number}: {error}", file=sys.stderr)
+    wrong = [(number, fault) for number, line in told for fault in check(line)]
+    for number, fault in wrong:
+        print(f"{file}:{number}: {fault}", file=sys.stderr)
     return 1 if wrong else 0
 
 
