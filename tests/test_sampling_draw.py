@@ -120,7 +120,7 @@ def test_drawn_tokens_have_the_frequencies_of_their_probabilities():
     expected = 20000 * probs[probs > 0]
     found = np.bincount(tokens, minlength=5)[probs > 0]
     chi2 = ((found - expected) ** 2 / expected).sum()
-    assert chi2 < 16.27 + 10  # three degrees of freedom: 16.27 is p = 0.001
+    assert chi2 < 30.7  # three degrees of freedom: one chance in a million
     assert found.sum() == 20000
 
 
