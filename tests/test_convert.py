@@ -8,7 +8,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -676,16 +675,31 @@ def test_a_write_that_fails_leaves_the_old_file(folder, out):
     assert sorted(os.listdir(out.parent)) == ["checkpoint", "out.npz"]
 
 
+# The tool, made to stop for a long while after the first tensor.
+SLOW = """
+import sys, time
+sys.path.insert(0, {tools!r})
+import convert_hf
+real = convert_hf.converted
+def slow(*arguments):
+    yield next(real(*arguments))
+    print("waiting", flush=True)
+    time.sleep(600)
+convert_hf.converted = slow
+convert_hf.run()
+"""
+
+
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_conversion_leaves_nothing(tmp_path, out, signal_number):
-    folder = tmp_path / "checkpoint"
-    write_folder(folder, replace(DISTINCT, vocab_size=1_000_000))
-    command = [sys.executable, TOOL, folder, out, "--dtype", "bfloat16"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not list(tmp_path.glob("out.npz.*.part")):
-        time.sleep(0.005)
+def test_an_interrupted_conversion_leaves_nothing(folder, out, signal_number):
+    command = [sys.executable, "-c", SLOW.format(tools=str(TOOL.parent)), folder, out]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "waiting\n"
+    assert any(name.endswith(".part") for name in os.listdir(out.parent))
     process.send_signal(signal_number)
     errors = process.communicate()[1]
     assert process.returncode == 130
     assert errors == "convert_hf: interrupted; nothing was written\n"
-    assert os.listdir(tmp_path) == ["checkpoint"]
+    assert os.listdir(out.parent) == ["checkpoint"]

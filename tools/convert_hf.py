@@ -328,7 +328,11 @@ def _megabytes(count: int) -> str:
     return f"{count / 1e6:.1f} MB"
 
 
-if __name__ == "__main__":
-    # A polite kill cleans up as Ctrl-C does.
+def run() -> NoReturn:
+    """Run as a program: a polite kill cleans up as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()
