@@ -58,7 +58,7 @@ def begin(
     # The last token is run a second time by the first step, then with company.
     cache.length[0] = len(prompt) - 1
     full = longest(model, cache) - len(prompt)
-    return cache, first_of_limits(stop, max_new_tokens, full)
+    return cache, within(stop, max_new_tokens, full)
 
 
 def longest(model: Model, cache: KVCache) -> int:
@@ -66,8 +66,8 @@ def longest(model: Model, cache: KVCache) -> int:
     return min(cache.k.shape[3], context_length(model.config))
 
 
-def first_of_limits(stop: Stop, max_new_tokens: int, full: int) -> Stop:
-    """The caller's rule, then the number asked for, then the room that is left."""
+def within(stop: Stop, max_new_tokens: int, full: int) -> Stop:
+    """The caller's rule, then the number asked for, then the room there is."""
 
     def ends(tokens: Sequence[int]) -> str | None:
         if (reason := stop(tokens)) is not None:
