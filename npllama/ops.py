@@ -16,7 +16,7 @@ batch, rows, summed and those of `b` into batch, summed, columns; merge each kin
 into one axis; multiply; split the axes again.  Transposing and merging only
 renumber an array's strides, so weights are multiplied as they lie on disk.
 
-An observer may look on: `with observing(obs):` lets `obs` see every product (to
+An observer may look on: ``with observing(obs):`` lets ``obs`` see every product (to
 count it) and every array that a later chapter hands to `note` (to record it).
 Nothing else in this book knows that it is being watched.
 """

@@ -126,7 +126,7 @@ def contrast(final: np.ndarray, premature: np.ndarray, divergence) -> np.ndarray
     ----------
     final : (V,) float
         Logits of the last layer.
-    premature : (C, V) float
+    premature : (L, V) float
         Those of the candidate layers.
     divergence : function
         One of `DIVERGENCES`; the layer with the largest is used.
@@ -195,8 +195,8 @@ def dola(
     while reason is None:
         token = np.array([text[-1:]])  # (1, 1)
         final, states = forward_with_layers(model, token, cache, layers)
-        early = np.stack([states[layer][0, 0] for layer in layers])  # (C, E)
-        premature = einsum("CE,VE->CV", early, model.lm_head, "premature_lm_head")
+        early = np.stack([states[layer][0, 0] for layer in layers])  # (L, E)
+        premature = einsum("LE,VE->LV", early, model.lm_head, "premature_lm_head")
         scores = contrast(final[0], premature, DIVERGENCES[divergence])
         text.append(int(choose(process([text], scores[None]), rngs)[0]))
         reason = ends(text[len(prompt) :])

@@ -37,7 +37,7 @@ The default is what transformers 5 does (HF); an option or an argument selects
 the other behaviour where it says so. cpp is llama.cpp.
 
 npllama                  elsewhere                        who differs
-draw                     multinomial, cpp `dist`          HF, vLLM: other road
+draw                     multinomial, cpp ``dist``        HF, vLLM: other road
                                                           to the same odds
 temperature              temperature                      cpp: last in chain
 dynamic_temperature      cpp `dynatemp_range`             cpp only
@@ -53,10 +53,10 @@ typical_p                typical_p                        cpp: convention=
 top_h                    top_h                            paper: entropy=
                                                           "renormalised"
 top_n_sigma              cpp `top_n_sigma`                cpp only
-tail_free                cpp, webui `tfs`                 webui: convention=
+tail_free                cpp, webui ``tfs``               webui: convention=
 xtc                      cpp `xtc_probability`            cpp, webui
 mirostat_1, mirostat_2   cpp `mirostat`                   authors: convention=
-repetition_penalty       cpp `repeat_penalty`             cpp: last_n=64
+repetition_penalty       cpp ``repeat_penalty``           cpp: last_n=64
 presence_penalty         presence_penalty                 cpp: last_n=64;
 frequency_penalty        frequency_penalty                vLLM: output only
 encoder_repetition_...   encoder_repetition_penalty       HF only

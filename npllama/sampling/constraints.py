@@ -88,7 +88,7 @@ def min_length(
     min_length : int
         0 or more.
     eos_token_id : int or (n,) int
-        vLLM's `min_tokens` forbids every stop token: pass them all.
+        vLLM's ``min_tokens`` forbids every stop token: pass them all.
 
     Returns
     -------

@@ -16,7 +16,7 @@ The state is the caller's: passed in, and the next one handed back. Mirostat
 takes the place of all other truncation; temperature comes before it.
 
 References: Basu et al. 2021, arXiv:2007.14966; llama.cpp,
-`llama_sampler_mirostat_apply` and `llama_sampler_mirostat_v2_apply`. Not in
+``llama_sampler_mirostat_apply`` and ``llama_sampler_mirostat_v2_apply``. Not in
 transformers or vLLM.
 """
 

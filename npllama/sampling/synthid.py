@@ -16,7 +16,7 @@ The random functions are a hash, a linear congruential generator in 64-bit
 arithmetic that wraps around, of the last tokens, the candidate and the key.
 
 References: Dathathri et al. 2024, Nature 634, 818-823; transformers,
-`SynthIDTextWatermarkLogitsProcessor`, whose g-values are reproduced exactly.
+``SynthIDTextWatermarkLogitsProcessor``, whose g-values are reproduced exactly.
 """
 
 from functools import lru_cache

@@ -15,8 +15,8 @@ Two schemes: with "lefthash" the list depends on the last token alone; with
 which is harder to steal and is done for the 40 most probable tokens only.
 
 References: Kirchenbauer et al. 2023, arXiv:2301.10226, algorithm 2, and
-2023, arXiv:2306.04634, algorithm 3; transformers, `WatermarkLogitsProcessor`
-and `WatermarkDetector`, whose green lists on a CPU are reproduced exactly.
+2023, arXiv:2306.04634, algorithm 3; transformers, ``WatermarkLogitsProcessor``
+and ``WatermarkDetector``, whose green lists on a CPU are reproduced exactly.
 """
 
 import math
