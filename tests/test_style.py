@@ -1,0 +1,302 @@
+"""What holds for the text of the package, read from its syntax trees."""
+
+import ast
+import builtins
+import keyword
+import re
+
+import pytest
+from chapters import PACKAGE, PART_ONE, TITLE_PAGE, listed, source_of, tree_of
+
+ROOT = PACKAGE.parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+TOOLS = sorted((ROOT / "tools").rglob("*.py")) if (ROOT / "tools").is_dir() else []
+TEXTS = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [*FILES, *TOOLS]
+}
+IN_PACKAGE = [name for name in TEXTS if name.startswith("npllama/")]
+
+
+def found_in(names, search):
+    """{file: what `search` finds in its text}, of the files where it finds any."""
+    found = {name: list(search(TEXTS[name])) for name in names}
+    return {name: things for name, things in found.items() if things}
+
+
+# ---- one product ------------------------------------------------------------
+
+PRODUCTS = "matmul dot tensordot inner vdot multi_dot vecdot matvec vecmat convolve"
+
+
+def products(source):
+    """Lines that multiply arrays by anything but the one `einsum`."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.BinOp, ast.AugAssign)):
+            found = isinstance(node.op, ast.MatMult)
+        elif isinstance(node, ast.Attribute):
+            numpys = isinstance(node.value, ast.Name) and node.value.id in (
+                "np",
+                "numpy",
+            )
+            found = node.attr in PRODUCTS.split() or (numpys and node.attr == "einsum")
+        elif isinstance(node, ast.ImportFrom):
+            names = {alias.name for alias in node.names}
+            numpys = (node.module or "").partition(".")[0] in ("numpy", "operator")
+            found = numpys and names & {*PRODUCTS.split(), "einsum"}
+        else:
+            found = False
+        if found:
+            lines.append(node.lineno)
+    return lines
+
+
+def test_only_the_first_chapter_multiplies_matrices():
+    assert set(found_in(IN_PACKAGE, products)) == {"npllama/ops.py"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "y = a @ b",
+        "a @= b",
+        "y = np.matmul(a, b)",
+        "y = np.einsum('ij,jk->ik', a, b)",
+        "y = a.dot(b)",
+        "y = np.linalg.multi_dot([a, b])",
+        "from numpy import tensordot",
+        "product = np.inner",
+    ],
+)
+def test_product_that_is_planted_is_found(line):
+    source = source_of("norm")
+    assert products(source) == []
+    assert len(products(f"{source}\n\n{line}\n")) == 1
+
+
+LETTERS = set(re.findall(r"(?:^| )([A-Z])  \w", TITLE_PAGE, re.M))
+
+
+def strange_equations(source):
+    """Products whose equation is no constant, or has letters that are no sizes."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "einsum":
+            equation = getattr(node.args[0], "value", "")
+            known = set(re.findall("[A-Z]", equation)) <= LETTERS
+            if not (known and re.fullmatch("[A-Z]+,[A-Z]+->[A-Z]+", equation)):
+                yield ast.unparse(node)
+
+
+def test_letters_of_equations_stand_in_the_table_of_letters():
+    assert LETTERS == set("BTSNEHKGDFVL")
+    assert found_in(IN_PACKAGE, strange_equations) == {}
+    assert list(strange_equations("einsum('TE,EX->TX', a, b, 'y')")) != []
+
+
+# ---- reading order ----------------------------------------------------------
+
+CONTENTS = listed()
+# The command line stands outside the book: it may use all, and nothing uses it.
+OUTSIDE = {"__init__", "__main__", "cli", "cli_options"}
+
+
+def chapters_used(source):
+    """The chapters that a file imports, wherever in it, but for its own folder."""
+    for node in ast.walk(ast.parse(source)):
+        modules = []
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            modules = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 1, ast.unparse(node)
+        elif isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        yield from (m.split(".")[1] for m in modules if m.startswith("npllama."))
+
+
+def test_every_chapter_stands_in_the_table_of_contents_and_exists():
+    entries = {path.stem for path in PACKAGE.glob("*.py")}
+    entries |= {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert set(CONTENTS) == entries - OUTSIDE
+    assert len(CONTENTS) == len(set(CONTENTS))
+
+
+def test_chapter_needs_only_the_chapters_before_it():
+    for name in IN_PACKAGE:
+        chapter = name.split("/")[1].removesuffix(".py")
+        if chapter not in OUTSIDE:
+            before = CONTENTS[: CONTENTS.index(chapter) + 1]
+            assert set(chapters_used(TEXTS[name])) <= set(before), name
+
+
+def uses_before_definition(tree):
+    """(user, name) for every function used above the place where it is defined.
+
+    A helper, whose name begins with an underscore, may follow the function that it
+    helps.
+    """
+    defined = {node.name: node.lineno for node in tree.body if hasattr(node, "name")}
+    for node in tree.body:
+        for inner in ast.walk(node):
+            later = defined.get(getattr(inner, "id", None), 0) > node.lineno
+            if later and not inner.id.startswith("_"):
+                yield getattr(node, "name", "module"), inner.id
+
+
+# Chapters about files and text are told from the whole to the parts instead.
+TOLD_BACKWARDS = {"config", "tokenizer", "chat", "weights"}
+
+
+@pytest.mark.parametrize("name", [n for n in PART_ONE if n not in TOLD_BACKWARDS])
+def test_definitions_come_before_their_use(name):
+    assert list(uses_before_definition(tree_of(name))) == []
+
+
+# ---- size -------------------------------------------------------------------
+
+
+# Longer than they should be.
+LONG_FILES = {"npllama/tokenizer.py", "npllama/weights.py"}
+LONG_FUNCTIONS = {
+    "constrained_beam_search",
+    "group_beam_search",
+    "penalties",
+    "bans",
+    "truncations",
+}
+
+
+def long_functions(source):
+    """Functions of more than 40 lines that are not empty, comment or docstring."""
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            doc = node.body[0] if ast.get_docstring(node) else None
+            said = range(doc.lineno, doc.end_lineno + 1) if doc else ()
+            numbers = set(range(node.lineno, node.end_lineno + 1)) - set(said)
+            if sum(bool(re.match(r"\s*[^\s#]", lines[n - 1])) for n in numbers) > 40:
+                yield node.name
+
+
+def test_function_fits_the_eye():
+    found = found_in(TEXTS, long_functions).values()
+    assert {name for names in found for name in names} <= LONG_FUNCTIONS
+    body = "    x = 1\n"
+    assert list(long_functions("def f():\n" + 39 * body)) == []
+    assert list(long_functions("def f():\n" + 40 * body)) == ["f"]
+
+
+def test_file_is_one_chapter_long():
+    long = {name for name, text in TEXTS.items() if text.count("\n") > 420}
+    assert long <= LONG_FILES
+
+
+# ---- words ------------------------------------------------------------------
+
+
+def words(tree):
+    """Every word that the code of a file knows, string constants included."""
+    for node in ast.walk(tree):
+        for field in ("id", "attr", "arg", "name", "asname", "module"):
+            word = getattr(node, field, None)
+            if isinstance(word, str):
+                yield from word.split(".")
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if len(node.value) < 60:
+                yield from re.findall(r"\w+", node.value)
+
+
+def vocabulary():
+    """Every word that the code of the package knows."""
+    known = set(dir(builtins)) | set(keyword.kwlist)
+    for path in FILES:
+        known |= {path.stem, path.parent.name}
+        known |= set(words(ast.parse(path.read_text(encoding="utf-8"))))
+    return known
+
+
+KNOWN = vocabulary()
+
+
+def unknown_names(source):
+    """What stands in single backticks in docstrings and is no name of the package.
+
+    Code of others stands in double backticks, or under References.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            doc = (ast.get_docstring(node) or "").partition("\nReferences\n---")[0]
+            for quoted in re.findall(r"(?<!`)`([\w.]+)(?:\(\))?`(?!`)", doc):
+                if not set(quoted.split(".")) <= KNOWN:
+                    yield quoted
+
+
+def test_names_in_docstrings_exist():
+    assert found_in(IN_PACKAGE, unknown_names) == {}
+    source = 'def f():\n    """See `einsum`, `ops.einsum` and `einsun`."""\n'
+    assert list(unknown_names(source)) == ["einsun"]
+
+
+# ---- types and dangers ------------------------------------------------------
+
+CONSTRUCTORS = "zeros ones empty full linspace eye identity"
+
+
+def without_dtype(tree):
+    """Calls that make arrays of NumPy's default type, float64."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if any(word.arg == "dtype" for word in node.keywords):
+                continue
+            name, numbers = node.func.attr, [n for a in node.args for n in ast.walk(a)]
+            floats = (isinstance(getattr(n, "value", None), float) for n in numbers)
+            if name in CONSTRUCTORS.split() or (name == "arange" and any(floats)):
+                yield ast.unparse(node)
+
+
+@pytest.mark.parametrize("name", PART_ONE)
+def test_every_array_is_made_with_a_dtype(name):
+    assert list(without_dtype(tree_of(name))) == []
+
+
+def test_array_without_a_dtype_is_found():
+    source = "np.zeros(3)\nnp.arange(3)\nnp.arange(0, 1, 0.5)\nnp.full(3, 0.0)"
+    assert len(list(without_dtype(ast.parse(source)))) == 3
+
+
+def dangers(source):
+    """Ways to run what a file says, by their names."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            if getattr(node.value, "value", None) is not False:
+                yield "allow_pickle"
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            modules = {alias.name for alias in node.names} | {
+                getattr(node, "module", "")
+            }
+            yield from modules & {"pickle", "marshal", "shelve", "dill"}
+        if isinstance(node, ast.Call):
+            call = ast.unparse(node.func)
+            if call in ("eval", "exec", "os.system"):
+                yield call
+            safe = any(
+                word.arg == "weights_only" and getattr(word.value, "value", 0) is True
+                for word in node.keywords
+            )
+            if call == "torch.load" and not safe:
+                yield call
+
+
+def test_nothing_loads_a_pickle():
+    assert found_in(TEXTS, dangers) == {}
+
+
+def test_danger_that_is_planted_is_found():
+    source = "import pickle\nnp.load(f, allow_pickle=True)\ntorch.load(f)\neval(x)"
+    found = dangers(f"{source}\nnp.load(f, allow_pickle=False)\n")
+    assert sorted(found) == ["allow_pickle", "eval", "pickle", "torch.load"]
+
+
+def test_text_names_no_place_of_one_machine():
+    place = re.compile(r"(?<![\w.])/(?:root|home|work|tmp|opt)/\w+")
+    assert found_in(TEXTS, place.findall) == {}
