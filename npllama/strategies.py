@@ -14,6 +14,8 @@ import numpy as np
 from npllama.decoding.beam import beam_search
 from npllama.decoding.common import Hypothesis
 from npllama.decoding.constrained_beam import constrained_beam_search, constraints_of
+from npllama.decoding.contrastive_search import contrastive_search
+from npllama.decoding.dola import dola
 from npllama.decoding.group_beam import group_beam_search
 from npllama.decoding.prompt_lookup import prompt_lookup
 from npllama.decoding.self_speculation import early_exit, short_context
@@ -47,7 +49,37 @@ def growing(config, helpers) -> Growth | None:
         return with_early_exit
     if config.assistant_window:
         return with_short_context
+    if config.penalty_alpha and config.top_k > 1 and not config.do_sample:
+        return search_contrastively
+    if config.dola_layers is not None:
+        return contrast_layers
     return None
+
+
+def search_contrastively(task: Task, rng: Rng) -> Iterator[Round]:
+    """Contrastive search."""
+    return contrastive_search(
+        task.model,
+        task.prompt,
+        task.stop,
+        task.max_new_tokens,
+        task.config.penalty_alpha,
+        task.config.top_k,
+        process_of([task], [rng]),
+    )
+
+
+def contrast_layers(task: Task, rng: Rng) -> Iterator[Round]:
+    """DoLa."""
+    return dola(
+        task.model,
+        task.prompt,
+        task.stop,
+        task.max_new_tokens,
+        task.config.dola_layers,
+        process_of([task], [rng]),
+        rng if task.config.do_sample else None,
+    )
 
 
 #  ---- speculation ------------------------------------------------------------

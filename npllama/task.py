@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npllama.decoding.common import Process, Stop, room
+from npllama.decoding.contrastive_decoding import contrastive_decoding
 from npllama.decoding.guided import guide_for, guided, heal
 from npllama.decoding.json_schema import schema_to_regex
 from npllama.decoding.pipeline import Setting, pipeline
@@ -130,13 +131,20 @@ def process_of(
     formats = first.formats
     if len(tasks) > 1 and any(task.formats for task in tasks):
         formats = [_row_by_row([task.formats for task in tasks])]
+    ends = [task.capacity for task in tasks]
+    amateur, before = first.helpers.amateur, []
+    if amateur is not None:
+        config = first.config
+        alpha, beta = config.contrastive_alpha, config.contrastive_beta
+        before = [contrastive_decoding(amateur, max(ends), alpha, beta)]
     setting = Setting(
-        [task.prompt for task in tasks],
-        first.eos,
-        [task.capacity for task in tasks],
-        first.model,
-        rngs,
-        formats,
+        prompts=[task.prompt for task in tasks],
+        eos=first.eos,
+        ends=ends,
+        model=first.model,
+        rngs=rngs,
+        before=before,
+        formats=formats,
     )
     return pipeline(first.config, setting)
 

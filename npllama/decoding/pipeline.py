@@ -10,7 +10,7 @@ divides by the temperature last; ``sampler_order="llama.cpp"`` does so too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -39,7 +39,9 @@ class Setting:
         For guidance only, which runs it a second time.
     rngs : generators, one per row
         For steps that are chance themselves (XTC).
-    formats : further steps, such as `guided.guided`
+    before, formats : further steps
+        In front of all others (another model's objection), and among the bans (a
+        format that binds the text).
     """
 
     prompts: Sequence[Sequence[int]]
@@ -47,7 +49,8 @@ class Setting:
     ends: Sequence[int] = ()
     model: Model | None = None
     rngs: Sequence[np.random.Generator] = ()
-    formats: Sequence[Process] = field(default=())
+    before: Sequence[Process] = ()
+    formats: Sequence[Process] = ()
 
     def prompt(self, row: int) -> Sequence[int]:
         """The prompt that a row continues."""
@@ -66,7 +69,8 @@ def pipeline(config: GenerationConfig, setting: Setting) -> Process:
     -------
     function of (histories, logits) to logits
     """
-    steps = [*guidance(config, setting), *penalties(config, setting)]
+    steps = [*setting.before, *guidance(config, setting)]
+    steps += penalties(config, setting)
     steps += [*bans(config, setting), *setting.formats]
     if config.do_sample:
         steps += shapes(config, setting)

@@ -109,12 +109,12 @@ def encoder_no_repeat_ngram(
 
 def _since_breaker(history: Ids, breakers: Sequence[Sequence[int]]) -> int:
     """Count the tokens after the last sequence breaker in the history."""
-    for back in range(1, history.size + 1):
-        here = history[history.size - back :]
-        lengths = [len(b) for b in breakers if list(here[: len(b)]) == list(b)]
+    text, marks = history.tolist(), [list(b) for b in breakers]
+    for start in range(len(text) - 1, -1, -1):
+        lengths = [len(b) for b in marks if text[start : start + len(b)] == b]
         if lengths:
-            return back - max(lengths)
-    return history.size
+            return len(text) - start - max(lengths)
+    return len(text)
 
 
 def repeat_lengths(history: ArrayLike, limit: int) -> Ids:
@@ -138,6 +138,8 @@ def repeat_lengths(history: ArrayLike, limit: int) -> Ids:
     for n in range(1, min(limit, history.size) + 1):
         place = place[place >= n]
         place = place[history[place - n] == history[-n]]
+        if not place.size:
+            break
         lengths[place] = n
     return lengths
 
@@ -230,8 +232,10 @@ def dry(
 
     def change(row: Row, history: Ids) -> Row:
         longest = longest_repeats(history[window], size, sequence_breakers)
-        power = np.minimum(longest - allowed_length, most)
-        penalty = np.where(power >= 0, multiplier * base ** power.astype(np.float64), 0)
-        return row - penalty.astype(row.dtype)
+        too_long = np.flatnonzero(longest >= allowed_length)
+        power = np.minimum(longest[too_long] - allowed_length, most)
+        row = row.copy()
+        row[too_long] -= (multiplier * base ** power.astype(float)).astype(row.dtype)
+        return row
 
     return per_history(logits, tokens, change)
