@@ -392,8 +392,8 @@ MUTANTS = [
     ),
     (
         REPEATS,
-        "return back - max(lengths)",
-        "return back - min(lengths)",
+        "start - max(lengths)",
+        "start - min(lengths)",
         T_PENALTIES + "test_dry_counts_no_further_back_than_a_breaker",
     ),
     (
@@ -404,14 +404,14 @@ MUTANTS = [
     ),
     (
         REPEATS,
-        "power >= 0, multiplier",
-        "power > 0, multiplier",
+        "longest >= allowed_length",
+        "longest > allowed_length",
         T_PENALTIES + "test_dry_grows_with_the_length_of_the_repeat",
     ),
     (
         REPEATS,
-        "np.minimum(longest - allowed_length, most)",
-        "longest - allowed_length",
+        "np.minimum(longest[too_long] - allowed_length, most)",
+        "longest[too_long] - allowed_length",
         T_PENALTIES + "test_dry_stays_finite_over_a_long_repeat",
     ),
     # biases, constraints, guidance
