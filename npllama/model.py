@@ -30,6 +30,7 @@ def forward(
     *,
     last: bool = False,
     attend=vectorized,
+    positions: np.ndarray | None = None,
 ) -> np.ndarray:
     """Run tokens through the model.
 
@@ -48,6 +49,9 @@ def forward(
     last : bool
         Return only the logits behind each row's last real token.
     attend : `attention.vectorized` or `attention.naive`
+    positions : (B, T) int64
+        Where the tokens stand, if not one behind the other, as the guesses of
+        `lookahead`; `attend` has to know then which of them see each other.
 
     Returns
     -------
@@ -64,9 +68,10 @@ def forward(
     tokens, count = _check(model, tokens, cache, count)
     B, T = tokens.shape
     eps, start = model.config.rms_norm_eps, cache.length.copy()
-    # Padding stands where its row ends: `dynamic` scaling looks at the last position.
-    step = np.minimum(np.arange(T), np.maximum(count, 1)[:, None] - 1)  # (B, T)
-    positions = start[:, None] + step  # (B, T)
+    if positions is None:
+        # Padding stands where its row ends: `dynamic` looks at the last position.
+        step = np.minimum(np.arange(T), np.maximum(count, 1)[:, None] - 1)  # (B, T)
+        positions = start[:, None] + step  # (B, T)
     tables = rope_tables(model.config, positions, model.embed.dtype.name)
 
     enter("model")
