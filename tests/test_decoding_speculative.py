@@ -15,11 +15,13 @@ from npllama.cache import new_cache
 from npllama.config import Rope
 from npllama.decoding import rejection
 from npllama.decoding.common import prefill, unprocessed
+from npllama.decoding.lookahead import layout, lookahead, pool_of
 from npllama.decoding.prompt_lookup import continuation, prompt_lookup
 from npllama.decoding.rejection import accept, one_hot, residual, verified
 from npllama.decoding.sample import sample
 from npllama.decoding.self_speculation import early_exit, short_context
 from npllama.decoding.speculative import Draft, assisted, speculate
+from npllama.decoding.tree import keep, run_tree
 
 EOS = 2
 
@@ -205,10 +207,13 @@ def surprise(expected, count):
 
 def counts(propose_with, N):
     target, rng = bigrams(0), np.random.default_rng(1)
-    propose = propose_with(rng)
+    propose = propose_with(rng) if propose_with else None
     count = np.zeros(V**T)
     for _ in range(N):
-        rounds = speculate(target, PROMPT, propose, never, T, 2, shaped, rng)
+        if propose is None:
+            rounds = lookahead(target, PROMPT, never, T, 2, 3, shaped, rng)
+        else:
+            rounds = speculate(target, PROMPT, propose, never, T, 2, shaped, rng)
         a, b, c = itertools.chain.from_iterable(r.tokens for r in rounds)
         count[(a * V + b) * V + c] += 1
     return count
@@ -219,6 +224,7 @@ DRAFTS = {
     "the same model unshaped": lambda rng: assisted(bigrams(0), 9, unprocessed, rng),
     "a model without a choice": lambda rng: assisted(bigrams(7), 9, shaped),
     "lookup": lambda rng: prompt_lookup(),
+    "lookahead": None,
 }
 
 
@@ -458,6 +464,86 @@ def test_with_dynamic_rope_nothing_is_guessed_beyond_the_trained_length():
     assert sum(r.drafted for r in rounds) > 4
 
 
+# ---- lookahead --------------------------------------------------------------
+
+
+@given(situations(), st.integers(1, 20), st.integers(1, 4), st.integers(2, 4))
+def test_lookahead_writes_the_greedy_text(situation, most, window, ngram):
+    model, prompt, _ = situation
+    one_by_one, in_rounds = [], []
+
+    def recording(seen):
+        def process(history, logits):
+            seen.append([list(tokens) for tokens in history])
+            return penalised(history, logits)
+
+        return process
+
+    plain_process, process = recording(one_by_one), recording(in_rounds)
+    expected, reason = plain(model, prompt, stop_at_eos, most, plain_process)
+    rounds = list(lookahead(model, prompt, stop_at_eos, most, window, ngram, process))
+    assert [x for r in rounds for x in r.tokens] == expected
+    assert [r.reason for r in rounds] == [None] * (len(rounds) - 1) + [reason]
+    assert in_rounds == one_by_one
+    for r in rounds:
+        assert r.accepted < ngram and r.drafted <= window * (ngram - 1)
+        assert len(r.tokens) - r.accepted in ((0, 1) if r.reason else (1,))
+
+
+def test_lookahead_takes_fewer_passes_than_tokens_once_a_text_repeats():
+    model = random_model(DISTINCT, 6, "float64")
+    rounds = list(lookahead(model, [1, 5, 7], never, 40, 4, 3))
+    assert sum(len(r.tokens) for r in rounds) == 40 and len(rounds) < 25
+
+
+@given(situations(), seeds, st.integers(0, 3), st.integers(1, 4))
+def test_every_token_of_a_tree_sees_its_own_branch_only(situation, seed, M, W):
+    model, prompt, _ = situation
+    model = model._replace(config=replace(model.config, rope=Rope()))
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 4, rng.integers(0, 4)).tolist()
+    step, visible = layout(M, W, sizes)
+    block = rng.integers(0, model.config.vocab_size, len(step))
+    cache, _ = prefill(model, [prompt], len(prompt) + len(block))
+    logits = run_tree(model, block.tolist(), step, visible, cache)
+    for t, row in enumerate(visible):
+        # In the order in which they stand, each a step behind the one before.
+        branch = np.flatnonzero(row)[np.argsort(step[row], kind="stable")]
+        np.testing.assert_array_equal(step[branch], np.arange(len(branch)))
+        assert branch[-1] == t
+        text = [*prompt, *block[branch].tolist()]
+        alone, expected = prefill(model, [text], len(text))
+        assert_close(logits[t], expected[0], depth(model.config, len(text)), scale=10)
+    S = len(prompt) + 1
+    keep(cache, S, branch[1:].tolist())
+    for found, expected in zip(cache[:2], alone[:2]):
+        found = found[:, :, :, : cache.length[0]]
+        assert_close(found, expected, depth(model.config, S), scale=10)
+
+
+def test_a_window_of_two_generations_looks_like_this():
+    step, visible = layout(2, 3, [2])
+    # The last token; columns 0, 1, 2 of each generation; one candidate of two.
+    assert step.tolist() == [0, 1, 2, 3, 2, 3, 4, 1, 2]
+    assert visible.astype(int).tolist() == [
+        [1, 0, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 1, 0, 0],
+        [1, 0, 0, 0, 0, 0, 0, 1, 0],
+        [1, 0, 0, 0, 0, 0, 0, 1, 1],
+    ]
+
+
+def test_the_pool_keeps_the_latest_different_ngrams_of_a_first_token():
+    pool = pool_of([1, 2, 3, 1, 2, 4, 1, 5, 6, 1, 2, 4], 3, 2)
+    assert pool[1] == [(5, 6), (2, 4)]
+    assert pool[2] == [(3, 1), (4, 1)]
+
+
 def test_impossible_arguments_are_refused():
     model = random_model(DISTINCT, 0)
     with pytest.raises(ValueError, match="assistant_ensemble_weight is 1.5"):
@@ -473,6 +559,9 @@ def test_impossible_arguments_are_refused():
         short_context(model, 0)
     with pytest.raises(ValueError, match="max_matching_ngram_size is 0"):
         prompt_lookup(0)
+    for window, ngram in ((0, 3), (2, 1)):
+        with pytest.raises(ValueError, match="lookahead: window"):
+            next(lookahead(model, [1], never, 3, window, ngram))
     small = random_model(replace(DISTINCT, vocab_size=9), 0)
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="one vocabulary"):

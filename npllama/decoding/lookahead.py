@@ -1,0 +1,237 @@
+"""Lookahead decoding: the model guesses ahead of itself, in every place at once.
+
+Put any tokens behind the text and run the model: it says for each what should
+follow.  Put those in their places and run it again, and so on: the guesses settle
+from the left.  That is Jacobi's method for solving all tokens as one system of
+equations, and as it stands it seldom saves a pass.  But what it produces on the way
+are sequences that the model itself finds likely: they are collected, and when the
+text reaches the first token of one, the rest is a guess that can be checked.
+
+Both happen in one pass over a block of three parts:
+
+- the text's last token;
+- the *window*, W guesses in each of N - 1 generations.  A guess sees the text, the
+  oldest generation up to its own column, and its own ancestors, as if they stood
+  behind one another.  What the model says behind the youngest is the next
+  generation; with it, each column has grown by a token, and its last N are an
+  n-gram for the pool; then the oldest generation is dropped;
+- *candidates*: the n-grams of the pool that begin with the last token.  Each sees
+  the text and itself only, and stands where the text goes on.
+
+So a pass is over many positions of which few are used: worth it where passes are
+limited by reading weights, not by arithmetic, which on a processor is seldom.
+
+Candidates are checked without a draft's distribution: the target draws its token,
+and as long as some candidate goes on with it, the next one can be drawn, too.  For
+a guess without a choice that is the rule of `rejection`, and kept guesses can
+only save passes, not change the text.
+
+Fu et al. 2024, arXiv:2402.02057.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+
+import numpy as np
+
+from npllama.cache import new_cache
+from npllama.decoding.common import Process, Stop, room, unprocessed
+from npllama.decoding.rejection import verified
+from npllama.decoding.single import Round, begin
+from npllama.decoding.speculative import without_stretching
+from npllama.decoding.tree import keep, run_tree
+from npllama.weights import Model
+
+Gram = tuple[int, ...]
+
+
+def lookahead(
+    model: Model,
+    prompt: Sequence[int],
+    stop: Stop,
+    max_new_tokens: int,
+    lookahead_window: int,
+    lookahead_ngram_size: int,
+    process: Process = unprocessed,
+    rng: np.random.Generator | None = None,
+    *,
+    candidates: int | None = None,
+) -> Iterator[Round]:
+    """Continue one prompt, with guesses from the model's own Jacobi iteration.
+
+    Parameters
+    ----------
+    model : Model
+    prompt : token ids
+    stop : function
+        New tokens to the reason for ending, or None.
+    max_new_tokens : int
+    lookahead_window : int
+        W, how far ahead to guess.
+    lookahead_ngram_size : int
+        N, tokens of an n-gram: up to N - 1 guesses can be kept in a round.
+    process : function
+        Histories and logits to logits; called as by plain decoding.
+    rng : np.random.Generator
+        None decides greedily.
+    candidates : int
+        N-grams to check per round; as many as the window is wide by default.
+
+    Yields
+    ------
+    Round
+        At least one token each, until the text ends.
+
+    Raises
+    ------
+    ValueError
+        If there is no window, or an n-gram has less than two tokens.
+
+    References
+    ----------
+    Fu et al. 2024, algorithm 2.
+    """
+    W, N = lookahead_window, lookahead_ngram_size
+    most = W if candidates is None else candidates
+    if W < 1 or N < 2 or most < 1:
+        raise ValueError(
+            f"lookahead: window {W} and candidates {most} must be at least 1, "
+            f"n-grams of {N} tokens at least 2"
+        )
+    capacity = room(model, len(prompt), max_new_tokens) + (W + most) * (N - 1)
+    cache = new_cache(model.config, 1, capacity, model.embed.dtype.name)
+    cache, ends = begin(model, prompt, stop, max_new_tokens, cache)
+    limit = without_stretching(model, cache)
+
+    def decide(new: list[int], logits: np.ndarray) -> int:
+        processed = process([[*prompt, *new]], logits[None])[0]  # (V,)
+        return verified(processed, None, None, rng)
+
+    window = np.resize(np.array(prompt), (N - 1, W))  # (N - 1, W)
+    pool = pool_of(prompt, N, most)
+    new: list[int] = []
+    reason = None
+    while reason is None:
+        last, S = (new or prompt)[-1], len(prompt) + len(new)
+        guessing = S + W + N - 2 <= limit
+        grams = pool.get(last, []) if guessing else []
+        levels = window if guessing else window[:0]
+        block = [last, *levels.flat, *chain(*grams)]
+        shape = layout(*levels.shape, [N - 1] * len(grams))
+        logits = run_tree(model, block, *shape, cache)  # (T, V)
+        offset = 1 + levels.size
+        tokens, slots, reason = follow(grams, offset, logits, new, decide, ends)
+        keep(cache, S, slots)
+        new = new + tokens
+        if guessing:
+            youngest = logits[offset - W : offset].argmax(axis=-1)  # (W,)
+            window = np.concatenate([window, youngest[None]])  # (N, W)
+            for gram in window.T.tolist():
+                remember(pool, gram, most)
+            window = window[1:]
+        yield Round(tokens, len(grams) * (N - 1), len(slots), reason)
+
+
+#  ---- the pool ---------------------------------------------------------------
+
+
+def pool_of(prompt: Sequence[int], N: int, most: int) -> dict[int, list[Gram]]:
+    """Begin with the n-grams of the prompt: what came once may come again."""
+    pool: dict[int, list[Gram]] = {}
+    for i in range(len(prompt) - N + 1):
+        remember(pool, prompt[i : i + N], most)
+    return pool
+
+
+def remember(pool: dict[int, list[Gram]], gram: Sequence[int], most: int) -> None:
+    """Add an n-gram to the pool, under its first token; the latest `most` stay."""
+    first, rest = gram[0], tuple(gram[1:])
+    others = [other for other in pool.get(first, []) if other != rest]
+    pool[first] = [*others, rest][-most:]
+
+
+#  ---- the block --------------------------------------------------------------
+
+
+def layout(M: int, W: int, sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Where each token of the block stands, and which others it sees.
+
+    Parameters
+    ----------
+    M, W : int
+        Generations and columns of the window.
+    sizes : list of int
+        Tokens of each candidate.
+
+    Returns
+    -------
+    step : (T,) int64
+        Positions behind the last token's.
+    visible : (T, T) bool
+        Row t is what token t sees; all see the last token, and the text.
+    """
+    T = 1 + M * W + sum(sizes)
+    step = np.zeros(T, dtype=np.int64)  # (T,)
+    visible = np.eye(T, dtype=bool)  # (T, T)
+    visible[:, 0] = True
+    for m in range(M):
+        for w in range(W):
+            t = 1 + m * W + w
+            step[t] = 1 + m + w
+            visible[t, 1 : 1 + w + 1] = True
+            visible[t, 1 + w : t : W] = True
+    t = 1 + M * W
+    for size in sizes:
+        step[t : t + size] = 1 + np.arange(size)
+        visible[t : t + size, t : t + size] = np.tri(size, dtype=bool)
+        t += size
+    return step, visible
+
+
+#  ---- checking ---------------------------------------------------------------
+
+
+def follow(
+    grams: list[Gram],
+    offset: int,
+    logits: np.ndarray,
+    new: list[int],
+    decide: Callable[[list[int], np.ndarray], int],
+    ends: Stop,
+) -> tuple[list[int], list[int], str | None]:
+    """Let the target write, as long as some candidate has run its token already.
+
+    Parameters
+    ----------
+    grams : list of tuples
+        The candidates, all of one length.
+    offset : int
+        Where in the block the first of them begins.
+    logits : (T, V) float
+    new : token ids
+        What was generated before.
+    decide : function
+        From (new tokens, (V,) logits) to the next token.
+    ends : function
+        New tokens to the reason for ending, or None.
+
+    Returns
+    -------
+    tokens : list of int
+    slots : list of int
+        Where in the block those of them stand that had been guessed.
+    reason : str, or None if the text goes on
+    """
+    tokens: list[int] = []
+    slots: list[int] = []
+    alive = list(range(len(grams)))
+    while True:
+        tokens.append(decide(new + tokens, logits[slots[-1] if slots else 0]))
+        reason, i = ends(new + tokens), len(tokens) - 1
+        alive = [c for c in alive if i < len(grams[c]) and grams[c][i] == tokens[i]]
+        if alive:
+            slots.append(offset + alive[0] * len(grams[alive[0]]) + i)
+        if reason is not None or not alive:
+            return tokens, slots, reason

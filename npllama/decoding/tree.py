@@ -1,0 +1,100 @@
+"""Several continuations of one text, checked in one pass.
+
+Tokens behind a text need not be one continuation.  Lay several of them out in one
+block, as the branches of a tree; tell each token where it stands, for RoPE, and let
+it see the text and its own branch only.  Then every token has the keys, values and
+logits that it would have if nothing but its branch had been run: *tree attention*.
+
+When one branch has been chosen, what the cache holds of it is moved together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from npllama.attention import softmax
+from npllama.cache import KVCache
+from npllama.model import forward
+from npllama.ops import einsum
+from npllama.weights import Model
+
+
+def run_tree(
+    model: Model,
+    tokens: Sequence[int],
+    step: np.ndarray,
+    visible: np.ndarray,
+    cache: KVCache,
+) -> np.ndarray:
+    """Run a block of tokens that do not all follow one another.
+
+    Writes into the cache, in the order of the block.
+
+    Parameters
+    ----------
+    model : Model
+    tokens : T token ids
+    step : (T,) int64
+        Where each stands: positions behind what the cache holds.
+    visible : (T, T) bool
+        Row t is what token t sees of the block, itself included.
+    cache : KVCache
+        Of one row.
+
+    Returns
+    -------
+    (T, V) float
+    """
+
+    def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, start: np.ndarray):
+        return masked(q, k, v, int(start[0]), visible)
+
+    block, positions = np.array([tokens]), cache.length[:, None] + step  # (1, T)
+    return forward(model, block, cache, attend=attend, positions=positions)[0]
+
+
+def masked(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, start: int, visible: np.ndarray
+) -> np.ndarray:
+    """Attention to the whole text, and in the block to what is visible.
+
+    Parameters
+    ----------
+    q : (1, T, H, D) float
+    k, v : (1, K, N, D) float
+    start : int
+        Positions of the text.
+    visible : (T, T) bool
+
+    Returns
+    -------
+    (1, T, H, D) float
+    """
+    B, T, H, D = q.shape
+    K, S = k.shape[1], start + T
+    grouped = (q / D**0.5).reshape(B, T, K, H // K, D)
+    scores = einsum("BTKGD,BKSD->BKGTS", grouped, k[:, :, :S], "scores")
+    np.copyto(scores[..., start:], -np.inf, where=~visible)
+    y = einsum("BKGTS,BKSD->BTKGD", softmax(scores), v[:, :, :S], "values")
+    return y.reshape(B, T, H, D)
+
+
+def keep(cache: KVCache, S: int, slots: Sequence[int]) -> None:
+    """Move a branch to where it belongs, and forget the rest of the block.
+
+    Writes into the cache.
+
+    Parameters
+    ----------
+    cache : KVCache
+    S : int
+        Positions of the text, that of the block's first token included.
+    slots : list of int
+        Where in the block the tokens of the branch stand, rising.
+    """
+    source = [S - 1 + slot for slot in slots]
+    for array in (cache.k, cache.v):
+        array[:, :, :, S : S + len(slots)] = array[:, :, :, source]
+    cache.length[0] = S + len(slots)
