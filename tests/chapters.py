@@ -1,8 +1,10 @@
 """The package as a text: its chapters, in the order of the title page."""
 
 import ast
+import io
 import re
 import sys
+import tokenize
 import types
 from pathlib import Path
 
@@ -39,6 +41,20 @@ PART_ONE = listed("Part I,")
 ARRAYS = tuple(
     name for name in PART_ONE if name == "config" or "import numpy" in source_of(name)
 )
+
+
+# A shape, perhaps with a dtype, or the letter of a size.
+COMMENT = re.compile(r"# (\([A-Z\d*.][^()]*\)(?: \w+\d+(?=[,;]|$))?|[A-Z](?=[,;]|$))")
+
+
+def claims_behind_code(source):
+    """Claims behind code, by line."""
+    found = {}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT and token.line[: token.start[1]].strip():
+            if match := COMMENT.match(token.string):
+                found[token.start[0]] = match[1]
+    return found
 
 
 def entries(node, section):

@@ -125,6 +125,8 @@ MUTANTS = [
     ("model.py", "start = model.config.rms_norm_eps, cache.length.copy()",
      "start = model.config.rms_norm_eps, np.zeros_like(cache.length)",
      MODEL + "any_chunking_gives_the_same_logits"),
+    ("model.py", "    if positions is None:", "    if True:",
+     MODEL + "linear_scaling_undoes_standing_further_apart"),
     ("model.py", "cache.length[:] += count", "cache.length[:] += T",
      MODEL + "only_the_new_positions_of_the_cache_are_written"),
     ("model.py", "x = x[np.arange(B), count - 1]", "x = x[np.arange(B), T - 1]",

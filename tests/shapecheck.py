@@ -17,15 +17,12 @@ nothing has put to the test.
 """
 
 import ast
-import io
 import re
-import tokenize
 from typing import NamedTuple
 
-from chapters import entries, load, source_of
+from chapters import claims_behind_code, entries, load, source_of
 
 ARRAY = re.compile(r"(?:[\w, ]+ of )?\(([A-Z\d*.][^()]*)\)(?: (\w+))?")
-COMMENT = re.compile(r"# (\([A-Z\d*.][^()]*\)(?: \w+\d+(?=[,;]|$))?|[A-Z](?=[,;]|$))")
 SCALARS = {"int": (int,), "float": (float, int), "str": (str,), "bool": (bool,)}
 
 
@@ -44,22 +41,12 @@ class Site(NamedTuple):
 # ---- reading ----------------------------------------------------------------
 
 
-def comments_of(source):
-    """Claims behind code, by line."""
-    found = {}
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT and token.line[: token.start[1]].strip():
-            if match := COMMENT.match(token.string):
-                found[token.start[0]] = match[1]
-    return found
-
-
 class Rewriter(ast.NodeTransformer):
     """Turns the claims of one module into calls of `__check__` and `__result__`."""
 
     def __init__(self, checks, module, source):
         self.checks, self.module, self.returns = checks, module, []
-        self.comments = comments_of(source)
+        self.comments = claims_behind_code(source)
         self.tree = ast.fix_missing_locations(self.visit(ast.parse(source)))
         if self.comments:
             raise ShapeError(f"{module}: these stand at no assignment: {self.comments}")

@@ -282,6 +282,24 @@ def test_same_tokens_in_another_order_give_other_logits(rope, seed):
     assert np.abs(y[0] - y[1]).max() > 1e-9
 
 
+@given(configs(), st.integers(1, 6), st.integers(0, 50), seeds)
+def test_text_may_stand_anywhere(config, T, shift, seed):
+    model, tokens = random_model(config, seed, "float64"), token_ids(config, seed, 2, T)
+    at = np.tile(np.arange(T) + shift, (2, 1))
+    moved = forward(model, tokens, new_cache(config, 2, T, "float64"), positions=at)
+    close(moved, logits_of(model, tokens), config, T + 50)
+
+
+@given(configs(["default"]), st.integers(1, 6), seeds)
+def test_linear_scaling_undoes_standing_further_apart(config, T, seed):
+    model, tokens = random_model(config, seed, "float64"), token_ids(config, seed, 2, T)
+    rope = replace(config.rope, rope_type="linear", factor=2.0)
+    slow = model._replace(config=replace(config, rope=rope))
+    cache = new_cache(config, 2, T, "float64")
+    apart = forward(slow, tokens, cache, positions=np.tile(2 * np.arange(T), (2, 1)))
+    close(apart, logits_of(model, tokens), config, T)
+
+
 # ---- observers, dtype -------------------------------------------------------
 
 
