@@ -17,6 +17,7 @@ from npllama.decoding.constrained_beam import constrained_beam_search, constrain
 from npllama.decoding.contrastive_search import contrastive_search
 from npllama.decoding.dola import dola
 from npllama.decoding.group_beam import group_beam_search
+from npllama.decoding.lookahead import lookahead
 from npllama.decoding.prompt_lookup import prompt_lookup
 from npllama.decoding.self_speculation import early_exit, short_context
 from npllama.decoding.speculative import Propose, Round, assisted, speculate
@@ -49,11 +50,27 @@ def growing(config, helpers) -> Growth | None:
         return with_early_exit
     if config.assistant_window:
         return with_short_context
+    if config.lookahead_window:
+        return with_lookahead
     if config.penalty_alpha and config.top_k > 1 and not config.do_sample:
         return search_contrastively
     if config.dola_layers is not None:
         return contrast_layers
     return None
+
+
+def with_lookahead(task: Task, rng: Rng) -> Iterator[Round]:
+    """Guesses from iterations over a window of later positions."""
+    return lookahead(
+        task.model,
+        task.prompt,
+        task.stop,
+        task.max_new_tokens,
+        task.config.lookahead_window,
+        task.config.lookahead_ngram_size,
+        process_of([task], [rng]),
+        rng if task.config.do_sample else None,
+    )
 
 
 def search_contrastively(task: Task, rng: Rng) -> Iterator[Round]:

@@ -154,10 +154,6 @@ MEETING = _lines("""
     Just then a {helper_trait} {helper_kind} came by. "I am {helper}," said the {helper_kind}. "What are you looking for?"
     There {they} met {helper}, a {helper_trait} {helper_kind}. "Why are you so {feeling}?" asked {helper}.
     A {helper_trait} {helper_kind} named {helper} saw {them}. "Can I help you?" asked {helper}.""")
-ASKING = _lines("""
-    "I am looking for a {color} {thing}," said {name}.
-    {name} told {helper} about the {color} {thing}.
-    "Have you seen a {color} {thing}?" asked {name}.""")
 BARGAIN = _lines("""
     "Help me to {work}, and I will tell you where to look," said {helper}. So {name} helped {helper} to {work}. "Thank you," said {helper}. "Look {spot}."
     "I know of one," said {helper}. "But first I must {work}." "I will help you," said {name}, and {they} did. Then {helper} said, "You will find it {spot}."
@@ -170,27 +166,45 @@ FINDING = _lines("""
 GIFT_WANT = _lines("""
     {day}, {name} wanted to give {their} {kin} a {color} {thing}.
     {day} it was the birthday of {their} {kin}, and {name} wanted to bring a {color} {thing}.""")
+GIFT_ASKING = _lines("""
+    "I am looking for a {color} {thing} for my {kin}," said {name}.
+    "My {kin} wishes for a {color} {thing}," said {name}. "Have you seen one?"
+    {name} told {helper} about {their} {kin} and the {color} {thing}.""")
+GIFT_HOPE = _lines("""
+    "How glad my {kin} will be!" said {name}.
+    "This is for my {kin}," {they} said.""")
 GIFT_END = _lines("""
     {They} took it home and gave it to {their} {kin}. "A {color} {thing}!" said {their} {kin}. "It is just what I wished for." They ate {meal} together, and {name} {moral}.
     At home, {name} put the {thing} into the hands of {their} {kin}, who {joy2} and made {meal}. And {name} {moral}.""")
 LOST_WANT = _lines("""
     {day}, {name} could not find {their} {color} {thing}.
     {day}, {name} lost {their} {color} {thing}, and {they} wanted it back.""")
+LOST_ASKING = _lines("""
+    "I am looking for a {color} {thing}," said {name}.
+    {name} told {helper} about the {color} {thing}.
+    "Have you seen a {color} {thing}?" asked {name}.""")
 LOST_END = _lines("""
     {They} held the {thing} tight and never lost it again. At home there was {meal}, and {name} {moral}.
     "Now I will take good care of you," {they} said to the {thing}. {They} shared {their} {meal} with {helper}, and {name} {moral}.""")
 MEND_WANT = _lines("""
     {day}, the {broken} of {their} {kin} broke, and {name} needed a {color} {thing} to mend it.
     {day}, {name} heard that the {broken} of {their} {kin} was broken. "I need a {color} {thing}," {they} said.""")
+MEND_ASKING = _lines("""
+    "I need a {color} {thing} to mend the {broken} of my {kin}," said {name}.
+    "The {broken} of my {kin} is broken," said {name}. "Have you seen a {color} {thing}?"
+    {name} told {helper} about the {broken} of {their} {kin} and the {color} {thing}.""")
+MEND_HOPE = _lines("""
+    "Now I can mend the {broken} of my {kin}," said {name}.
+    "My {kin} will have a good {broken} again," {they} said.""")
 MEND_END = _lines("""
     With the {thing} {they} mended the {broken}. {their:cap} {kin} {joy2} and made {meal}, and {name} {moral}.
     {name} carried the {thing} home and worked until the {broken} was as good as new. "Thank you," said {their} {kin}. They ate {meal}, and {name} {moral}.""")
 
-_MIDDLE = [LEAVE, TROUBLE, MEETING, ASKING, BARGAIN, FINDING]
+_BEGIN, _WAY, _HELP = [OPENING, HABIT], [SEARCH, LEAVE, TROUBLE, MEETING], [BARGAIN, FINDING]
 PLOTS: dict[str, list[list[str]]] = {
-    "gift": [OPENING, HABIT, GIFT_WANT, SEARCH, *_MIDDLE, GIFT_END],
-    "lost": [OPENING, HABIT, LOST_WANT, SEARCH, *_MIDDLE, LOST_END],
-    "tool": [OPENING, HABIT, MEND_WANT, SEARCH, *_MIDDLE, MEND_END],
+    "gift": [*_BEGIN, GIFT_WANT, *_WAY, GIFT_ASKING, *_HELP, GIFT_HOPE, GIFT_END],
+    "lost": [*_BEGIN, LOST_WANT, *_WAY, LOST_ASKING, *_HELP, LOST_END],
+    "tool": [*_BEGIN, MEND_WANT, *_WAY, MEND_ASKING, *_HELP, MEND_HOPE, MEND_END],
 }
 SLOT = re.compile(r"\{(\w+)(:cap)?\}")
 

@@ -2,7 +2,7 @@
 
     pip install ".[convert,oracle]"
     python tools/train_stories.py                 everything, under an hour on two cores
-    python tools/train_stories.py --evaluate      only: how many samples are stories
+    python tools/train_stories.py --from-phase 6  only convert and count the stories
 
 The corpus comes from `stories`, the tokenizer is a SentencePiece BPE as LLaMA 2's,
 the models are Hugging Face's own `LlamaForCausalLM`, and the result goes through
@@ -19,17 +19,41 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import sentencepiece
 import torch
-from stories import check, story
+from stories import WORDS, check, story
 from transformers import LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
 UNK, BOS, EOS = 0, 1, 2
-VOCABULARY, CONTEXT, BATCH = 1024, 512, 32
+VOCABULARY, CONTEXT = 1024, 512
+
+
+class Phase(NamedTuple):
+    """A stretch of training; the learning rate rises, and falls along a cosine."""
+
+    steps: int
+    batch: int  # stories
+    rate: float
+    seed: int  # of the stories
+    recall: float = 1.0  # weight of the words that an ending must remember
+
+
+# Many stories first, then smaller steps, in which the last details are learned:
+# that a thing keeps its colour, and a gift goes to whom it was meant for.  Such words
+# are few, so the last phase lets each of them count for ten.
+MAIN_PHASES = (
+    Phase(1600, 32, 3e-3, 2),
+    Phase(2500, 16, 1.5e-3, 3),
+    Phase(1200, 16, 1.5e-3, 5, recall=10.0),
+    Phase(900, 16, 2e-3, 6, recall=3.0),
+)
+DRAFT_PHASES = (Phase(1000, 16, 6e-3, 4),)
+REMEMBERED = ("kin", "broken", "color", "feeling")
 
 MAIN = dict(
     hidden_size=192,
@@ -74,13 +98,13 @@ def train_tokenizer(folder: Path) -> sentencepiece.SentencePieceProcessor:
     return sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
 
 
-def batches(tokenizer, seed: int):
+def batches(tokenizer, size: int, seed: int):
     """Endless batches of stories: (tokens, labels), padded, of similar lengths."""
     rng = np.random.default_rng(seed)
     while True:
-        texts = [story(rng) for _ in range(8 * BATCH)]
+        texts = [story(rng) for _ in range(8 * size)]
         rows = sorted(([BOS, *tokenizer.encode(t), EOS] for t in texts), key=len)
-        groups = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
+        groups = [rows[i : i + size] for i in range(0, len(rows), size)]
         for i in rng.permutation(len(groups)):
             group = groups[i]
             T = max(map(len, group))
@@ -104,22 +128,24 @@ def new_model(sizes: dict) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def train(model, tokenizer, steps: int, rate: float, teacher=None) -> None:
+def train(model, tokenizer, phase: Phase, teacher=None) -> None:
     """AdamW with warm-up and cosine decay; from a teacher's distributions if given."""
+    steps, size, rate, seed, recall = phase
+    weight = token_weights(tokenizer, recall)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": decayed, "weight_decay": 0.1}]
     groups += [{"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95))
     begin, tokens_seen = time.time(), 0
-    for step, (tokens, labels) in enumerate(batches(tokenizer, seed=2)):
+    for step, (tokens, labels) in enumerate(batches(tokenizer, size, seed)):
         if step == steps:
             return
         share = step / steps
         cosine = 0.05 + 0.95 * (1 + math.cos(math.pi * share)) / 2
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 100) * cosine
-        loss = loss_of(model, tokens, labels, teacher)
+        loss = loss_of(model, tokens, labels, weight, teacher)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -135,15 +161,26 @@ def train(model, tokenizer, steps: int, rate: float, teacher=None) -> None:
             )
 
 
-def loss_of(model, tokens, labels, teacher) -> torch.Tensor:
+def token_weights(tokenizer, recall: float) -> torch.Tensor:
+    """(V,) how much each token counts: more, if an ending must remember it."""
+    weight = torch.ones(VOCABULARY)
+    words = [word for slot in REMEMBERED for word in WORDS[slot]]
+    for word in words:
+        weight[tokenizer.encode(word)] = recall
+    return weight
+
+
+def loss_of(model, tokens, labels, weight, teacher) -> torch.Tensor:
     """Cross-entropy with the text, or with what the teacher expects of it."""
+    logits = model(tokens).logits[:, :-1]
     if teacher is None:
-        return model(tokens, labels=labels).loss
+        loss = torch.nn.functional.cross_entropy
+        return loss(logits.flatten(0, 1), labels[:, 1:].flatten(), weight)
     with torch.no_grad():
         target = teacher(tokens).logits[:, :-1].softmax(-1)
-    guess = model(tokens).logits[:, :-1].log_softmax(-1)
     real = (labels[:, 1:] != -100).float()
-    return -((target * guess).sum(-1) * real).sum() / real.sum()
+    each = (target * logits.log_softmax(-1)).sum(-1)
+    return -(each * real).sum() / real.sum()
 
 
 def save(model, folder: Path, tokenizer_file: Path) -> None:
@@ -156,6 +193,11 @@ def save(model, folder: Path, tokenizer_file: Path) -> None:
     entries = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}
     entries |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(entries, indent=1))
+
+
+def saved(folder: Path) -> LlamaForCausalLM:
+    """The model of a folder, as float32."""
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
 def convert(folder: Path, out: Path) -> None:
@@ -197,7 +239,7 @@ def evaluate(model, tokenizer, name: str) -> None:
 @torch.no_grad()
 def agreement(model, draft, tokenizer) -> float:
     """Chance that a token drawn from the draft is accepted by the model."""
-    tokens, labels = next(batches(tokenizer, seed=3))
+    tokens, labels = next(batches(tokenizer, 32, seed=1))
     p, q = (m(tokens).logits[:, :-1].softmax(-1) for m in (model, draft))
     real = labels[:, 1:] != -100
     return torch.minimum(p, q).sum(-1)[real].mean().item()
@@ -206,29 +248,37 @@ def agreement(model, draft, tokenizer) -> float:
 def main() -> int:
     """Train, convert and evaluate."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1600, help="of the large model")
-    parser.add_argument("--draft-steps", type=int, default=1600)
-    parser.add_argument("--evaluate", action="store_true", help="train nothing")
+    parser.add_argument(
+        "--from-phase",
+        type=int,
+        default=1,
+        metavar="N",
+        help="go on from the saved model with its N-th phase (5: the draft, 6: nothing)",
+    )
     options = parser.parse_args()
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(True)
     folders = {name: BUILD / name for name in ("stories", "stories-draft")}
-    if not options.evaluate:
-        tokenizer = train_tokenizer(folders["stories"])
-        file = folders["stories"] / "tokenizer.model"
-        main_model = new_model(MAIN)
-        train(main_model, tokenizer, options.steps, rate=3e-3)
-        save(main_model, folders["stories"], file)
-        draft = new_model(DRAFT)
-        train(draft, tokenizer, options.draft_steps, rate=6e-3, teacher=main_model.eval())
-        save(draft, folders["stories-draft"], file)
-        for name, folder in folders.items():
-            convert(folder, ROOT / "weights" / f"{name}.npz")
     file = folders["stories"] / "tokenizer.model"
-    tokenizer = sentencepiece.SentencePieceProcessor(str(file))
+    begin = options.from_phase
+    tokenizer = (
+        train_tokenizer(folders["stories"])
+        if begin == 1
+        else sentencepiece.SentencePieceProcessor(str(file))
+    )
+    model = new_model(MAIN) if begin == 1 else saved(folders["stories"])
+    for phase in MAIN_PHASES[begin - 1 :]:
+        train(model, tokenizer, phase)
+        save(model, folders["stories"], file)
+    if begin <= len(MAIN_PHASES) + 1:
+        draft = new_model(DRAFT)
+        for phase in DRAFT_PHASES:
+            train(draft, tokenizer, phase, teacher=model.eval())
+        save(draft, folders["stories-draft"], file)
     models = {}
     for name, folder in folders.items():
-        models[name] = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        convert(folder, ROOT / "weights" / f"{name}.npz")
+        models[name] = saved(folder)
         size = sum(p.numel() for p in models[name].parameters())
         print(f"{name}: {size:,} parameters")
         evaluate(models[name], tokenizer, name)

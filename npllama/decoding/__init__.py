@@ -1,6 +1,37 @@
 """Part II, second half: from distributions to texts, one strategy per file.
 
-Reading order: `common` (what all share), `sample` (greedy and chance).
+What all share
+    `common`            prefill, one more token, and what a caller may plug in
+    `stopping`          end tokens, stop strings, the clock
+    `logprobs`          how likely the model found a text
+    `pipeline`          from options to the one function that shapes distributions
+    `follower`          a second opinion that keeps up with the text
+
+One token after the other
+    `sample`            greedy search and sampling
+    `single`, `layers`  for strategies that grow one text in a way of their own
+    `contrastive_search`  likely, and unlike what stands there already
+    `dola`              late layers against early ones
+    `contrastive_decoding`  an expert against an amateur
+
+Several texts compared
+    `beam`              beam search and beam sampling
+    `group_beam`        groups that keep out of each other's way
+    `constrained_beam`  texts that hold given phrases
+    `stochastic_beam`   several texts drawn, no two equal
+    `exhaustive`        every text there is: the yardstick
+
+Several tokens at once
+    `rejection`         the rule that makes guessing exact
+    `speculative`       the loop, and a small model as draft
+    `prompt_lookup`     what came once comes again
+    `self_speculation`  the model as its own draft
+    `lookahead`         guesses from parallel iterations
+
+Text held to a format
+    `automaton`         regular expressions as machines that read bytes
+    `json_schema`       a schema as a regular expression
+    `guided`            mask first, then choose; token healing
 """
 
 from npllama.decoding.common import (
@@ -13,18 +44,40 @@ from npllama.decoding.common import (
     room,
     unprocessed,
 )
+from npllama.decoding.contrastive_decoding import contrastive_decoding
+from npllama.decoding.contrastive_search import contrastive_search
+from npllama.decoding.dola import dola
+from npllama.decoding.lookahead import lookahead
+from npllama.decoding.prompt_lookup import prompt_lookup
+from npllama.decoding.rejection import accept, residual
 from npllama.decoding.sample import Step, choose, sample
+from npllama.decoding.self_speculation import early_exit, short_context
+from npllama.decoding.single import Round
+from npllama.decoding.speculative import Draft, assisted, speculate
 
 __all__ = [
+    "Draft",
     "Hypothesis",
     "Process",
+    "Round",
     "Step",
     "Stop",
+    "accept",
+    "assisted",
     "choose",
     "context_length",
+    "contrastive_decoding",
+    "contrastive_search",
+    "dola",
+    "early_exit",
     "extend",
+    "lookahead",
     "prefill",
+    "prompt_lookup",
+    "residual",
     "room",
     "sample",
+    "short_context",
+    "speculate",
     "unprocessed",
 ]

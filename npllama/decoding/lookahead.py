@@ -31,17 +31,17 @@ Fu et al. 2024, arXiv:2402.02057.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 import numpy as np
 
-from npllama.cache import new_cache
+from npllama.cache import KVCache, new_cache
 from npllama.decoding.common import Process, Stop, room, unprocessed
 from npllama.decoding.rejection import verified
 from npllama.decoding.single import Round, begin
 from npllama.decoding.speculative import without_stretching
-from npllama.decoding.tree import keep, run_tree
+from npllama.decoding.tree import follow, keep, run_tree
 from npllama.weights import Model
 
 Gram = tuple[int, ...]
@@ -95,11 +95,7 @@ def lookahead(
     """
     W, N = lookahead_window, lookahead_ngram_size
     most = W if candidates is None else candidates
-    if W < 1 or N < 2 or most < 1:
-        raise ValueError(
-            f"lookahead: window {W} and candidates {most} must be at least 1, "
-            f"n-grams of {N} tokens at least 2"
-        )
+    check_sizes(W, N, most)
     capacity = room(model, len(prompt), max_new_tokens) + (W + most) * (N - 1)
     cache = new_cache(model.config, 1, capacity, model.embed.dtype.name)
     cache, ends = begin(model, prompt, stop, max_new_tokens, cache)
@@ -117,21 +113,48 @@ def lookahead(
         last, S = (new or prompt)[-1], len(prompt) + len(new)
         guessing = S + W + N - 2 <= limit
         grams = pool.get(last, []) if guessing else []
-        levels = window if guessing else window[:0]
-        block = [last, *levels.flat, *chain(*grams)]
-        shape = layout(*levels.shape, [N - 1] * len(grams))
-        logits = run_tree(model, block, *shape, cache)  # (T, V)
-        offset = 1 + levels.size
-        tokens, slots, reason = follow(grams, offset, logits, new, decide, ends)
+        shown = window if guessing else window[:0]
+        logits = run_block(model, last, shown, grams, cache)  # (T, V)
+        tokens, slots, reason = follow(grams, 1 + shown.size, logits, new, decide, ends)
         keep(cache, S, slots)
         new = new + tokens
         if guessing:
-            youngest = logits[offset - W : offset].argmax(axis=-1)  # (W,)
-            window = np.concatenate([window, youngest[None]])  # (N, W)
-            for gram in window.T.tolist():
-                remember(pool, gram, most)
-            window = window[1:]
+            window = next_generation(window, logits, pool, most)
         yield Round(tokens, len(grams) * (N - 1), len(slots), reason)
+
+
+def check_sizes(W: int, N: int, most: int) -> None:
+    """Raise ValueError if there is nothing to guess or to check."""
+    if W < 1 or N < 2 or most < 1:
+        raise ValueError(
+            f"lookahead: window {W} and candidates {most} must be at least 1, "
+            f"n-grams of {N} tokens at least 2"
+        )
+
+
+#  ---- the window and the pool ------------------------------------------------
+
+
+def next_generation(
+    window: np.ndarray, logits: np.ndarray, pool: dict[int, list[Gram]], most: int
+) -> np.ndarray:
+    """Let every column grow by a token, note its n-gram, and drop the oldest.
+
+    Writes into the pool.
+
+    Parameters
+    ----------
+    window : (N - 1, W) int64
+    logits : (T, V) float
+        Of the block, in which the window begins with token 1.
+    """
+    W = window.shape[1]
+    end = 1 + window.size
+    youngest = logits[end - W : end].argmax(axis=-1)  # (W,)
+    grown = np.concatenate([window, youngest[None]])  # (N, W)
+    for gram in grown.T.tolist():
+        remember(pool, gram, most)
+    return grown[1:]
 
 
 #  ---- the pool ---------------------------------------------------------------
@@ -153,6 +176,22 @@ def remember(pool: dict[int, list[Gram]], gram: Sequence[int], most: int) -> Non
 
 
 #  ---- the block --------------------------------------------------------------
+
+
+def run_block(
+    model: Model, last: int, window: np.ndarray, grams: list[Gram], cache: KVCache
+) -> np.ndarray:
+    """Run the last token, the window and the candidates in one pass.
+
+    Writes into the cache, in this order.
+
+    Returns
+    -------
+    (T, V) float
+    """
+    M, W = window.shape
+    step, visible = layout(M, W, [len(gram) for gram in grams])
+    return run_tree(model, [last, *window.flat, *chain(*grams)], step, visible, cache)
 
 
 def layout(M: int, W: int, sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -188,50 +227,3 @@ def layout(M: int, W: int, sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
         visible[t : t + size, t : t + size] = np.tri(size, dtype=bool)
         t += size
     return step, visible
-
-
-#  ---- checking ---------------------------------------------------------------
-
-
-def follow(
-    grams: list[Gram],
-    offset: int,
-    logits: np.ndarray,
-    new: list[int],
-    decide: Callable[[list[int], np.ndarray], int],
-    ends: Stop,
-) -> tuple[list[int], list[int], str | None]:
-    """Let the target write, as long as some candidate has run its token already.
-
-    Parameters
-    ----------
-    grams : list of tuples
-        The candidates, all of one length.
-    offset : int
-        Where in the block the first of them begins.
-    logits : (T, V) float
-    new : token ids
-        What was generated before.
-    decide : function
-        From (new tokens, (V,) logits) to the next token.
-    ends : function
-        New tokens to the reason for ending, or None.
-
-    Returns
-    -------
-    tokens : list of int
-    slots : list of int
-        Where in the block those of them stand that had been guessed.
-    reason : str, or None if the text goes on
-    """
-    tokens: list[int] = []
-    slots: list[int] = []
-    alive = list(range(len(grams)))
-    while True:
-        tokens.append(decide(new + tokens, logits[slots[-1] if slots else 0]))
-        reason, i = ends(new + tokens), len(tokens) - 1
-        alive = [c for c in alive if i < len(grams[c]) and grams[c][i] == tokens[i]]
-        if alive:
-            slots.append(offset + alive[0] * len(grams[alive[0]]) + i)
-        if reason is not None or not alive:
-            return tokens, slots, reason
