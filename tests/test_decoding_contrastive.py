@@ -1,6 +1,7 @@
 """Contrastive search, DoLa and contrastive decoding."""
 
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -121,7 +122,9 @@ def test_a_token_without_probability_is_no_candidate():
 def test_a_long_prompt_read_in_pieces_gives_the_same_text(monkeypatch):
     model, prompt = random_model(DISTINCT, 2, "float64"), list(range(12))
     whole = text_of(contrastive_search(model, prompt, never, 12, 0.6, 4))
-    monkeypatch.setattr("npllama.decoding.contrastive_search.PREFILL_CHUNK", 5)
+    # The package gives this name to the function; the module is found by its own.
+    module = sys.modules["npllama.decoding.contrastive_search"]
+    monkeypatch.setattr(module, "PREFILL_CHUNK", 5)
     assert text_of(contrastive_search(model, prompt, never, 12, 0.6, 4)) == whole
 
 

@@ -10,12 +10,13 @@ When one branch has been chosen, what the cache holds of it is moved together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from npllama.attention import softmax
 from npllama.cache import KVCache
+from npllama.decoding.common import Stop
 from npllama.model import forward
 from npllama.ops import einsum
 from npllama.weights import Model
@@ -79,6 +80,52 @@ def masked(
     np.copyto(scores[..., start:], -np.inf, where=~visible)
     y = einsum("BKGTS,BKSD->BTKGD", softmax(scores), v[:, :, :S], "values")
     return y.reshape(B, T, H, D)
+
+
+def follow(
+    branches: Sequence[tuple[int, ...]],
+    offset: int,
+    logits: np.ndarray,
+    new: list[int],
+    decide: Callable[[list[int], np.ndarray], int],
+    ends: Stop,
+) -> tuple[list[int], list[int], str | None]:
+    """Let the target write, as long as some branch has run its token already.
+
+    Parameters
+    ----------
+    branches : sequence of tuples of token ids
+        All of one length, and one behind the other in the block.
+    offset : int
+        Where in the block the first of them begins.
+    logits : (T, V) float
+    new : token ids
+        What was generated before.
+    decide : function
+        From (new tokens, (V,) logits) to the next token.
+    ends : function
+        New tokens to the reason for ending, or None.
+
+    Returns
+    -------
+    tokens : list of int
+    slots : list of int
+        Where in the block those of them stand that had been guessed.
+    reason : str, or None if the text goes on
+    """
+    tokens: list[int] = []
+    slots: list[int] = []
+    alive = list(range(len(branches)))
+    while True:
+        tokens.append(decide(new + tokens, logits[slots[-1] if slots else 0]))
+        reason, i = ends(new + tokens), len(tokens) - 1
+        alive = [
+            c for c in alive if i < len(branches[c]) and branches[c][i] == tokens[i]
+        ]
+        if alive:
+            slots.append(offset + alive[0] * len(branches[alive[0]]) + i)
+        if reason is not None or not alive:
+            return tokens, slots, reason
 
 
 def keep(cache: KVCache, S: int, slots: Sequence[int]) -> None:

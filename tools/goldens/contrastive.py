@@ -15,7 +15,7 @@ FILE = "decoding_contrastive.npz"
 EMBED = "model.embed_tokens.weight"
 SEEDS = range(60)
 MAX_NEW_TOKENS = 24
-SEARCHES = {
+SEARCHES: dict[str, dict] = {
     "alpha 0.6, k 4": {"penalty_alpha": 0.6, "top_k": 4},
     "alpha 0.3, k 7": {"penalty_alpha": 0.3, "top_k": 7},
     "alpha 0.9, k 2, penalty": {
@@ -24,7 +24,7 @@ SEARCHES = {
         "repetition_penalty": 1.3,
     },
 }
-CONTRASTS = {
+CONTRASTS: dict[str, dict] = {
     "low": {"dola_layers": "low"},
     "high": {"dola_layers": "high"},
     "list": {"dola_layers": [0, 1, 3]},
