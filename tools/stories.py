@@ -63,8 +63,6 @@ WORDS: dict[str, list[str]] = {
     "gift": "ribbon kite ball drum scarf lantern boat hat".split(),
     "lost": "key ring button bell coin whistle spoon cup".split(),
     "tool": "rope needle ladder hammer brush basket".split(),
-    "broken": "roof bed gate cart chair".split(),
-    "kin": "mother father grandmother grandfather sister brother".split(),
     "junk": _lines("""
         an old shoe
         a sleeping snail
@@ -121,6 +119,16 @@ WORDS: dict[str, list[str]] = {
         was never lonely again
         sang all the way home"""),
 }
+
+# Every thing has its purpose: for whom a gift is, and what a tool is to mend of whom.
+KIN = dict(
+    zip(
+        WORDS["gift"] + WORDS["tool"],
+        "sister brother brother grandfather grandmother father brother mother "
+        "father grandmother grandfather mother sister mother".split(),
+    )
+)
+BROKEN = dict(zip(WORDS["tool"], "cart bed roof gate chair nest".split()))
 
 # Pronouns are slots that the name decides; a capital begins a sentence.
 SHE = {"They": "She", "they": "she", "them": "her", "their": "her"}
@@ -215,9 +223,11 @@ def words_of(slot: str, plot: str) -> list[str]:
 
 
 def filling_of(slot: str, filled: dict[str, str]) -> str | None:
-    """The word that a slot must have: it was filled before, or the name decides."""
+    """The word that a slot must have: it was filled before, or another decides it."""
     if slot in SHE and "name" in filled:
         return (SHE if filled["name"] in GIRLS else HE)[slot]
+    if slot in ("kin", "broken"):
+        return (KIN if slot == "kin" else BROKEN)[filled["thing"]]
     return filled.get(slot)
 
 
@@ -243,7 +253,8 @@ def story(rng: np.random.Generator) -> str:
         One line, 80 to 160 words.
     """
     plot = str(rng.choice(list(PLOTS)))
-    filled: dict[str, str] = {}
+    # Things come first: they decide for whom a story is, before they are named.
+    filled = {"thing": str(rng.choice(words_of("thing", plot)))}
     parts = [fill(str(rng.choice(part)), plot, filled, rng) for part in PLOTS[plot]]
     return " ".join(parts)
 
@@ -278,8 +289,10 @@ def check(text: str) -> list[str]:
         One sentence for the place where every derivation fails.
     """
     furthest = 0
-    for plot, parts in PLOTS.items():
-        for at, rest in derivations(text.strip(), plot, parts, 0, {}):
+    begins = [(plot, thing) for plot in PLOTS for thing in words_of("thing", plot)]
+    for plot, thing in begins:
+        ways = derivations(text.strip(), plot, PLOTS[plot], 0, {"thing": thing})
+        for at, rest in ways:
             if rest is None:
                 return []
             furthest = max(furthest, at)
