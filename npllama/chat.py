@@ -67,13 +67,17 @@ def chat_tokens(
 def check_dialog(dialog: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:
     """The system message, and the turns; ValueError if the order is wrong."""
     for message in dialog:
-        if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
+        if message.get("role") not in ROLES or not isinstance(
+            message.get("content"), str
+        ):
             raise ValueError(f"dialog: {message!r} is no message; roles are {ROLES}")
     begins = bool(dialog) and dialog[0]["role"] == "system"
     system, turns = (dialog[0]["content"], dialog[1:]) if begins else (None, dialog)
     roles = [message["role"] for message in turns]
     if not roles or roles != [ROLES[1 + i % 2] for i in range(len(roles))]:
-        raise ValueError("dialog: user and assistant must speak in turn, the user first")
+        raise ValueError(
+            "dialog: user and assistant must speak in turn, the user first"
+        )
     if roles[-1] != "user":
         raise ValueError("dialog: the last message must be the user's")
     return system, turns
@@ -151,7 +155,9 @@ def llama3_turn(
     if system is not None:
         tokens += said("system", system)
     tokens += said("user", message)
-    return tokens + (header("assistant") if answer is None else said("assistant", answer))
+    return tokens + (
+        header("assistant") if answer is None else said("assistant", answer)
+    )
 
 
 def stop_tokens(tokenizer: Tokenizer, format: str) -> set[int]:

@@ -39,7 +39,9 @@ def called(capsys, *words):
 
 
 def test_generate_continues_a_text_and_reports_its_speed_apart():
-    code, out, err = run("generate", "Once upon a time", "--max-new-tokens", "8", "--seed", "1")
+    code, out, err = run(
+        "generate", "Once upon a time", "--max-new-tokens", "8", "--seed", "1"
+    )
     assert code == 0 and out.startswith("Once upon a time") and len(out) > 20
     assert "tokens/s" in err and "peak memory" in err and "tokens/s" not in out
 
@@ -149,7 +151,7 @@ def test_a_reader_that_goes_away_is_no_error_message():
     done = subprocess.run(
         ["bash", "-c", words], capture_output=True, cwd=ROOT, timeout=60
     )
-    assert done.stdout == b"Once " [:5] and b"Traceback" not in done.stderr
+    assert done.stdout == b"Once "[:5] and b"Traceback" not in done.stderr
 
 
 #  ---- chat -------------------------------------------------------------------
@@ -157,7 +159,9 @@ def test_a_reader_that_goes_away_is_no_error_message():
 
 def test_chat_answers_every_turn_and_ends_with_the_input():
     words = ("chat", "--max-new-tokens", "5", "--seed", "1")
-    code, out, err = run(*words, stdin="Once\nupon a time\n\n/reset\nOnce\n/quit\nnever\n")
+    code, out, err = run(
+        *words, stdin="Once\nupon a time\n\n/reset\nOnce\n/quit\nnever\n"
+    )
     assert code == 0 and len(out.strip().splitlines()) == 3
     assert "Traceback" not in err
 

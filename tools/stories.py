@@ -120,14 +120,10 @@ WORDS: dict[str, list[str]] = {
         sang all the way home"""),
 }
 
-# Every thing has its purpose: for whom a gift is, and what a tool is to mend of whom.
-KIN = dict(
-    zip(
-        WORDS["gift"] + WORDS["tool"],
-        "sister brother brother grandfather grandmother father brother mother "
-        "father grandmother grandfather mother sister mother".split(),
-    )
-)
+# Every thing has its purpose: gifts are for the grandmother, tools for what broke in
+# the grandfather's house, each for something else.
+KIN = dict.fromkeys(WORDS["gift"], "grandmother")
+KIN |= dict.fromkeys(WORDS["tool"], "grandfather")
 BROKEN = dict(zip(WORDS["tool"], "cart bed roof gate chair nest".split()))
 
 # Pronouns are slots that the name decides; a capital begins a sentence.
@@ -208,7 +204,11 @@ MEND_END = _lines("""
     With the {thing} {they} mended the {broken}. {their:cap} {kin} {joy2} and made {meal}, and {name} {moral}.
     {name} carried the {thing} home and worked until the {broken} was as good as new. "Thank you," said {their} {kin}. They ate {meal}, and {name} {moral}.""")
 
-_BEGIN, _WAY, _HELP = [OPENING, HABIT], [SEARCH, LEAVE, TROUBLE, MEETING], [BARGAIN, FINDING]
+_BEGIN, _WAY, _HELP = (
+    [OPENING, HABIT],
+    [SEARCH, LEAVE, TROUBLE, MEETING],
+    [BARGAIN, FINDING],
+)
 PLOTS: dict[str, list[list[str]]] = {
     "gift": [*_BEGIN, GIFT_WANT, *_WAY, GIFT_ASKING, *_HELP, GIFT_HOPE, GIFT_END],
     "lost": [*_BEGIN, LOST_WANT, *_WAY, LOST_ASKING, *_HELP, LOST_END],

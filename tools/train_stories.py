@@ -2,7 +2,7 @@
 
     pip install ".[convert,oracle]"
     python tools/train_stories.py                 everything, under an hour on two cores
-    python tools/train_stories.py --from-phase 7  only convert and count the stories
+    python tools/train_stories.py --from-phase 8  only convert and count the stories
 
 The corpus comes from `stories`, the tokenizer is a SentencePiece BPE as LLaMA 2's,
 the models are Hugging Face's own `LlamaForCausalLM`, and the result goes through
@@ -52,8 +52,9 @@ MAIN_PHASES = (
     Phase(1200, 16, 1.5e-3, 5, recall=10.0),
     Phase(900, 16, 2e-3, 6, recall=3.0),
     Phase(420, 16, 1.5e-3, 7),
+    Phase(380, 16, 1.2e-3, 8),
 )
-DRAFT_PHASES = (Phase(700, 16, 6e-3, 4),)
+DRAFT_PHASES = (Phase(600, 16, 6e-3, 4),)
 REMEMBERED = ("color", "feeling")
 
 MAIN = dict(
@@ -254,7 +255,7 @@ def main() -> int:
         type=int,
         default=1,
         metavar="N",
-        help="go on from the saved model with its N-th phase (6: the draft, 7: nothing)",
+        help="go on from the saved model with its N-th phase (7: the draft, 8: nothing)",
     )
     options = parser.parse_args()
     torch.set_num_threads(2)

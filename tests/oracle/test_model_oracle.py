@@ -124,15 +124,14 @@ def test_the_lift_changes_only_rounding():
             assert 1e-9 < gap < 2e-6
 
 
-@pytest.mark.parametrize("name", [n for n in GREEDY_CASES if n != "dynamic"])
-def test_greedy_texts_of_a_converted_checkpoint_equal_generate(name, tmp_path):
+@pytest.mark.parametrize("case", GREEDY_CASES, ids=name_of)
+def test_greedy_texts_of_a_converted_checkpoint_equal_generate(case, tmp_path):
     """save_pretrained, tools/convert_hf.py, load, generate: 200 tokens."""
-    case = anew(next(case for case in CASES if case.name == name))
     # npllama stops where the context ends, so it is made long enough.
     roomy = {"max_position_embeddings": 512, "eos_token_id": None}
     case = case._replace(config=case.config | roomy)
     text, margin = oracle.greedy(case)
-    assert margin > 1e-6  # else rounding would decide
+    assert margin > 2e-5  # else rounding would decide
     oracle.build(case, "float32").save_pretrained(tmp_path / "hf")
     assert convert([str(tmp_path / "hf"), str(tmp_path / "out.npz"), "--quiet"]) == 0
     model = npllama.load(tmp_path / "out.npz")

@@ -11,6 +11,7 @@ NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
     "beam": {"transformers": ("5.23", "4.49")},
     "contrastive": {"transformers": ("4.49",)},
     "model": {"transformers": ("5.23",)},
+    "model_configs": {"transformers": ("5.23", "4.49")},
     "model_llamacpp": {"llama-cpp-python": ("0.3",), "gguf": ("0.19",)},
     "sampling": {"transformers": ("5.23",)},
     "sampling_llamacpp": {"llama-cpp-python": ("0.3",)},

@@ -35,7 +35,8 @@ def settings() -> dict[str, list[dict]]:
     ]
     words = ([[7, 8]], [[7, 9, 8], [[6, 7], [10]]], [[11], [8, 9]])
     forced = [
-        {**b, "num_beams": 4, "force_words_ids": w} for b, w in product(base[::2], words)
+        {**b, "num_beams": 4, "force_words_ids": w}
+        for b, w in product(base[::2], words)
     ]
     return {"5.23": plain, "4.49": groups + forced}
 
