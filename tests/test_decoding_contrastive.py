@@ -141,6 +141,16 @@ def test_contrastive_search_refuses_impossible_numbers(alpha, k):
         next(contrastive_search(model, [1], never, 3, alpha, k))
 
 
+def test_an_empty_prompt_is_refused():
+    model = random_model(DISTINCT, 0)
+    for rounds in (
+        contrastive_search(model, [], never, 3, 0.6, 4),
+        dola(model, [], never, 3, "low"),
+    ):
+        with pytest.raises(ValueError, match="empty"):
+            next(rounds)
+
+
 # ---- the layers ---------------------------------------------------------------
 
 

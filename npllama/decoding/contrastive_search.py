@@ -65,7 +65,7 @@ def contrastive_search(
     Raises
     ------
     ValueError
-        If `penalty_alpha` is outside [0, 1] or `top_k` below 1.
+        If `penalty_alpha` is outside [0, 1], `top_k` below 1, or the prompt empty.
 
     References
     ----------
@@ -78,6 +78,8 @@ def contrastive_search(
             f"contrastive search: penalty_alpha {penalty_alpha} must lie in [0, 1], "
             f"top_k {top_k} must be at least 1"
         )
+    if not len(prompt):
+        raise ValueError("the prompt is empty: give at least one token")
     capacity = room(model, len(prompt), max_new_tokens)
     ends = within(stop, max_new_tokens, capacity - len(prompt))
     B = min(top_k, model.config.vocab_size)
