@@ -15,7 +15,12 @@ he could put words into the assistant's mouth.  In ``llama-3`` such strings are
 encoded as plain text; in ``llama-2``, whose marks *are* text, they are refused, as
 Meta does.
 
-``plain`` is for base models, which know of no conversation: the message itself.
+``plain`` is for base models, which know of no conversation: messages line by line.
+
+References
+----------
+Meta's code: facebookresearch/llama, llama/generation.py, `chat_completion`;
+meta-llama/llama3, llama/tokenizer.py, `ChatFormat`.
 """
 
 from __future__ import annotations
@@ -23,11 +28,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from npllama.tokenizer import Tokenizer
+from npllama.tokenizer import SPACE, Tokenizer
 
 FORMATS = ("llama-2", "llama-3", "plain")
-ROLES = ("system", "user", "assistant")
 LLAMA2_MARKS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
+LLAMA3_MARKS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
 Message = Mapping[str, str]
 
@@ -39,6 +44,7 @@ def chat_tokens(
 
     Parameters
     ----------
+    tokenizer : Tokenizer
     dialog : sequence of {"role": ..., "content": ...}
         An optional "system" message, then "user" and "assistant" in turn, the last
         one the user's.
@@ -47,40 +53,32 @@ def chat_tokens(
     Raises
     ------
     ValueError
-        If the roles are in another order, or a message holds marks of the format.
-
-    References
-    ----------
-    Meta llama/generation.py `chat_completion`; llama3/tokenizer.py `ChatFormat`.
+        If the roles are in another order, a message holds marks of ``llama-2``, or
+        the tokenizer has none of ``llama-3``.
     """
-    system, turns = check_dialog(dialog)
-    tokens: list[int] = []
-    for i in range(0, len(turns), 2):
-        question = turns[i]["content"]
-        first = i == 0
-        answer = turns[i + 1]["content"] if i + 1 < len(turns) else None
-        system_here = system if first else None
-        tokens += turn_tokens(tokenizer, question, format, first, system_here, answer)
+    system, questions, answers = parts_of(dialog)
+    tokens = []
+    for i, (question, answer) in enumerate(zip(questions, [*answers, None])):
+        tokens += turn_tokens(tokenizer, question, format, i == 0, system, answer)
     return tokens
 
 
-def check_dialog(dialog: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:
-    """The system message, and the turns; ValueError if the order is wrong."""
-    for message in dialog:
-        if message.get("role") not in ROLES or not isinstance(
-            message.get("content"), str
-        ):
-            raise ValueError(f"dialog: {message!r} is no message; roles are {ROLES}")
-    begins = bool(dialog) and dialog[0]["role"] == "system"
-    system, turns = (dialog[0]["content"], dialog[1:]) if begins else (None, dialog)
-    roles = [message["role"] for message in turns]
-    if not roles or roles != [ROLES[1 + i % 2] for i in range(len(roles))]:
+def parts_of(dialog: Sequence[Message]) -> tuple[str | None, list[str], list[str]]:
+    """Contents of a dialog: the system's, the user's, the assistant's."""
+    for i, message in enumerate(dialog):
+        if not isinstance(message.get("content"), str):
+            raise ValueError(f"dialog: message {i} has no content that is a string")
+    roles = [str(message.get("role")) for message in dialog]
+    start = 1 if roles[:1] == ["system"] else 0
+    count = len(roles) - start
+    if not count % 2 or roles[start:] != (["user", "assistant"] * count)[:count]:
         raise ValueError(
-            "dialog: user and assistant must speak in turn, the user first"
+            "dialog: expected the roles (system), user, assistant, user ..., the last "
+            f"one user; found {', '.join(roles) or 'none'}"
         )
-    if roles[-1] != "user":
-        raise ValueError("dialog: the last message must be the user's")
-    return system, turns
+    contents = [message["content"] for message in dialog]
+    system = contents[0] if start else None
+    return system, contents[start::2], contents[start + 1 :: 2]
 
 
 def turn_tokens(
@@ -91,36 +89,47 @@ def turn_tokens(
     system: str | None = None,
     answer: str | None = None,
 ) -> list[int]:
-    """Tokens of one turn: the user's message, and the answer if it is known.
+    """Tokens of one turn; those of all turns together are `chat_tokens`.
 
-    A chat that keeps its cache appends, turn by turn, the message's tokens and the
-    tokens that the model answered with (`closing` included).
+    A program that keeps its cache gives the model these tokens, appends what it
+    answers, and `closing` if the answer was broken off.
 
     Parameters
     ----------
+    tokenizer : Tokenizer
+    message : str
+        The user's.
+    format : "llama-2", "llama-3" or "plain"
     first : bool
         Whether the conversation begins here.
     system : str
-        Instructions; belong to the first turn.
+        Instructions; they are part of the first turn, and of no other.
+    answer : str
+        The assistant's, if it is known.
     """
+    system = system if first else None
     if format == "llama-2":
         return llama2_turn(tokenizer, message, system, answer)
     if format == "llama-3":
         return llama3_turn(tokenizer, message, first, system, answer)
-    if format != "plain":
-        raise ValueError(f"chat format {format!r} is not one of {', '.join(FORMATS)}")
-    text = "\n".join(part for part in (system, message, answer) if part)
-    return tokenizer.encode(text, bos=first)
+    if format == "plain":
+        return plain_turn(tokenizer, message, first, system, answer)
+    raise ValueError(f"format: {format!r} is not one of {', '.join(FORMATS)}")
 
 
 def llama2_turn(
     tokenizer: Tokenizer, message: str, system: str | None, answer: str | None
 ) -> list[int]:
-    """``<s>[INST] message [/INST] answer </s>``."""
-    for part in (message, system or "", answer or ""):
-        for mark in LLAMA2_MARKS:
-            if mark in part:
-                raise ValueError(f"a message holds {mark}, which marks turns itself")
+    """``<s>[INST] message [/INST] answer </s>``.
+
+    The answer's last space is Meta's.  A model that speaks for itself ends without
+    it.
+    """
+    for mark in LLAMA2_MARKS:
+        if any(mark in part for part in (message, system or "", answer or "")):
+            raise ValueError(
+                f"message: {mark} marks turns in llama-2, so it is refused"
+            )
     if system is not None:
         message = f"<<SYS>>\n{system}\n<</SYS>>\n\n{message}"
     question = f"[INST] {message.strip()} [/INST]"
@@ -136,20 +145,19 @@ def llama3_turn(
     system: str | None,
     answer: str | None,
 ) -> list[int]:
-    """Messages with headers, and the header of the assistant's answer."""
-    special = tokenizer.special
-    if "<|eot_id|>" not in special or "<|start_header_id|>" not in special:
-        raise ValueError("this tokenizer has no <|eot_id|>: it is not LLaMA 3's")
-
-    def plain(text: str) -> list[int]:
-        return tokenizer.encode(text, bos=False)
+    """Messages with headers, or the header alone of an answer that is to come."""
+    if lacking := [mark for mark in LLAMA3_MARKS if mark not in tokenizer.special]:
+        raise ValueError(
+            f"format: llama-3 needs {lacking[0]}, which the tokenizer lacks"
+        )
+    begin, end, eot = (tokenizer.special[mark] for mark in LLAMA3_MARKS)
 
     def header(role: str) -> list[int]:
-        begin, end = special["<|start_header_id|>"], special["<|end_header_id|>"]
-        return [begin, *plain(role), end, *plain("\n\n")]
+        name, gap = (tokenizer.encode(part, bos=False) for part in (role, "\n\n"))
+        return [begin, *name, end, *gap]
 
-    def said(role: str, text: str) -> list[int]:
-        return [*header(role), *plain(text.strip()), special["<|eot_id|>"]]
+    def said(role: str, content: str) -> list[int]:
+        return [*header(role), *tokenizer.encode(content.strip(), bos=False), eot]
 
     tokens = tokenizer.encode("", bos=first)
     if system is not None:
@@ -160,35 +168,53 @@ def llama3_turn(
     )
 
 
+def plain_turn(
+    tokenizer: Tokenizer,
+    message: str,
+    first: bool,
+    system: str | None,
+    answer: str | None,
+) -> list[int]:
+    """The texts and nothing else, each on a line of its own."""
+    lines = "\n".join(part for part in (system, message, answer) if part is not None)
+    if first:
+        return tokenizer.encode(lines)
+    tokens = tokenizer.encode(f"\n{lines}", bos=False)
+    # SentencePiece's own space would stand at the end of the line before.
+    return tokens[1:] if tokenizer.piece(tokens[0]) == SPACE else tokens
+
+
 def stop_tokens(tokenizer: Tokenizer, format: str) -> set[int]:
     """Tokens that end an answer."""
-    ends = {tokenizer.eos_id}
-    if format == "llama-3":
-        names = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>")
-        ends |= {tokenizer.special.get(name) for name in names}
+    names = (
+        ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>") if format == "llama-3" else ()
+    )
+    ends = {tokenizer.eos_id, *map(tokenizer.special.get, names)}
     return {token for token in ends if token is not None}
 
 
 def closing(tokenizer: Tokenizer, format: str) -> list[int]:
     """What ends an answer that was broken off before it ended itself."""
-    if format == "llama-3":
-        return [tokenizer.special["<|eot_id|>"]]
-    return [tokenizer.eos_id] if format == "llama-2" and tokenizer.eos_id else []
+    ends = {"llama-2": tokenizer.eos_id, "llama-3": tokenizer.special.get("<|eot_id|>")}
+    end = ends.get(format)
+    return [] if end is None else [end]
 
 
 def detect_format(tokenizer: Tokenizer, config: Mapping[str, Any] | None = None) -> str:
     """The form of conversation that a checkpoint was trained on, as far as is known.
 
+    A chat template tells; without one, a vocabulary that has marks of turns.
+
     Parameters
     ----------
+    tokenizer : Tokenizer
     config : mapping
-        Its ``tokenizer_config.json``, whose chat template tells.
+        The checkpoint's ``tokenizer_config.json``.
     """
     template = str((config or {}).get("chat_template") or "")
     if "<|start_header_id|>" in template:
         return "llama-3"
     if "[INST]" in template:
         return "llama-2"
-    if not template and "<|eot_id|>" in tokenizer.special:
-        return "llama-3"
-    return "plain"
+    marked = all(mark in tokenizer.special for mark in LLAMA3_MARKS)
+    return "llama-3" if marked and not template else "plain"

@@ -13,22 +13,19 @@ back to the bytes of its UTF-8 form.
   numbers of up to three digits, punctuation ...), then bytes are merged within
   each part.
 
-Back from tokens to text every token stands for some bytes, and the text is those
-bytes, one token after the other.  A character may be spread over several tokens:
-whoever shows text while it is being made has to wait for its last byte.
+On the way back every token stands for some bytes, and the text is these bytes, one
+token's after the other's.  A character may be spread over several tokens: whoever
+shows a text while it is being made has to wait for its last byte.  What went in
+comes out, but for U+2581 itself, which SentencePiece takes for a space.
 
 *Special tokens* such as ``<|eot_id|>`` mark what is not text: beginnings, ends, who
 speaks.  They have ids but are never made from text unless the caller allows it:
 what a user typed must not be able to end his turn and begin somebody else's.
 
-What goes in comes out again, ``decode(encode(text)) == text``, but for the character
-U+2581 itself: SentencePiece takes it for a space.
-
 References
 ----------
 Sennrich et al. 2016, arXiv:1508.07909 (byte-pair encoding); Kudo and Richardson
-2018, arXiv:1808.06226 (SentencePiece).  Meta's code: llama/tokenizer.py and
-llama-models, models/llama3/tokenizer.py.
+2018, arXiv:1808.06226 (SentencePiece).
 """
 
 from __future__ import annotations
@@ -39,14 +36,22 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import sentencepiece
 import tiktoken
 
 SPACE = "\u2581"
+
+
+class Token(NamedTuple):
+    """One entry of a vocabulary."""
+
+    name: str  # for people to read
+    content: bytes  # what it adds in the middle of a text
+    special: bool = False  # recognised in a text only where that is allowed
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,13 +64,10 @@ class Tokenizer:
     bos_id, eos_id : int or None
         Beginning and end of a sequence.
     special : dict of str to int
-        Tokens that are recognised in a text only when that is allowed.
-    contents : sequence of bytes
-        What every token of the vocabulary adds to a text.
-    names : sequence of str
-        The same for people to read.
+        Special tokens by their names.
+    vocabulary : sequence of Token
     merge : function from str to list of int
-        The tokens of a text that has no special ones, in the library's own code.
+        The tokens of a text that has no special ones: the library's own code.
     leading_space : bool
         Whether a space is put in front of every text.
     """
@@ -74,15 +76,14 @@ class Tokenizer:
     bos_id: int | None
     eos_id: int | None
     special: dict[str, int] = field(repr=False)
-    contents: Sequence[bytes] = field(repr=False)
-    names: Sequence[str] = field(repr=False)
+    vocabulary: Sequence[Token] = field(repr=False)
     merge: Callable[[str], list[int]] = field(repr=False)
-    leading_space: bool = False
+    leading_space: bool
 
     @property
     def vocab_size(self) -> int:
-        """Tokens in the vocabulary; ids run from 0 to this, exclusive."""
-        return len(self.contents)
+        """Number of tokens; their ids run from 0 to this, exclusive."""
+        return len(self.vocabulary)
 
     def encode(
         self,
@@ -99,7 +100,7 @@ class Tokenizer:
         text : str
         bos, eos : bool
             Put the beginning-of-sequence token in front, the end token behind, if
-            the vocabulary has them.
+            there are such tokens.
         allowed_special : "all" or strings
             Special tokens to recognise where their name stands in the text; all
             others are text like any other.
@@ -135,34 +136,35 @@ class Tokenizer:
         stream = StreamDecoder(self, skip_special=skip_special)
         return "".join([*map(stream.push, tokens), stream.flush()])
 
-    def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token adds in the middle of a text; none if special."""
-        return self.contents[self._checked(token)]
-
-    def piece(self, token: int) -> str:
-        """A token's name for people: its text, or the name of a special token."""
-        return self.names[self._checked(token)]
-
-    def _checked(self, token: int) -> int:
-        if not 0 <= token < self.vocab_size:
+    def token(self, index: int) -> Token:
+        """An entry of the vocabulary; ValueError if there is none of that id."""
+        if not 0 <= index < self.vocab_size:
             raise ValueError(
-                f"token {token} is outside the vocabulary, 0 to {self.vocab_size - 1}"
+                f"token {index} is outside the vocabulary, 0 to {self.vocab_size - 1}"
             )
-        return token
+        return self.vocabulary[index]
+
+    def token_bytes(self, index: int) -> bytes:
+        """The bytes that a token adds in the middle of a text; none if special."""
+        return self.token(index).content
+
+    def piece(self, index: int) -> str:
+        """A token's name for people to read."""
+        return self.token(index).name
 
 
 class StreamDecoder:
     """Decodes token by token, and never hands out half a character.
 
-    What `push` returned, and at the end `flush`, is the same text as `decode` gives.
+    What all calls of `push` and then `flush` return is what `decode` returns.
 
     Parameters
     ----------
     tokenizer : Tokenizer
     continuing : bool
         The tokens go on from a text that was shown before, so a space in front of
-        the first piece is part of the text.  Otherwise SentencePiece's own leading
-        space is taken off.
+        the first piece is part of the text.  Otherwise the space that SentencePiece
+        put there is taken off.
     skip_special : bool
         As for `decode`.
     """
@@ -176,21 +178,16 @@ class StreamDecoder:
     ):
         self.tokenizer = tokenizer
         self.skip_special = skip_special
-        self.strip_space = tokenizer.leading_space and not continuing
+        self.at_start = tokenizer.leading_space and not continuing
         self.utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def push(self, token: int) -> str:
-        """The characters that this token completes, possibly none.
-
-        Writes
-        ------
-        The bytes of an unfinished character, and whether text has begun.
-        """
-        content, name = self.tokenizer.token_bytes(token), self.tokenizer.piece(token)
-        if content and self.strip_space:
-            self.strip_space = False
+    def push(self, index: int) -> str:
+        """The characters that this token completes, possibly none."""
+        name, content, special = self.tokenizer.token(index)
+        if self.at_start and content:
+            self.at_start = False
             content = content[1:] if name.startswith(SPACE) else content
-        if name in self.tokenizer.special and not (content or self.skip_special):
+        if special and not content and not self.skip_special:
             content = name.encode()
         return self.utf8.decode(content)
 
@@ -214,14 +211,14 @@ LONGEST_RUN = 25_000
 
 
 def check_text(text: str) -> None:
-    """Raise an error, with one clear line, for what cannot be written in UTF-8."""
+    """Raise an error for what cannot be written in UTF-8."""
     if not isinstance(text, str):
         raise TypeError(f"text: expected str, found {type(text).__name__}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"text: character {error.start} ({text[error.start]!a}) is half a "
+            f"text: character {error.start}, {text[error.start]!a}, is half a "
             "surrogate pair, which is no character"
         ) from None
 
@@ -253,11 +250,13 @@ def cut_long_text(text: str) -> list[str]:
 #  ---- reading files ----------------------------------------------------------
 
 
+Settings = dict[str, Any]
+
+
 def load_tokenizer_file(path: str | os.PathLike) -> Tokenizer:
     """Read one tokenizer file; see `load_tokenizer`."""
-    path = Path(path)
-    name = "tokenizer.json" if path.suffix == ".json" else "tokenizer.model"
-    return load_tokenizer({name: path.read_bytes()})
+    name = "tokenizer.json" if Path(path).suffix == ".json" else "tokenizer.model"
+    return load_tokenizer({name: Path(path).read_bytes()})
 
 
 def load_tokenizer(members: Mapping[str, bytes]) -> Tokenizer:
@@ -267,10 +266,10 @@ def load_tokenizer(members: Mapping[str, bytes]) -> Tokenizer:
     ----------
     members : mapping of file name to content
         ``tokenizer.model`` (SentencePiece, or tiktoken's ranks: told apart by
-        their content), or else ``tokenizer.json`` of the LLaMA 3 kind.  From
-        ``special_tokens_map.json`` and ``tokenizer_config.json``, if they are
-        there, the names of the beginning and end tokens, and tokens that were added
-        to a SentencePiece model.
+        their content), or else ``tokenizer.json`` of the LLaMA 3 kind.  Which
+        tokens begin and end a sequence, and which were added to a SentencePiece
+        model, is taken from ``special_tokens_map.json`` and
+        ``tokenizer_config.json``, if they are there.
 
     Raises
     ------
@@ -282,16 +281,11 @@ def load_tokenizer(members: Mapping[str, bytes]) -> Tokenizer:
         if name in members:
             settings |= _reading(name, read_settings, members[name])
     if content := members.get("tokenizer.model"):
-        ranks = looks_like_ranks(content)
-        read = from_ranks if ranks else from_sentencepiece
-        tokenizer = _reading("tokenizer.model", read, content)
-    elif content := members.get("tokenizer.json"):
-        tokenizer = _reading("tokenizer.json", from_tokenizer_json, content)
-    else:
-        raise ValueError("no tokenizer: no tokenizer.model or tokenizer.json, or empty")
-    if tokenizer.kind == "sentencepiece":
-        tokenizer = _reading("tokenizer_config.json", with_added, tokenizer, settings)
-    return with_ends(tokenizer, settings)
+        read = from_ranks if looks_like_ranks(content) else from_sentencepiece
+        return _reading("tokenizer.model", read, content, settings)
+    if content := members.get("tokenizer.json"):
+        return _reading("tokenizer.json", from_tokenizer_json, content, settings)
+    raise ValueError("no tokenizer: no tokenizer.model or tokenizer.json, or empty")
 
 
 def _reading(file: str, read: Callable[..., Any], *given: Any) -> Any:
@@ -300,105 +294,79 @@ def _reading(file: str, read: Callable[..., Any], *given: Any) -> Any:
         return read(*given)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{file}: not of the layout it should have ({error})"
-        ) from None
-    except (RecursionError, OverflowError, RuntimeError) as error:
-        raise ValueError(f"{file}: cannot be read ({error})") from None
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{file}: broken, or not as LLaMA's are ({why:.99})") from None
 
 
 def read_settings(content: bytes) -> dict[str, Any]:
-    """A JSON object."""
-    settings = json.loads(content)
-    if not isinstance(settings, dict):
-        raise ValueError("not a JSON object")
-    return settings
+    """The names of the tokens at both ends, and the added tokens."""
+    data = json.loads(content)
+    ends = {key: data[key] for key in ("bos_token", "eos_token") if data.get(key)}
+    names = {
+        k: t["content"] if isinstance(t, dict) else str(t) for k, t in ends.items()
+    }
+    added = (data.get("added_tokens_decoder") or {}).items()
+    return names | {"added": [(int(i), added_token(token)) for i, token in added]}
 
 
-def with_ends(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer with the beginning and end tokens that the settings name."""
+def added_token(data: Settings) -> Token:
+    """A token that Hugging Face added; if not marked special, a text shows its name."""
+    content = b"" if data.get("special", True) else data["content"].encode()
+    return Token(data["content"], content, special=True)
 
-    def named(key: str, default: int | None) -> int | None:
-        name = settings.get(key)
-        name = name.get("content") if isinstance(name, dict) else name
-        return (
-            tokenizer.special.get(name, default) if isinstance(name, str) else default
-        )
 
-    bos = named("bos_token", tokenizer.bos_id)
-    return replace(tokenizer, bos_id=bos, eos_id=named("eos_token", tokenizer.eos_id))
+def assemble(tokens: Sequence[tuple[int, Token]], settings: Settings, **rest: Any):
+    """A tokenizer of tokens with ids, of which the settings name the ends."""
+    ids = [i for i, _ in tokens]
+    if sorted(ids) != list(range(len(ids))):
+        raise ValueError(f"the ids of {len(ids)} tokens are not 0 to {len(ids) - 1}")
+    names = [token.name for _, token in tokens if token.special]
+    special = {token.name: i for i, token in tokens if token.special}
+    if len(special) < len(names) or "" in special:
+        raise ValueError("two special tokens have one name, or one has none")
+    bos, eos = (special.get(settings[key]) for key in ("bos_token", "eos_token"))
+    vocabulary = [token for _, token in sorted(tokens)]
+    return Tokenizer(
+        bos_id=bos, eos_id=eos, special=special, vocabulary=vocabulary, **rest
+    )
 
 
 #  ---- SentencePiece
 
 
-def from_sentencepiece(content: bytes) -> Tokenizer:
+def from_sentencepiece(content: bytes, settings: Settings) -> Tokenizer:
     """A tokenizer of LLaMA 1 or 2: a SentencePiece model."""
-    try:
-        engine = sentencepiece.SentencePieceProcessor(model_proto=content)
-    except RuntimeError:
-        raise ValueError("neither a SentencePiece model nor tiktoken ranks") from None
-    ids = list(range(engine.vocab_size()))
-    names = engine.id_to_piece(ids)
-    bos, eos = engine.bos_id(), engine.eos_id()
-    return Tokenizer(
-        "sentencepiece",
-        bos_id=bos if bos >= 0 else None,
-        eos_id=eos if eos >= 0 else None,
-        special={names[i]: i for i in ids if engine.is_control(i)},
-        contents=[piece_bytes(engine, i, names[i]) for i in ids],
-        names=names,
+    engine = sentencepiece.SentencePieceProcessor(model_proto=content)
+    size, ends = engine.vocab_size(), (engine.bos_id(), engine.eos_id())
+    bos, eos = (engine.id_to_piece(i) if i >= 0 else None for i in ends)
+    # What fine-tuning added has its place behind the model's own tokens.
+    added = [(i, token) for i, token in settings.get("added", ()) if i >= size]
+    return assemble(
+        [*((i, sentencepiece_token(engine, i)) for i in range(size)), *added],
+        {"bos_token": bos, "eos_token": eos} | settings,
+        kind="sentencepiece",
         merge=engine.encode,
         leading_space=engine.encode("a", out_type=str)[0].startswith(SPACE),
     )
 
 
-def piece_bytes(
-    engine: sentencepiece.SentencePieceProcessor, token: int, name: str
-) -> bytes:
-    """What a piece of a SentencePiece model adds to a text."""
-    if engine.is_byte(token):
-        return bytes([int(name[3:-1], 16)])  # its name is <0x0A>
-    if engine.is_control(token):
-        return b""
-    if engine.is_unknown(token):
-        return engine.decode([token]).encode()  # the model says what is shown
-    return name.replace(SPACE, " ").encode()
-
-
-def with_added(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer with the tokens that a fine-tuning added behind its model's."""
-    listed = settings.get("added_tokens_decoder") or {}
-    known = tokenizer.vocab_size
-    added = {int(i): token for i, token in listed.items() if int(i) >= known}
-    check_ids([*range(known), *sorted(added)])
-    behind = [added[i] for i in sorted(added)]
-    return replace(
-        tokenizer,
-        special=tokenizer.special | special_ids(added),
-        contents=[*tokenizer.contents, *map(added_bytes, behind)],
-        names=[*tokenizer.names, *(token["content"] for token in behind)],
-    )
-
-
-def special_ids(added: Mapping[int, Mapping[str, Any]]) -> dict[str, int]:
-    """Added tokens by name, as Hugging Face describes them."""
-    ids = {token["content"]: i for i, token in added.items()}
-    if len(ids) < len(added) or "" in ids:
-        raise ValueError("two added tokens have one name, or one has none")
-    return ids
-
-
-def added_bytes(token: Mapping[str, Any]) -> bytes:
-    """What an added token adds to a text: its name, unless it is marked special."""
-    return b"" if token.get("special", True) else token["content"].encode()
-
-
-def check_ids(ids: Sequence[int]) -> None:
-    """Raise ValueError unless every number from 0 on is the id of one token."""
-    if sorted(ids) != list(range(len(ids))):
-        raise ValueError(f"the ids of {len(ids)} tokens are not 0 to {len(ids) - 1}")
+def sentencepiece_token(engine: Any, index: int) -> Token:
+    """One piece of a SentencePiece model."""
+    name = engine.id_to_piece(index)
+    if engine.is_control(index):
+        return Token(name, b"", special=True)
+    if engine.is_byte(index):  # its name is <0x0A>
+        return Token(name, bytes([int(name[3:-1], 16)]))
+    if engine.is_unknown(index):  # the model says what is shown
+        return Token(name, engine.decode([index]).encode())
+    return Token(name, name.replace(SPACE, " ").encode())
 
 
 #  ---- tiktoken
@@ -410,7 +378,7 @@ def looks_like_ranks(content: bytes) -> bool:
     return re.fullmatch(rb"[A-Za-z0-9+/]+={0,2} +\d+\s*", first) is not None
 
 
-def from_ranks(content: bytes) -> Tokenizer:
+def from_ranks(content: bytes, settings: Settings) -> Tokenizer:
     """A tokenizer of LLaMA 3: one line per token, its bytes and its rank."""
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(content.splitlines(), 1):
@@ -420,16 +388,15 @@ def from_ranks(content: bytes) -> Tokenizer:
                 ranks[base64.b64decode(token, validate=True)] = int(rank)
             except ValueError:
                 raise ValueError(f"line {number} is not a token and its rank") from None
-    names = enumerate(llama3_special_names(), len(ranks))
-    return from_merges(ranks, {i: {"content": name} for i, name in names})
+    special = [Token(name, b"", special=True) for name in llama3_special_names()]
+    return from_merges(ranks, list(enumerate(special, len(ranks))), settings)
 
 
 def llama3_special_names() -> list[str]:
-    """The 256 special tokens behind the ranks, as LLaMA 3.1 and later name them.
+    """The 256 special tokens behind the ranks, as Meta names them since LLaMA 3.2.
 
-    In LLaMA 3.0, and in Hugging Face's files, some that are named here are called
-    reserved, and the reserved ones are counted otherwise.  The ids of those in use
-    are the same everywhere.
+    Those that a conversation is made of have the same ids in LLaMA 3.0 and in
+    Hugging Face's files; some of the others are called reserved there.
 
     References
     ----------
@@ -438,86 +405,74 @@ def llama3_special_names() -> list[str]:
     names = """begin_of_text end_of_text reserved_special_token_0
         reserved_special_token_1 finetune_right_pad_id step_id start_header_id
         end_header_id eom_id eot_id python_tag image""".split()
-    names += [f"reserved_special_token_{i}" for i in range(2, 256 - len(names) + 2)]
+    names += [f"reserved_special_token_{i + 2}" for i in range(256 - len(names))]
     return [f"<|{name}|>" for name in names]
 
 
-def from_merges(ranks: dict[bytes, int], added: Mapping[int, Mapping]) -> Tokenizer:
-    """A tokenizer that merges the bytes of lowest rank first, as LLaMA 3's does."""
-    check_ids([*ranks.values(), *added])
+def from_merges(
+    ranks: dict[bytes, int], added: Sequence[tuple[int, Token]], settings: Settings
+) -> Tokenizer:
+    """A tokenizer that merges what has the lowest rank first, as LLaMA 3's does."""
     if b"" in ranks or not all(bytes([byte]) in ranks for byte in range(256)):
         raise ValueError(
             "a token is empty, or a single byte has none: text would be lost"
         )
+    tokens = [(i, Token(t.decode("utf-8", "replace"), t)) for t, i in ranks.items()]
     engine = tiktoken.Encoding(
         "llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens={}
     )
-    special = special_ids(added)
-    shown = {i: token for token, i in ranks.items()}
-    named = {i: token.decode("utf-8", "replace") for i, token in shown.items()}
-    shown |= {i: added_bytes(token) for i, token in added.items()}
-    named |= {i: name for name, i in special.items()}
-    return Tokenizer(
-        "tiktoken",
-        bos_id=special.get("<|begin_of_text|>"),
-        eos_id=special.get("<|end_of_text|>"),
-        special=special,
-        contents=[shown[i] for i in range(len(shown))],
-        names=[named[i] for i in range(len(named))],
-        merge=lambda text: [
-            token
-            for cut in cut_long_text(text)
-            for token in engine.encode_ordinary(cut)
-        ],
+
+    def merge(text: str) -> list[int]:
+        return [t for cut in cut_long_text(text) for t in engine.encode_ordinary(cut)]
+
+    ends = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
+    return assemble(
+        [*tokens, *added],
+        ends | settings,
+        kind="tiktoken",
+        merge=merge,
+        leading_space=False,
     )
 
 
-def from_tokenizer_json(content: bytes) -> Tokenizer:
+def from_tokenizer_json(content: bytes, settings: Settings) -> Tokenizer:
     """A byte-level BPE in Hugging Face's JSON, as LLaMA 3 comes with, for tiktoken.
 
     There the vocabulary is written in printable characters that stand for bytes,
     and tokens are numbered in the order in which they were merged.
     """
-    data = read_settings(content)
-    added = {token["id"]: token for token in data.get("added_tokens") or ()}
+    data = json.loads(content)
     check_kind(data)
+    added = [(token["id"], added_token(token)) for token in data["added_tokens"]]
+    apart = {token.name for _, token in added}
+    text = {t: i for t, i in data["model"]["vocab"].items() if t not in apart}
+    check_merges(data["model"]["merges"], text)
     letters = byte_letters()
-    vocabulary, special = data["model"]["vocab"], special_ids(added)
-    vocabulary = {token: i for token, i in vocabulary.items() if token not in special}
-    check_merges(data["model"]["merges"], vocabulary)
-    ranks = {bytes(letters[c] for c in token): i for token, i in vocabulary.items()}
-    return from_merges(ranks, added)
+    ranks = {bytes(letters[c] for c in token): i for token, i in text.items()}
+    return from_merges(ranks, added, settings)
 
 
-def check_kind(data: Mapping[str, Any]) -> None:
+def check_kind(data: Settings) -> None:
     """Raise ValueError for a tokenizer that works in another way than LLaMA 3's."""
-    model, steps = data["model"], (data.get("pre_tokenizer") or {}).get("pretokenizers")
-    split, bytewise = steps if steps and len(steps) == 2 else ({}, {})
-    if (
-        model.get("type", "BPE") != "BPE"
-        or any(model.get(key) for key in ("dropout", "byte_fallback"))
-        or data.get("normalizer")
-        or bytewise.get("type") != "ByteLevel"
-        or bytewise.get("add_prefix_space")
-        or bytewise.get("use_regex", True)
-        or split.get("behavior") != "Isolated"
-        or split.get("pattern") != {"Regex": LLAMA3_PATTERN}
-    ):
-        raise ValueError(
-            "not a byte-level BPE that splits text as LLaMA 3's does; for LLaMA 1 and "
-            "2 give tokenizer.model"
-        )
+    model, steps = data["model"], (data["pre_tokenizer"] or {}).get("pretokenizers")
+    keys = ("type", "pattern", "behavior", "invert", "add_prefix_space", "use_regex")
+    found = [[step[key] for key in keys if key in step] for step in steps or ()]
+    split = ["Split", {"Regex": LLAMA3_PATTERN}, "Isolated", False]
+    bytewise = ["ByteLevel", False, False]
+    other_steps = data["normalizer"] or model.get("byte_fallback")
+    if model["type"] != "BPE" or other_steps or found != [split, bytewise]:
+        raise ValueError("not a byte-level BPE that splits a text as LLaMA 3's does")
 
 
 def check_merges(
-    merges: Sequence[str | Sequence[str]], vocabulary: Mapping[str, int]
+    merges: Sequence[Sequence[str]], vocabulary: Mapping[str, int]
 ) -> None:
     """Raise ValueError unless merging by rank is merging in the order of this list."""
     made = ["".join(pair).replace(" ", "") for pair in merges]
     order = [vocabulary[token] for token in made]
     never_made = vocabulary.keys() - set(made)
-    if order != sorted(order) or any(len(token) != 1 for token in never_made):
-        raise ValueError("merges and ids of tokens are not in the same order")
+    if order != sorted(order) or any(len(token) > 1 for token in never_made):
+        raise ValueError("model.merges is not in the order of the ids in model.vocab")
 
 
 def byte_letters() -> dict[str, int]:
