@@ -110,9 +110,11 @@ def run_generate(options: argparse.Namespace) -> None:
             return
         show("\n\n".join(prompt + text.text for text in found))
     else:
-        show(prompt)
+        # The prompt is shown with the first token: then nothing was wrong with it.
+        pending = prompt
         for piece in watch.time(pieces(model, prompt, config, rng, None, help_)):
-            show(piece.text)
+            show(pending + piece.text)
+            pending = ""
     show("\n")
     print(watch.summary(), file=sys.stderr)
 
