@@ -1,7 +1,7 @@
 """Train the two models that ship with npllama, from nothing but the grammar.
 
     pip install ".[convert,oracle]"
-    python tools/train_stories.py                 everything, under an hour on two cores
+    python tools/train_stories.py                 everything, about an hour on two cores
     python tools/train_stories.py --from-phase 8  only convert and count the stories
 
 The corpus comes from `stories`, the tokenizer is a SentencePiece BPE as LLaMA 2's,
@@ -43,9 +43,9 @@ class Phase(NamedTuple):
     recall: float = 1.0  # weight of the words that an ending must remember
 
 
-# Many stories first, then smaller steps, in which the last details are learned:
-# that a thing keeps its colour, and a gift goes to whom it was meant for.  Such words
-# are few, so the last phase lets each of them count for ten.
+# The phases that the shipped file went through, in which smaller steps taught it the
+# last details, such as that a thing keeps its colour.  The grammar changed on the way
+# (weights/README.md tells); fewer phases may well do for the present one.
 MAIN_PHASES = (
     Phase(1600, 32, 3e-3, 2),
     Phase(2500, 16, 1.5e-3, 3),
