@@ -7,7 +7,7 @@ from make_goldens import discover, main
 
 def test_every_golden_says_which_versions_were_asked():
     assert {"model", "sampling", "beam"} <= set(discover())
-    assert set(discover()) == set(make_goldens.NEEDS)
+    assert set(discover()) <= set(make_goldens.NEEDS)
 
 
 def test_a_golden_is_skipped_with_a_line_where_its_library_is_another(

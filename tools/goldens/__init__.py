@@ -6,14 +6,17 @@ versions that were asked: another version may answer differently, and be right, 
 then the tests would compare with something nobody has looked at.
 """
 
+TORCH = {"torch": ("2.13",)}
+NEW, OLD = ("5.23",), ("4.49",)  # transformers
 NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
     # golden: {distribution: versions, any of which will do}
-    "beam": {"transformers": ("5.23", "4.49")},
-    "contrastive": {"transformers": ("4.49",)},
-    "model": {"transformers": ("5.23",)},
-    "model_configs": {"transformers": ("5.23", "4.49")},
+    "beam": {"transformers": NEW + OLD, **TORCH},
+    "contrastive": {"transformers": OLD, **TORCH},
+    "model": {"transformers": NEW, **TORCH},
+    "model_configs": {"transformers": NEW + OLD},
     "model_llamacpp": {"llama-cpp-python": ("0.3",), "gguf": ("0.19",)},
-    "sampling": {"transformers": ("5.23",)},
+    "sampling": {"transformers": NEW, **TORCH},
     "sampling_llamacpp": {"llama-cpp-python": ("0.3",)},
-    "speculative": {"transformers": ("5.23",)},
+    "speculative": {"transformers": NEW, **TORCH},
+    "tokenizer": {"transformers": NEW, "sentencepiece": ("0.2",)},
 }

@@ -41,7 +41,7 @@ GREEDY_SEEDS = {
     "linear": 10,
     "dynamic": 27,
     "llama3.1": 12,
-    "yarn": 2,
+    "yarn": 0,
 }
 
 
@@ -85,7 +85,14 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
-YARN = {"factor": 4.0, "original_max_position_embeddings": 16}
+YARN = {"factor": 4.0, "original_max_position_embeddings": 32}
+# Narrower heads have no pair between the slowed and the unslowed ones.
+YARN_SIZES = {"head_dim": 32, "max_position_embeddings": 128}
+
+
+def _yarn(theta: float = 10000.0, **more) -> dict[str, Any]:
+    return {**_rope("yarn", theta, **{**YARN, **more}), **YARN_SIZES}
+
 
 _CHANGES: dict[str, dict[str, Any]] = {
     "gqa": {},
@@ -137,13 +144,13 @@ _CHANGES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
         "head_dim": 16,
     },
-    "yarn": _rope("yarn", **YARN),
-    "yarn_old": _old_rope("yarn", key="type", **YARN),
-    "yarn_not_truncated": _rope("yarn", truncate=False, **YARN),
-    "yarn_factor_inferred": _rope("yarn", **{**YARN, "factor": None}),
-    "yarn_attention_factor": _rope("yarn", attention_factor=1.3, **YARN),
-    "yarn_mscale": _rope("yarn", mscale=1.5, mscale_all_dim=0.7, **YARN),
-    "yarn_betas": _rope("yarn", beta_fast=8.0, beta_slow=2.0, **YARN),
+    "yarn": _yarn(),
+    "yarn_old": {**_old_rope("yarn", key="type", **YARN), **YARN_SIZES},
+    "yarn_not_truncated": _yarn(truncate=False),
+    "yarn_factor_inferred": _yarn(factor=None),
+    "yarn_attention_factor": _yarn(attention_factor=1.3),
+    "yarn_mscale": _yarn(mscale=1.5, mscale_all_dim=0.7),
+    "yarn_betas": _yarn(500.0, beta_fast=2.0, beta_slow=0.5),
 }
 
 CASES = [Case(name, {**BASE, **change}) for name, change in _CHANGES.items()] + [
