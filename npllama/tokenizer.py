@@ -292,17 +292,10 @@ def _reading(file: str, read: Callable[..., Any], *given: Any) -> Any:
     """What `read` makes of a file; whatever is wrong with it, a ValueError says."""
     try:
         return read(*given)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
-    except (
-        LookupError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-        RuntimeError,
-    ) as error:
-        why = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{file}: broken, or not as LLaMA's are ({why:.99})") from None
+    except Exception as error:
+        told = isinstance(error, ValueError) and not isinstance(error, UnicodeError)
+        why = str(error) if told else f"broken, or not as LLaMA's are ({error!r:.99})"
+        raise ValueError(f"{file}: {why}") from None
 
 
 def read_settings(content: bytes) -> dict[str, Any]:
@@ -414,9 +407,9 @@ def from_merges(
 ) -> Tokenizer:
     """A tokenizer that merges what has the lowest rank first, as LLaMA 3's does."""
     if b"" in ranks or not all(bytes([byte]) in ranks for byte in range(256)):
-        raise ValueError(
-            "a token is empty, or a single byte has none: text would be lost"
-        )
+        raise ValueError("a token is empty, or a single byte has none: text would be lost")
+    if len(set(ranks.values())) < len(ranks):
+        raise ValueError("two tokens have one rank")
     tokens = [(i, Token(t.decode("utf-8", "replace"), t)) for t, i in ranks.items()]
     engine = tiktoken.Encoding(
         "llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens={}

@@ -1,0 +1,243 @@
+"""Conversations as Meta writes them; what users say stays what users say."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from npllama.chat import (
+    FORMATS,
+    LLAMA2_MARKS,
+    chat_tokens,
+    closing,
+    detect_format,
+    stop_tokens,
+    turn_tokens,
+)
+from npllama.tokenizer import load_tokenizer_file
+
+FOLDER = Path(__file__).parent / "goldens" / "tokenizers"
+SP = load_tokenizer_file(FOLDER / "sentencepiece.model")
+RANKS = load_tokenizer_file(FOLDER / "ranks.model")
+OF_FORMAT = {"llama-2": SP, "llama-3": RANKS, "plain": SP}
+
+
+def dialog(*contents, system=None):
+    """A dialog in which user and assistant speak in turn."""
+    said = [] if system is None else [{"role": "system", "content": system}]
+    roles = ["user", "assistant"] * len(contents)
+    return said + [{"role": r, "content": c} for r, c in zip(roles, contents)]
+
+
+# ---- the published forms, written out by hand ----------------------------------
+
+# Sequences of text, each of which begins with BOS; all but the last end with EOS.
+LLAMA2 = {
+    "one question": (dialog("Hi"), ["[INST] Hi [/INST]"]),
+    "white space around it": (dialog(" \n Hi there\n\n"), ["[INST] Hi there [/INST]"]),
+    "instructions": (
+        dialog("Hi ", system=" Be brief. "),
+        ["[INST] <<SYS>>\n Be brief. \n<</SYS>>\n\nHi [/INST]"],
+    ),
+    "white space behind instructions": (
+        dialog("  Hi", system="Be brief."),
+        ["[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n  Hi [/INST]"],
+    ),
+    "no instructions": (
+        dialog("Hi", system=""),
+        ["[INST] <<SYS>>\n\n<</SYS>>\n\nHi [/INST]"],
+    ),
+    "three turns": (
+        dialog("One?", " Yes.\n", "Two?", "", "Three?", system="Count."),
+        [
+            "[INST] <<SYS>>\nCount.\n<</SYS>>\n\nOne? [/INST] Yes. ",
+            "[INST] Two? [/INST]  ",
+            "[INST] Three? [/INST]",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("talk, sequences", LLAMA2.values(), ids=LLAMA2)
+def test_llama_2_is_written_as_meta_writes_it(talk, sequences):
+    expected = []
+    for text in sequences[:-1]:
+        expected += SP.encode(text, bos=True, eos=True)
+    expected += SP.encode(sequences[-1], bos=True)
+    assert chat_tokens(SP, talk, "llama-2") == expected
+
+
+BEGIN, EOT = "<|begin_of_text|>", "<|eot_id|>"
+SYSTEM = "<|start_header_id|>system<|end_header_id|>\n\n"
+USER = "<|start_header_id|>user<|end_header_id|>\n\n"
+ASSISTANT = "<|start_header_id|>assistant<|end_header_id|>\n\n"
+LLAMA3 = {
+    "one question": (dialog("Hi"), f"{BEGIN}{USER}Hi{EOT}{ASSISTANT}"),
+    "white space around it": (
+        dialog(" \n Hi there\n\n"),
+        f"{BEGIN}{USER}Hi there{EOT}{ASSISTANT}",
+    ),
+    "instructions": (
+        dialog("Hi", system=" Be brief. "),
+        f"{BEGIN}{SYSTEM}Be brief.{EOT}{USER}Hi{EOT}{ASSISTANT}",
+    ),
+    "no instructions": (
+        dialog("Hi", system=""),
+        f"{BEGIN}{SYSTEM}{EOT}{USER}Hi{EOT}{ASSISTANT}",
+    ),
+    "three turns": (
+        dialog("One?", " Yes.\n", "Two?", "", "Three?", system="Count."),
+        f"{BEGIN}{SYSTEM}Count.{EOT}{USER}One?{EOT}{ASSISTANT}Yes.{EOT}"
+        f"{USER}Two?{EOT}{ASSISTANT}{EOT}{USER}Three?{EOT}{ASSISTANT}",
+    ),
+}
+
+
+@pytest.mark.parametrize("talk, text", LLAMA3.values(), ids=LLAMA3)
+def test_llama_3_is_written_as_meta_writes_it(talk, text):
+    tokens = chat_tokens(RANKS, talk, "llama-3")
+    assert tokens == RANKS.encode(text, bos=False, allowed_special="all")
+    assert RANKS.decode(tokens, skip_special=False) == text
+
+
+@pytest.mark.parametrize("tokenizer", [SP, RANKS], ids=["sentencepiece", "tiktoken"])
+def test_plain_is_the_lines_and_nothing_else(tokenizer):
+    talk = dialog("One?", "Yes.", "Two?", system="Count.")
+    tokens = chat_tokens(tokenizer, talk, "plain")
+    assert tokenizer.decode(tokens) == "Count.\nOne?\nYes.\nTwo?"
+    assert [i for i in tokens if i in tokenizer.special.values()] == [tokenizer.bos_id]
+
+
+# ---- laws ------------------------------------------------------------------------
+
+MARKS = [*RANKS.special, *LLAMA2_MARKS, "<s>", "</s>", "<<", ">>", "\n", " "]
+
+
+def contents():
+    """What people say, and what they should not be able to say."""
+    parts = st.one_of(st.sampled_from(MARKS), st.text("abé狐 \n[]", max_size=6))
+    return st.lists(parts, max_size=5).map("".join)
+
+
+def dialogs():
+    """Dialogs of one to three turns, with instructions or without."""
+    counts = st.integers(0, 2).flatmap(
+        lambda n: st.lists(contents(), min_size=2 * n + 1, max_size=2 * n + 1)
+    )
+    systems = st.none() | contents()
+    return st.tuples(counts, systems).map(lambda x: dialog(*x[0], system=x[1]))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@given(talk=dialogs())
+def test_turns_one_after_the_other_are_the_conversation(format, talk):
+    said = [message["content"] for message in talk]
+    assume(format != "llama-2" or not any(m in c for m in LLAMA2_MARKS for c in said))
+    system = said.pop(0) if talk[0]["role"] == "system" else None
+    tokens = []
+    for i, question in enumerate(said[::2]):
+        answer = dict(enumerate(said[1::2])).get(i)
+        turn = turn_tokens(OF_FORMAT[format], question, format, i == 0, system, answer)
+        tokens += turn
+    assert tokens == chat_tokens(OF_FORMAT[format], talk, format)
+
+
+@given(talk=dialogs())
+def test_answer_of_llama_3_stands_between_its_header_and_its_end(talk):
+    """What a cache holds after an answer is what the next turn goes on from."""
+    assume(len(talk) > 2)
+    shorter = talk[:-2]
+    before = chat_tokens(RANKS, shorter, "llama-3")
+    answer = RANKS.encode(talk[-2]["content"].strip(), bos=False)
+    more = turn_tokens(RANKS, talk[-1]["content"], "llama-3", False)
+    kept = [*before, *answer, *closing(RANKS, "llama-3"), *more]
+    assert kept == chat_tokens(RANKS, talk, "llama-3")
+
+
+@given(talk=dialogs())
+def test_no_message_of_llama_3_can_end_its_turn(talk):
+    tokens = chat_tokens(RANKS, talk, "llama-3")
+    special = [RANKS.piece(i) for i in tokens if i in RANKS.special.values()]
+    head = ["<|start_header_id|>", "<|end_header_id|>"]
+    assert special == [BEGIN] + [*head, EOT] * len(talk) + head
+    lines = [f"{message['role']}\n\n{message['content'].strip()}" for message in talk]
+    assert RANKS.decode(tokens) == "".join([*lines, "assistant\n\n"])
+
+
+@pytest.mark.parametrize("mark", LLAMA2_MARKS)
+@pytest.mark.parametrize("place", range(4))
+def test_message_of_llama_2_that_holds_a_mark_is_refused(mark, place):
+    said = ["Be brief.", "One?", "Yes.", "Two?"]
+    said[place] += f" x{mark}y"
+    with pytest.raises(ValueError, match=re.escape(mark)) as caught:
+        chat_tokens(SP, dialog(*said[1:], system=said[0]), "llama-2")
+    assert "\n" not in str(caught.value)
+
+
+def test_names_of_special_tokens_are_text_in_llama_2():
+    tokens = chat_tokens(SP, dialog("</s><s>"), "llama-2")
+    assert [i for i in tokens if i in SP.special.values()] == [SP.bos_id]
+    assert SP.decode(tokens) == "[INST] </s><s> [/INST]"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_instructions_are_said_once(format):
+    again = turn_tokens(OF_FORMAT[format], "Two?", format, False, "Be brief.")
+    assert again == turn_tokens(OF_FORMAT[format], "Two?", format, False)
+
+
+# ---- ends, and what is refused ------------------------------------------------------
+
+
+def test_answer_ends_where_its_form_ends_it():
+    special = RANKS.special
+    ends = {special[name] for name in (EOT, "<|eom_id|>", "<|end_of_text|>")}
+    assert stop_tokens(RANKS, "llama-3") == ends
+    assert stop_tokens(RANKS, "plain") == {special["<|end_of_text|>"]}
+    assert stop_tokens(SP, "llama-2") == stop_tokens(SP, "plain") == {SP.eos_id}
+    assert closing(RANKS, "llama-3") == [special[EOT]]
+    assert closing(SP, "llama-2") == [SP.eos_id] and closing(SP, "plain") == []
+
+
+@pytest.mark.parametrize(
+    "roles",
+    ["", "s", "a", "sa", "ua", "uu", "us", "uau a", "usu", "ssu", "uaua", "x", "sua"],
+)
+def test_dialog_in_another_order_is_refused(roles):
+    names = {"s": "system", "u": "user", "a": "assistant", "x": "tool"}
+    talk = [{"role": names.get(r, " "), "content": "x"} for r in roles]
+    for format in FORMATS:
+        with pytest.raises(ValueError, match="dialog: expected the roles"):
+            chat_tokens(OF_FORMAT[format], talk, format)
+
+
+def test_message_without_a_text_is_refused():
+    for message in ({"role": "user"}, {"role": "user", "content": ["x"]}):
+        with pytest.raises(ValueError, match="message 0 has no content"):
+            chat_tokens(RANKS, [message], "llama-3")
+
+
+def test_form_that_is_unknown_or_cannot_be_written_is_refused():
+    with pytest.raises(ValueError, match="'llama-4' is not one of llama-2, llama-3"):
+        chat_tokens(RANKS, dialog("Hi"), "llama-4")
+    with pytest.raises(ValueError, match="llama-3 needs <|start_header_id|>"):
+        chat_tokens(SP, dialog("Hi"), "llama-3")
+
+
+@pytest.mark.parametrize(
+    "tokenizer, template, format",
+    [
+        (RANKS, "{{ '<|start_header_id|>' + message['role'] }}", "llama-3"),
+        (SP, "{{ bos_token + '[INST] ' + content + ' [/INST]' }}", "llama-2"),
+        (RANKS, "{{ '<|im_start|>' + message['role'] }}", "plain"),
+        (SP, [{"name": "default", "template": "{{ '[INST]' }}"}], "llama-2"),
+        (RANKS, None, "llama-3"),
+        (SP, None, "plain"),
+    ],
+)
+def test_template_tells_the_form_and_else_the_vocabulary(tokenizer, template, format):
+    assert detect_format(tokenizer, {"chat_template": template}) == format
+    if template is None:
+        assert detect_format(tokenizer) == detect_format(tokenizer, {}) == format
