@@ -103,7 +103,7 @@ class Tokenizer:
             there are such tokens.
         allowed_special : "all" or strings
             Special tokens to recognise where their name stands in the text; all
-            others are text like any other.
+            others are text like any other.  (transformers recognises them all.)
 
         Raises
         ------
@@ -122,6 +122,9 @@ class Tokenizer:
 
     def decode(self, tokens: Iterable[int], *, skip_special: bool = True) -> str:
         """Put tokens together to a text; bytes that are not UTF-8 become U+FFFD.
+
+        As in Python, one for every character that was begun; SentencePiece itself
+        writes one for every byte.
 
         Parameters
         ----------
@@ -315,7 +318,9 @@ def added_token(data: Settings) -> Token:
     return Token(data["content"], content, special=True)
 
 
-def assemble(tokens: Sequence[tuple[int, Token]], settings: Settings, **rest: Any):
+def assemble(
+    tokens: Sequence[tuple[int, Token]], settings: Settings, **rest: Any
+) -> Tokenizer:
     """A tokenizer of tokens with ids, of which the settings name the ends."""
     ids = [i for i, _ in tokens]
     if sorted(ids) != list(range(len(ids))):
@@ -407,7 +412,9 @@ def from_merges(
 ) -> Tokenizer:
     """A tokenizer that merges what has the lowest rank first, as LLaMA 3's does."""
     if b"" in ranks or not all(bytes([byte]) in ranks for byte in range(256)):
-        raise ValueError("a token is empty, or a single byte has none: text would be lost")
+        raise ValueError(
+            "a token is empty, or a single byte has none: text would be lost"
+        )
     if len(set(ranks.values())) < len(ranks):
         raise ValueError("two tokens have one rank")
     tokens = [(i, Token(t.decode("utf-8", "replace"), t)) for t, i in ranks.items()]
@@ -452,8 +459,9 @@ def check_kind(data: Settings) -> None:
     found = [[step[key] for key in keys if key in step] for step in steps or ()]
     split = ["Split", {"Regex": LLAMA3_PATTERN}, "Isolated", False]
     bytewise = ["ByteLevel", False, False]
-    other_steps = data["normalizer"] or model.get("byte_fallback")
-    if model["type"] != "BPE" or other_steps or found != [split, bytewise]:
+    others = ("byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")
+    changes = data["normalizer"] or any(model.get(key) for key in others)
+    if model["type"] != "BPE" or changes or found != [split, bytewise]:
         raise ValueError("not a byte-level BPE that splits a text as LLaMA 3's does")
 
 
