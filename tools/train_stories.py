@@ -13,6 +13,7 @@ one (its distributions as targets), because it is to guess what the large one sa
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import subprocess
@@ -77,11 +78,11 @@ def train_tokenizer(folder: Path) -> sentencepiece.SentencePieceProcessor:
     """A BPE as LLaMA 2 has it: byte fallback, split digits, a dummy space in front."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(1)
-    corpus = folder / "corpus.txt"
-    corpus.write_text("\n".join(story(rng) for _ in range(20000)), encoding="utf-8")
+    model = io.BytesIO()
+    # Given as texts, not as a file: a path would be written into the model.
     sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus),
-        model_prefix=str(folder / "tokenizer"),
+        sentence_iterator=(story(rng) for _ in range(20000)),
+        model_writer=model,
         model_type="bpe",
         vocab_size=VOCABULARY,
         byte_fallback=True,
@@ -96,8 +97,8 @@ def train_tokenizer(folder: Path) -> sentencepiece.SentencePieceProcessor:
         num_threads=1,
         minloglevel=2,
     )
-    corpus.unlink()
-    return sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 
 def batches(tokenizer, size: int, seed: int):
