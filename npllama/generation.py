@@ -85,6 +85,8 @@ def generate(
     rng = rng or np.random.default_rng()
     single = is_prompt(prompts)
     texts: Sequence[Any] = [prompts] if single else prompts
+    if not len(texts):
+        raise ValueError("prompts: the list is empty; give at least one")
     tasks = [prepare(model, text, config, helpers) for text in texts]
     if (search := searching(config)) is not None:
         found = [
@@ -93,10 +95,9 @@ def generate(
             for hypothesis in search(task, child)[: config.num_return_sequences]
         ]
     elif (grow := growing(config, helpers)) is not None:
-        found = [
-            grown(task, grow, child)
-            for task, child in zip(tasks, rng.spawn(len(tasks)))
-        ]
+        copies = [task for task in tasks for _ in range(config.num_return_sequences)]
+        children = rng.spawn(len(copies))
+        found = [grown(task, grow, child) for task, child in zip(copies, children)]
     else:
         found = sample_batch(tasks, rng)
     return found[0] if single and config.num_return_sequences == 1 else found

@@ -233,3 +233,18 @@ def test_a_generation_config_is_read_as_transformers_writes_it(tmp_path):
     file.write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
         load_generation_config(file)
+
+
+def test_as_many_texts_as_asked_for_come_from_speculation_too(stories):
+    config = GenerationConfig(
+        max_new_tokens=5,
+        do_sample=True,
+        num_return_sequences=3,
+        prompt_lookup_num_tokens=2,
+    )
+    assert len(generate(stories, ["Once", "Ruby"], config)) == 6
+
+
+def test_an_empty_list_of_prompts_is_refused_in_words(stories):
+    with pytest.raises(ValueError, match="the list is empty"):
+        generate(stories, [])
