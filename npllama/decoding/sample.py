@@ -17,12 +17,12 @@ from npllama.cache import KVCache
 from npllama.decoding.common import (
     Process,
     Stop,
-    context_length,
     extend,
     prefill,
     room,
     unprocessed,
 )
+from npllama.decoding.single import longest, within
 from npllama.sampling import draw, softmax
 from npllama.weights import Model
 
@@ -73,7 +73,8 @@ def sample(
     limits = [max_new_tokens] * B if isinstance(max_new_tokens, int) else max_new_tokens
     capacity = room(model, max(map(len, prompts), default=0), max(limits, default=0))
     cache, logits = prefill(model, prompts, capacity, cache)
-    capacity = min(cache.k.shape[3], context_length(model.config))
+    full = longest(model, cache)
+    ends = [within(stop, limit, full - len(p)) for limit, p in zip(limits, prompts)]
     history = [list(prompt) for prompt in prompts]
     going = np.ones(B, dtype=bool)
     while going.any():
@@ -82,9 +83,7 @@ def sample(
         for b in np.flatnonzero(going):
             history[b].append(int(chosen[b]))
         reasons = [
-            _reason(history[b], len(prompts[b]), stop, limits[b], capacity)
-            if going[b]
-            else None
+            ends[b](history[b][len(prompts[b]) :]) if going[b] else None
             for b in range(B)
         ]
         tokens = [int(chosen[b]) if going[b] else None for b in range(B)]
@@ -111,14 +110,3 @@ def choose(
         return logits.argmax(axis=-1)
     u = np.array([rng.random() for rng in rngs])  # (B,)
     return np.asarray(draw(softmax(logits), u))
-
-
-def _reason(
-    history: list[int], prompt: int, stop: Stop, limit: int, capacity: int
-) -> str | None:
-    reason = stop(history[prompt:])
-    if reason is None and len(history) - prompt >= limit:
-        reason = "length"
-    if reason is None and len(history) >= capacity:
-        reason = "context"
-    return reason
