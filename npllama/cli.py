@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import NoReturn
 
@@ -355,14 +355,19 @@ def parameters(config: Config) -> dict[str, int]:
 
 #  ---- main -------------------------------------------------------------------
 
-RUN = {"generate": run_generate, "chat": run_chat, "info": run_info}
+# What a command returns is its exit code; None is 0.
+RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {
+    "generate": run_generate,
+    "chat": run_chat,
+    "info": run_info,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
     options = parser().parse_args(argv)
     try:
-        RUN[options.command](options)
+        code = RUN[options.command](options)
         sys.stdout.flush()
     except UsageError as error:
         return _fail(options.command, str(error), USAGE)
@@ -379,7 +384,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(options.command, reason, FAILURE)
     except ValueError as error:
         return _fail(options.command, str(error), FAILURE)
-    return 0
+    return code or 0
 
 
 def _fail(command: str, message: str, code: int) -> int:

@@ -120,10 +120,14 @@ WORDS: dict[str, list[str]] = {
         sang all the way home"""),
 }
 
-# Every thing has its purpose: gifts are for the grandmother, tools for what broke in
-# the grandfather's house, each for something else.
-KIN = dict.fromkeys(WORDS["gift"], "grandmother")
-KIN |= dict.fromkeys(WORDS["tool"], "grandfather")
+# Every thing has its purpose: for whom it is, and what of theirs it mends.
+KIN = dict(
+    zip(
+        WORDS["gift"] + WORDS["tool"],
+        "sister brother cousin mother grandmother father uncle aunt".split()
+        + "grandfather grandmother uncle father mother aunt".split(),
+    )
+)
 BROKEN = dict(zip(WORDS["tool"], "cart bed roof gate chair nest".split()))
 
 # Pronouns are slots that the name decides; a capital begins a sentence.

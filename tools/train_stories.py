@@ -2,7 +2,7 @@
 
     pip install ".[convert,oracle]"
     python tools/train_stories.py                 everything, about an hour on two cores
-    python tools/train_stories.py --from-phase 8  only convert and count the stories
+    python tools/train_stories.py --from-phase 4  only convert and count the stories
 
 The corpus comes from `stories`, the tokenizer is a SentencePiece BPE as LLaMA 2's,
 the models are Hugging Face's own `LlamaForCausalLM`, and the result goes through
@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 import sentencepiece
 import torch
-from stories import WORDS, check, story
+from stories import check, story
 from transformers import LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,22 +41,12 @@ class Phase(NamedTuple):
     batch: int  # stories
     rate: float
     seed: int  # of the stories
-    recall: float = 1.0  # weight of the words that an ending must remember
 
 
-# The phases that the shipped file went through, in which smaller steps taught it the
-# last details, such as that a thing keeps its colour.  The grammar changed on the way
-# (weights/README.md tells); fewer phases may well do for the present one.
-MAIN_PHASES = (
-    Phase(1600, 32, 3e-3, 2),
-    Phase(2500, 16, 1.5e-3, 3),
-    Phase(1200, 16, 1.5e-3, 5, recall=10.0),
-    Phase(900, 16, 2e-3, 6, recall=3.0),
-    Phase(420, 16, 1.5e-3, 7),
-    Phase(380, 16, 1.2e-3, 8),
-)
+# Large steps find the plots; smaller ones the details, such as that a thing keeps
+# its colour.
+MAIN_PHASES = (Phase(1600, 32, 3e-3, 2), Phase(3000, 16, 1.5e-3, 3))
 DRAFT_PHASES = (Phase(600, 16, 6e-3, 4),)
-REMEMBERED = ("color", "feeling")
 
 MAIN = dict(
     hidden_size=192,
@@ -133,8 +123,7 @@ def new_model(sizes: dict) -> LlamaForCausalLM:
 
 def train(model, tokenizer, phase: Phase, teacher=None) -> None:
     """AdamW with warm-up and cosine decay; from a teacher's distributions if given."""
-    steps, size, rate, seed, recall = phase
-    weight = token_weights(tokenizer, recall)
+    steps, size, rate, seed = phase
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": decayed, "weight_decay": 0.1}]
@@ -148,7 +137,7 @@ def train(model, tokenizer, phase: Phase, teacher=None) -> None:
         cosine = 0.05 + 0.95 * (1 + math.cos(math.pi * share)) / 2
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 100) * cosine
-        loss = loss_of(model, tokens, labels, weight, teacher)
+        loss = loss_of(model, tokens, labels, teacher)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -164,21 +153,12 @@ def train(model, tokenizer, phase: Phase, teacher=None) -> None:
             )
 
 
-def token_weights(tokenizer, recall: float) -> torch.Tensor:
-    """(V,) how much each token counts: more, if an ending must remember it."""
-    weight = torch.ones(VOCABULARY)
-    words = [word for slot in REMEMBERED for word in WORDS[slot]]
-    for word in words:
-        weight[tokenizer.encode(word)] = recall
-    return weight
-
-
-def loss_of(model, tokens, labels, weight, teacher) -> torch.Tensor:
+def loss_of(model, tokens, labels, teacher) -> torch.Tensor:
     """Cross-entropy with the text, or with what the teacher expects of it."""
     logits = model(tokens).logits[:, :-1]
     if teacher is None:
         loss = torch.nn.functional.cross_entropy
-        return loss(logits.flatten(0, 1), labels[:, 1:].flatten(), weight)
+        return loss(logits.flatten(0, 1), labels[:, 1:].flatten())
     with torch.no_grad():
         target = teacher(tokens).logits[:, :-1].softmax(-1)
     real = (labels[:, 1:] != -100).float()
@@ -256,7 +236,7 @@ def main() -> int:
         type=int,
         default=1,
         metavar="N",
-        help="go on from the saved model with its N-th phase (7: the draft, 8: nothing)",
+        help="go on from the saved model with phase N (3: the draft, 4: nothing)",
     )
     options = parser.parse_args()
     torch.set_num_threads(2)
