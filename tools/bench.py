@@ -3,6 +3,7 @@
     python tools/bench.py                            three sizes, and peers if installed
     python tools/bench.py --sizes 110m --peers torch --json bench.json
     python tools/bench.py --sizes --attention        attention alone
+    python tools/bench.py --sizes --decoding         what chance costs and guesses save
 
 For each size a model of random weights is written to a temporary folder, and every
 program reads it: npllama, transformers on torch, llama.cpp.  Measured are loading,
@@ -44,6 +45,8 @@ PEERS = ("torch", "llama.cpp")
 ALONE = ("torch", "jax")  # attention alone
 PREFILL, CONTEXT = 256, 64
 ATTENTION, ATTENTION_MEMORY = 4096, 8192
+# Decoding: sampling is measured where a step is short, lookup where it is long.
+CHANCE_SIZE, LOOKUP_SIZE, TEXT, DRAFTED = SHORT["15m"], SHORT["1.1b"], 96, 4
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
 
 
@@ -192,6 +195,35 @@ def measure_attention(
     }
 
 
+#  ---- decoding -----------------------------------------------------------------
+
+
+def measure_decoding(plan: Plan, threads: int, folder: Path) -> dict[str, Any]:
+    """Chance beside greedy, lookup beside one by one, guesses of the shipped draft."""
+    # Timed calls are whole texts, so that one repeat more stands for a warm-up.
+    repeats = plan.rounds + 1
+    results: dict[str, Any] = {}
+    for key, size, request in (
+        ("sampling", CHANCE_SIZE, "time_sampling"),
+        ("lookup", LOOKUP_SIZE, "time_lookup"),
+    ):
+        progress(f"decoding: {key} at {size}")
+        path = folder / f"{size}.npz"
+        write_model(preset(size), path, 1)
+        with Worker(
+            "decoding", "npllama", sys.executable, threads, str(path)
+        ) as worker:
+            found = worker.ask(request, tokens=TEXT, repeats=repeats)
+        path.unlink()
+        times = {name: seconds[1:] for name, seconds in found.pop("seconds").items()}
+        results[key] = {"size": size, "tokens": TEXT, "seconds": times} | found
+    progress("decoding: the shipped pair")
+    with Worker("decoding", "pair", sys.executable, threads) as worker:
+        kept = worker.ask("kept", texts=10 * plan.rounds, guesses=DRAFTED)
+    results["pair"] = {"guesses": DRAFTED, "kept": kept}
+    return results
+
+
 #  ---- the command --------------------------------------------------------------
 
 
@@ -256,6 +288,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
            help="threads of every program; by default all processors")
     option("--attention", action="store_true",
            help=f"also time attention alone, at {ATTENTION} positions")
+    option("--decoding", action="store_true",
+           help="also time sampling and prompt lookup, and count the draft's guesses")
     option("--quick", action="store_true", help="one short round instead of five")
     option("--json", type=Path, metavar="FILE", help="write all figures to FILE")
     # fmt: on
@@ -298,6 +332,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         results["attention"] = measure_attention(
             plan, options.threads, others, ATTENTION, ATTENTION_MEMORY
         )
+    if options.decoding:
+        with tempfile.TemporaryDirectory(prefix="npllama-bench-") as folder:
+            results["decoding"] = measure_decoding(plan, options.threads, Path(folder))
     progress("")
     return results
 

@@ -103,12 +103,16 @@ def table(results: dict[str, Any]) -> str:
         lines += _memory_lines(name, size["memory"])
     if "attention" in results:
         lines += _attention_lines(results["attention"])
+    if "decoding" in results:
+        lines += _decoding_lines(results["decoding"])
     facts = results["machine"]
     title = (
         f"{facts['cpu']}, {facts['threads']} of {facts['processors']} processors; Python {facts['python']}, "
         f"NumPy {facts['numpy']}, {facts['blas']}; float32, batch 1"
     )
     end = "ratio: how many times faster npllama is, the median over rounds"
+    if "decoding" in results:
+        end += "; in decoding: than the way above it"
     return "\n".join([title, "", *_align(_without_repeats(lines)), "", end])
 
 
@@ -159,6 +163,24 @@ def _attention_lines(part: dict[str, Any]) -> list[Line]:
         lines.append(
             ("attention", measure, OURS, _figure(used / 1e6), "", "", "MB", "")
         )
+    return lines
+
+
+def _decoding_lines(part: dict[str, Any]) -> list[Line]:
+    lines = []
+    for key in ("sampling", "lookup"):
+        size, times = part[key]["size"], part[key]["seconds"]
+        first = next(iter(times))
+        for who, seconds in times.items():
+            rates = [part[key]["tokens"] / s for s in seconds]
+            figures = [_figure(f(rates)) for f in (median, min, max)]
+            # Here the two ways of npllama are compared with each other.
+            ratio = median(a / b for a, b in zip(times[first], seconds))
+            shown = "" if who == first else f"{ratio:.2f}"
+            lines.append((size, key, who, *figures, "token/s", shown))
+    for way, kept in part["pair"]["kept"].items():
+        measure = f"kept of {part['pair']['guesses']} guesses"
+        lines.append(("stories", measure, way, _figure(kept), "", "", "tokens", ""))
     return lines
 
 

@@ -1,0 +1,140 @@
+"""What decoding costs and saves: chance beside greedy, guesses beside one by one.
+
+Chance: temperature, top-k and top-p over a whole vocabulary at every step, against
+greedy search, whole texts through `generate`.
+
+Guesses: prompt lookup on repetitive text, against one token at a time.  What a model
+of random weights says does not resemble a text, so it is made to say one: a phrase
+over and over, with one word changed in every repetition (as a form letter or a
+table row).  Both ways run the model in full and are forced alike, by a `process`
+that leaves one token; only how often the lookup guesses right comes from the text.
+
+The shipped pair: how many of four tokens that `stories-draft` proposes are kept by
+`stories`, drawn at temperature 1 and greedily.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.worker import interleaved
+
+GUESSES, PERIOD = 10, 24
+BEGINNING = 16  # tokens of a story that the pair goes on from
+
+
+def repetitive(V: int, tokens: int) -> list[int]:
+    """A phrase of 24 tokens again and again, another of its tokens replaced each time.
+
+    Returns
+    -------
+    list of int
+        Token ids from 3 to V - 1.
+    """
+    rng = np.random.default_rng(0)
+    phrase = rng.integers(3, V, PERIOD)
+    text: list[int] = []
+    while len(text) < tokens:
+        again = phrase.copy()
+        again[rng.integers(PERIOD)] = rng.integers(3, V)
+        text += again.tolist()
+    return text[:tokens]
+
+
+def saying(text: Sequence[int]):
+    """A `process` that leaves nothing but the text's next token."""
+
+    def process(history: Sequence[Sequence[int]], logits: np.ndarray) -> np.ndarray:
+        only = np.full_like(logits, -np.inf)
+        for row, said in enumerate(history):
+            only[row, text[len(said)]] = 0
+        return only
+
+    return process
+
+
+class NpLlama:
+    """`npllama` on one model of random weights."""
+
+    def __init__(self, threads: int, path: str):
+        from npllama.weights import load
+
+        self.m = load(path)
+
+    def time_sampling(self, tokens: int, repeats: int) -> dict[str, Any]:
+        """Seconds of a text decided greedily, and of one drawn."""
+        from npllama import GenerationConfig, generate
+
+        V = self.m.config.vocab_size
+        prompt = np.random.default_rng(1).integers(3, V, 8).tolist()
+        chance = {"do_sample": True, "temperature": 0.8, "top_k": 50, "top_p": 0.95}
+
+        def write(**options: Any) -> None:
+            config = GenerationConfig(max_new_tokens=tokens, eos_token_id=(), **options)
+            generate(self.m, [prompt], config, np.random.default_rng(0))
+
+        calls = {"greedy": write, "sampling": lambda: write(**chance)}
+        return {"seconds": interleaved(calls, repeats)}
+
+    def time_lookup(self, tokens: int, repeats: int) -> dict[str, Any]:
+        """Seconds of a repetitive text, token by token and with prompt lookup."""
+        from npllama.decoding.prompt_lookup import prompt_lookup
+        from npllama.decoding.sample import sample
+        from npllama.decoding.speculative import speculate
+
+        text = repetitive(self.m.config.vocab_size, 2 * PERIOD + tokens + 1)
+        prompt, process = text[: 2 * PERIOD], saying(text)
+        stop = lambda new: None  # noqa: E731
+        rounds: list = []
+
+        def one_by_one() -> None:
+            for _ in sample(self.m, [prompt], stop, tokens, process):
+                pass
+
+        def looked_up() -> None:
+            guess = prompt_lookup()
+            rounds[:] = speculate(self.m, prompt, guess, stop, tokens, GUESSES, process)
+
+        calls = {"one by one": one_by_one, "prompt lookup": looked_up}
+        seconds = interleaved(calls, repeats)
+        return {"seconds": seconds, "passes": len(rounds)}
+
+
+class Pair:
+    """The two models that ship."""
+
+    def __init__(self, threads: int, *ignored: str):
+        from npllama.weights import load
+
+        self.m, self.draft = load("stories"), load("stories-draft")
+
+    def kept(self, texts: int, guesses: int) -> dict[str, float]:
+        """Mean number of guesses kept per round that was not cut short by an end."""
+        return {
+            "greedy": self._mean(texts, guesses, greedily=True),
+            "temperature 1": self._mean(texts, guesses, greedily=False),
+        }
+
+    def _mean(self, texts: int, guesses: int, greedily: bool) -> float:
+        from stories import story
+
+        from npllama.decoding.speculative import assisted, speculate
+        from npllama.decoding.stopping import at_tokens
+
+        kept = []
+        for seed in range(texts):
+            beginning = story(np.random.default_rng(seed))
+            prompt = self.m.tokenizer.encode(beginning)[:BEGINNING]
+            rng = None if greedily else np.random.default_rng(seed)
+            guess = assisted(self.draft, 512, rng=rng)
+            found = speculate(
+                self.m, prompt, guess, at_tokens([2]), 400, guesses, rng=rng
+            )
+            kept += [r.accepted for r in found if r.drafted == guesses and not r.reason]
+        return float(np.mean(kept))
+
+
+PROGRAMS = {"npllama": NpLlama, "pair": Pair}
