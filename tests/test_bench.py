@@ -9,6 +9,7 @@ import bench
 import numpy as np
 import pytest
 from benchmarks.programs import Products
+from benchmarks.report import machine, table
 
 from npllama import config
 from npllama.ops import einsum, observing
@@ -80,6 +81,18 @@ def test_attention_alone_is_measured_in_time_and_memory():
     assert set(found["programs"]) == {"npllama"}
     assert found["programs"]["npllama"]["median"] > 0
     assert found["memory"]["positions"] == 128
+
+
+def test_decoding_is_measured_and_guesses_are_counted(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench, "LOOKUP_SIZE", bench.CHANCE_SIZE)
+    monkeypatch.setattr(bench, "TEXT", 30)
+    found = bench.measure_decoding(bench.QUICK, 1, tmp_path)
+    # Forty-eight tokens are known, and every repetition has one word that is new.
+    assert found["lookup"]["passes"] < 20
+    assert set(found["sampling"]["seconds"]) == {"greedy", "sampling"}
+    assert all(0 < kept <= 4 for kept in found["pair"]["kept"].values())
+    lines = table({"machine": machine(1), "sizes": {}, "decoding": found})
+    assert "kept of 4 guesses" in lines
 
 
 @pytest.mark.parametrize(

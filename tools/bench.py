@@ -44,6 +44,7 @@ SHORT = {"15m": "stories15m", "110m": "stories110m", "1.1b": "tinyllama-1.1b"}
 PEERS = ("torch", "llama.cpp")
 ALONE = ("torch", "jax")  # attention alone
 PREFILL, CONTEXT = 256, 64
+SAME = 5e-3  # Another function of the weights differs by more, as a part of the range.
 ATTENTION, ATTENTION_MEMORY = 4096, 8192
 # Decoding: sampling is measured where a step is short, lookup where it is long.
 CHANCE_SIZE, LOOKUP_SIZE, TEXT, DRAFTED = SHORT["15m"], SHORT["1.1b"], 96, 4
@@ -142,7 +143,8 @@ def compare_logits(
         for label, found in logits.items()
     }
     for label, difference in differences.items():
-        if not difference < 1e-3:
+        # llama.cpp's flash attention rounds to half precision: one part in 800.
+        if not difference < SAME:
             raise Failure(f"{label} computes other logits ({difference:.1e} of range)")
     return differences
 
