@@ -24,6 +24,9 @@ Part II, from logits to text
     `strategies`   which strategy is asked for
     `generation`   one face for all of it
 
+Part III, what it costs
+    `cost`         counted while it runs, predicted in closed form
+
 Letters stand for sizes, and only for sizes:
 
     B  rows of a batch              H  query heads

@@ -1,0 +1,394 @@
+"""What a LLaMA costs, in closed form.
+
+Nothing is run and nothing is allocated here: sizes in, integers out, for any model
+and context.  `operators` says of every product of the model how many operations it
+does and how many elements it moves; `counter` counts the same while a model runs,
+and the two agree to the last digit.
+
+*FLOPs.*  A product of (m, n) by (n, p) has m p entries, each the sum of n products:
+n multiplications and n additions, 2 m n p in all.  Written as an equation, that is
+twice the product of its letters.  A projection of B T positions from E to F costs
+2 B T E F; a lookup costs none.
+
+*Elements moved (MOPs).*  Each operand is read once and the result written once:
+m n + n p + m p.  Three kinds are told apart, since they may be stored in types of
+different sizes: weights, cached keys and values, and all that is in flight.
+
+*Causal attention* is where counts differ, so every one is labelled:
+
+    square     every new position meets every one seen, and half is masked
+               afterwards: the s x s of the textbooks, and of plain PyTorch
+    triangle   every position meets only those at or before it: the least there
+               is to do, and what `attention.naive` does
+    blocks     what `attention.vectorized` does: a block of queries meets the keys
+               up to its last one, a block of keys at a time
+
+Norms, rotations, softmax, SiLU and the residual sums are not products; they cost a
+few operations per element that passes through, well below a hundredth of the FLOPs
+of a model of some size, and are left out, as every published count does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from npllama.attention import KEY_BLOCK, QUERY_BLOCK, SCORES
+from npllama.config import Config
+
+CAUSAL = ("square", "triangle", "blocks")
+LOOKUP = "VE[BT]->BTE"  # no product: a row of the table for every token
+
+
+class Operator(NamedTuple):
+    """One operator of the model, summed over all layers in which it occurs."""
+
+    name: str
+    equation: str
+    calls: int  # products
+    flops: int
+    weights: int  # elements of weights read
+    cache: int  # elements of cached keys or values read
+    activations: int  # other elements read and written
+
+    @property
+    def mops(self) -> int:
+        """Elements moved: read or written."""
+        return self.weights + self.cache + self.activations
+
+    @property
+    def intensity(self) -> float:
+        """Arithmetic intensity: FLOPs per element moved."""
+        return self.flops / self.mops
+
+    def bytes(self, weight: float = 2, cache: float = 2, activation: float = 2):
+        """Bytes moved, for elements of the given sizes in bytes (int4: 0.5)."""
+        return (
+            self.weights * weight + self.cache * cache + self.activations * activation
+        )
+
+
+def parameters(config: Config) -> dict[str, int]:
+    """Number of weights per component, over all layers.
+
+    Biases belong to the component that they are added to.  With tied embeddings
+    `lm_head` is the same matrix as `embed_tokens` and counts 0.
+    """
+    V, E, F = config.vocab_size, config.hidden_size, config.intermediate_size
+    H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    L = config.num_hidden_layers
+    bias, mlp_bias = int(config.attention_bias), int(config.mlp_bias)
+    return {
+        "embed_tokens": V * E,
+        "q_proj": L * H * D * (E + bias),
+        "k_proj": L * K * D * (E + bias),
+        "v_proj": L * K * D * (E + bias),
+        "o_proj": L * E * (H * D + bias),
+        "gate_proj": L * F * (E + mlp_bias),
+        "up_proj": L * F * (E + mlp_bias),
+        "down_proj": L * E * (F + mlp_bias),
+        "norms": (2 * L + 1) * E,
+        "lm_head": 0 if config.tie_word_embeddings else V * E,
+    }
+
+
+def cache_elements(config: Config, tokens: int = 1) -> int:
+    """Elements of keys and values that `tokens` positions leave behind.
+
+    A key and a value of D numbers for each of K heads in each of L layers.  Grouped
+    heads (GQA) keep H / K times less than multi-head attention would, and a single
+    key/value head (MQA) H times less.
+    """
+    per_layer = 2 * config.num_key_value_heads * config.head_dim
+    return tokens * config.num_hidden_layers * per_layer
+
+
+def cache_bytes(config: Config, tokens: int = 1, element_bytes: float = 2) -> float:
+    """Bytes of `cache_elements`; `tokens` counts the positions of all rows."""
+    return cache_elements(config, tokens) * element_bytes
+
+
+# ---- attention --------------------------------------------------------------
+
+
+class Meetings(NamedTuple):
+    """How queries meet keys in one layer, summed over rows, heads and products."""
+
+    products: int
+    pairs: int  # (query, key) whose score is computed
+    queries: int  # vectors of D elements read
+    keys: int  # likewise
+
+    def __add__(self, other):
+        return Meetings(*(a + b for a, b in zip(self, other)))
+
+    def __mul__(self, n):
+        return Meetings(*(n * a for a in self))
+
+
+NOBODY = Meetings(0, 0, 0, 0)
+
+
+def square(config: Config, rows: int, new: int, cached: int) -> Meetings:
+    """Every new position meets every position seen."""
+    H, K, S = config.num_attention_heads, config.num_key_value_heads, cached + new
+    return Meetings(1, rows * H * new * S, rows * H * new, rows * K * S)
+
+
+def triangle(config: Config, rows: int, new: int, cached: int) -> Meetings:
+    """Every position meets those up to itself: cached + 1, ..., cached + new keys.
+
+    The loops take one head at a time, so heads that share keys each read them.
+    """
+    pairs = new * cached + new * (new + 1) // 2
+    return Meetings(new, pairs, new, pairs) * (rows * config.num_attention_heads)
+
+
+def blocks(
+    config: Config,
+    rows: int,
+    new: int,
+    cached: int,
+    query_block: int = QUERY_BLOCK,
+    key_block: int = KEY_BLOCK,
+) -> Meetings:
+    """Blocks of queries meet blocks of keys, up to the last of the queries.
+
+    The queries of a block are read again for every block of keys, and the keys for
+    every block of queries.
+    """
+    H, K = rows * config.num_attention_heads, rows * config.num_key_value_heads
+    total = NOBODY
+    for t in range(0, new, query_block):
+        n = min(query_block, new - t)
+        seen = cached + t + n
+        times = -(-seen // key_block)
+        total += Meetings(times, H * n * seen, H * n * times, K * seen)
+    return total
+
+
+def default_key_block(config: Config, batch: int, new: int, query_block: int) -> int:
+    """What `attention.vectorized` takes unless it is told another size."""
+    together = batch * config.num_attention_heads * min(new, query_block)
+    return max(KEY_BLOCK, SCORES // together)
+
+
+# ---- work -------------------------------------------------------------------
+
+
+class Work(NamedTuple):
+    """What one or more passes through the model have to do."""
+
+    passes: int  # how often all weights are read
+    positions: int  # that go through the layers, of all rows
+    logits: int  # positions that go through lm_head
+    met: Meetings  # in each layer
+
+    def __add__(self, other):
+        return Work(*(a + b for a, b in zip(self, other)))
+
+
+def one_pass(
+    config: Config,
+    batch: int,
+    new: int,
+    cached: int | Sequence[int] = 0,
+    *,
+    causal: str = "square",
+    last: bool = False,
+    query_block: int = QUERY_BLOCK,
+    key_block: int | None = None,
+) -> Work:
+    """The work of one `forward` over `new` positions per row.
+
+    Parameters
+    ----------
+    cached : int
+        Positions that every row holds before, or one number per row: rows of one
+        length meet their keys together, others one by one.
+    causal : "square", "triangle" or "blocks"
+    last : bool
+        Logits behind the last position only, as in `forward`.
+    query_block, key_block : int
+        Of "blocks".
+    """
+    _check(batch, new, causal)
+    starts = [cached] * batch if isinstance(cached, int) else list(cached)
+    alike = len(set(starts)) == 1
+    groups = [(batch, starts[0])] if alike else [(1, start) for start in starts]
+    size = key_block or default_key_block(config, batch, new, query_block)
+    met = NOBODY
+    for rows, start in groups:
+        if causal == "square":
+            met += square(config, rows, new, start)
+        elif causal == "triangle":
+            met += triangle(config, rows, new, start)
+        else:
+            met += blocks(config, rows, new, start, query_block, size)
+    return Work(1, batch * new, batch * (1 if last else new), met)
+
+
+def _check(batch: int, new: int, causal: str) -> None:
+    if batch < 1 or new < 1:
+        raise ValueError(f"{batch} rows of {new} new positions are nothing to compute")
+    if causal not in CAUSAL:
+        raise ValueError(f"causal: {causal!r} is not one of {', '.join(CAUSAL)}")
+
+
+def decode_steps(
+    config: Config, batch: int, steps: int, cached: int, causal: str = "square"
+) -> Work:
+    """The work of `steps` passes with one new position per row.
+
+    The first sees ``cached + 1`` positions, the last ``cached + steps``; the sum
+    over all steps is an arithmetic series.
+    """
+    H, K = batch * config.num_attention_heads, batch * config.num_key_value_heads
+    seen = steps * cached + steps * (steps + 1) // 2
+    if causal == "square":
+        met = Meetings(steps, H * seen, H * steps, K * seen)
+    elif causal == "triangle":
+        met = Meetings(H * steps, H * seen, H * steps, H * seen)
+    else:
+        size = default_key_block(config, batch, 1, QUERY_BLOCK)
+        times = _ceilings(cached + steps, size) - _ceilings(cached, size)
+        met = Meetings(times, H * seen, H * times, K * seen)
+    return Work(steps, batch * steps, batch * steps, met)
+
+
+def _ceilings(n: int, size: int) -> int:
+    """The sum of ceil(i / size) over i = 1 ... n: `size` ones, `size` twos, ..."""
+    whole, rest = divmod(n, size)
+    return size * whole * (whole + 1) // 2 + rest * (whole + 1)
+
+
+# ---- operators --------------------------------------------------------------
+
+
+def tabulate(config: Config, work: Work, causal: str) -> tuple[Operator, ...]:
+    """The operators of some work, in the order in which they run."""
+    V, E, F = config.vocab_size, config.hidden_size, config.intermediate_size
+    H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    L = config.num_hidden_layers
+
+    def linear(name, equation, wide, narrow, layers=L, positions=work.positions):
+        """A product of every position with one matrix of (wide, narrow)."""
+        calls, elements = layers * work.passes, layers * wide * narrow
+        moved = layers * positions * (wide + narrow)
+        flops = 2 * positions * elements
+        return Operator(name, equation, calls, flops, work.passes * elements, 0, moved)
+
+    def meeting(name, equation):
+        """One of the two products of attention."""
+        calls, pairs, queries, keys = work.met * L
+        flops, moved = 2 * D * pairs, D * queries + pairs
+        return Operator(name, equation, calls, flops, 0, D * keys, moved)
+
+    scores, values = "BTKGD,BKSD->BKGTS", "BKGTS,BKSD->BKGTD"
+    if causal == "triangle":
+        scores, values = "D,SD->S", "S,SD->D"
+    rows = work.positions * E  # of the table, one for every token
+    return (
+        Operator("embed_tokens", LOOKUP, work.passes, 0, rows, 0, rows),
+        linear("q_proj", "BTE,HDE->BTHD", E, H * D),
+        linear("k_proj", "BTE,KDE->BTKD", E, K * D),
+        linear("v_proj", "BTE,KDE->BTKD", E, K * D),
+        meeting("scores", scores),
+        meeting("values", values),
+        linear("o_proj", "BTHD,EHD->BTE", H * D, E),
+        linear("gate_proj", "BTE,FE->BTF", E, F),
+        linear("up_proj", "BTE,FE->BTF", E, F),
+        linear("down_proj", "BTF,EF->BTE", F, E),
+        linear("lm_head", "BTE,VE->BTV", E, V, layers=1, positions=work.logits),
+    )
+
+
+def operators(
+    config: Config,
+    batch: int,
+    new: int,
+    cached: int | Sequence[int] = 0,
+    *,
+    causal: str = "square",
+    last: bool = False,
+    query_block: int = QUERY_BLOCK,
+    key_block: int | None = None,
+) -> tuple[Operator, ...]:
+    """What one `forward` costs, operator by operator; see `one_pass`."""
+    work = one_pass(
+        config,
+        batch,
+        new,
+        cached,
+        causal=causal,
+        last=last,
+        query_block=query_block,
+        key_block=key_block,
+    )
+    return tabulate(config, work, causal)
+
+
+def prefill(
+    config: Config,
+    batch: int,
+    prompt: int,
+    cached: int = 0,
+    *,
+    chunk: int | None = None,
+    causal: str = "square",
+    last: bool = True,
+) -> tuple[Operator, ...]:
+    """What it costs to run a prompt: at once, or in chunks of so many positions.
+
+    Every chunk reads all weights again.  Only the last position of each needs
+    logits; `last` is False if all get them.
+    """
+    size = chunk or prompt
+    work = [
+        one_pass(
+            config, batch, min(size, prompt - t), cached + t, causal=causal, last=last
+        )
+        for t in range(0, prompt, size)
+    ]
+    return tabulate(config, sum(work[1:], work[0]), causal)
+
+
+def decode(
+    config: Config, batch: int, cached: int, steps: int = 1, *, causal: str = "square"
+) -> tuple[Operator, ...]:
+    """What `steps` tokens per row cost, one pass each, behind `cached` positions."""
+    _check(batch, steps, causal)
+    return tabulate(config, decode_steps(config, batch, steps, cached, causal), causal)
+
+
+class Generation(NamedTuple):
+    """What a text costs, by phase."""
+
+    prefill: tuple[Operator, ...]
+    decode: tuple[Operator, ...]
+
+
+def generation(
+    config: Config,
+    batch: int,
+    prompt: int,
+    new_tokens: int,
+    cached: int = 0,
+    *,
+    chunk: int | None = None,
+    causal: str = "square",
+) -> Generation:
+    """What it costs to continue a prompt by `new_tokens` tokens per row.
+
+    The prompt's own pass gives the first of them, and the last is not run through
+    the model: ``new_tokens - 1`` steps of decode.
+    """
+    before = prefill(config, batch, prompt, cached, chunk=chunk, causal=causal)
+    work = decode_steps(config, batch, new_tokens - 1, cached + prompt, causal)
+    return Generation(before, tabulate(config, work, causal))
+
+
+def total(operators: Iterable[Operator], name: str = "total") -> Operator:
+    """The sum of some operators, as one."""
+    numbers = [op[2:] for op in operators]
+    return Operator(name, "", *map(sum, zip(*numbers)))
