@@ -17,7 +17,7 @@ from npllama.attention import attention, vectorized
 from npllama.cache import KVCache
 from npllama.feedforward import feed_forward
 from npllama.norm import rms_norm
-from npllama.ops import einsum, enter, note
+from npllama.ops import begin, einsum, enter, note
 from npllama.rope import rope_tables
 from npllama.weights import Model
 
@@ -74,6 +74,7 @@ def forward(
         positions = start[:, None] + step  # (B, T)
     tables = rope_tables(model.config, positions, model.embed.dtype.name)
 
+    begin(start, T)
     enter("model")
     x = model.embed[tokens]  # (B, T, E)
     note("embed_tokens", x)

@@ -34,7 +34,10 @@ import numpy as np
 
 
 class Observer(Protocol):
-    """What may watch a computation: a FLOP counter, a recorder of activations."""
+    """What may watch a computation: a FLOP counter, a recorder of activations.
+
+    One that also has a method `begin` is told of every pass through the model.
+    """
 
     def enter(self, place: str) -> None:
         """The computation has come to `place`, such as ``model.layers.3``."""
@@ -53,14 +56,33 @@ _observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=(
 def observing(observer: Observer) -> Iterator[Observer]:
     """Let `observer` watch what is computed inside the ``with`` block.
 
-    Do not hold it open across the ``yield`` of a generator: what the consumer
-    computes in between would be seen as well.
+    Inside such a block of its own it watches already, and sees nothing twice.  Do
+    not hold it open across the ``yield`` of a generator: what the consumer computes
+    in between would be seen as well.
     """
+    if observer in _observers.get():
+        yield observer
+        return
     token = _observers.set((*_observers.get(), observer))
     try:
         yield observer
     finally:
         _observers.reset(token)
+
+
+def begin(start: np.ndarray, T: int) -> None:
+    """Tell the observers that ask for it that a pass through the model begins.
+
+    Parameters
+    ----------
+    start : (B,) int64
+        Positions that each row holds before it.
+    T : int
+        New positions of every row.
+    """
+    for observer in _observers.get():
+        if hasattr(observer, "begin"):
+            observer.begin(start, T)
 
 
 def enter(place: str) -> None:
