@@ -27,6 +27,9 @@ Part II, from logits to text
 Part III, what it costs
     `cost`         counted while it runs, predicted in closed form
 
+Part IV, the golden reference
+    `testing`      what must hold of anyone's sampler
+
 Letters stand for sizes, and only for sizes:
 
     B  rows of a batch              H  query heads
