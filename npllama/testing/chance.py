@@ -1,0 +1,281 @@
+"""Checks of the draw and of temperature."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from npllama.testing.laws import Law, check, shown
+from npllama.testing.masks import applied, expect_first, not_written
+from npllama.testing.strategies import (
+    cases,
+    logits,
+    of_values,
+    probabilities,
+    row,
+    seeds,
+)
+from npllama.testing.truth import (
+    GONE,
+    alive,
+    entropy,
+    softmax,
+)
+
+BELOW_ONE = 1 - 2.0**-53
+
+
+def close(out: NDArray, expected: NDArray, relative: float = 1e-5) -> None:
+    """Raise AssertionError unless the logits agree and the same ones are removed."""
+    same = (out > GONE) == (expected > GONE)
+    scale = relative * (1 + abs(np.where(expected > GONE, expected, 0)))
+    with np.errstate(invalid="ignore"):
+        near = (out == expected) | (abs(out - expected) <= scale)
+    right = bool((same & near).all())
+    assert right, f"found {shown(out)}, expected {shown(np.float32(expected))}"
+
+
+# ---- one token --------------------------------------------------------------
+
+
+@check
+def check_greedy(*, ties: Literal["lowest", "any"] = "lowest") -> Iterator[Law]:
+    """Check ``greedy(logits)``, which returns the id of the most probable token.
+
+    Parameters
+    ----------
+    sampler : function of (V,) float32
+    ties : {"lowest", "any"}
+        Which of equals is taken.
+    """
+
+    def holds(sampler: Callable, logits: NDArray) -> None:
+        found = int(sampler(logits.copy()))
+        best = np.flatnonzero(logits == logits.max())
+        right = found == best[0] if ties == "lowest" else found in best
+        assert right, f"chose {found}, expected {shown(best[:1])} ({ties} of equals)"
+
+    says = "the most probable token is chosen"
+    known = ({"logits": row(0, 1, 1)}, {"logits": row(-math.inf, -5)})
+    yield Law(says, cases(logits=logits()), holds, known)
+    yield Law(
+        "the array passed in is not written into", cases(logits=logits()), not_written
+    )
+
+
+@check
+def check_draw(*, order: Literal["ids", "any"] = "ids") -> Iterator[Law]:
+    """Check ``draw(probs, u)``, which makes a token of a number in [0, 1).
+
+    Parameters
+    ----------
+    sampler : function of (V,) float64 and float
+    order : {"ids", "any"}
+        Tokens are laid end to end by their ids, so that the token is the first whose
+        running sum exceeds u; or in another order (largest first), so that only how
+        much of [0, 1) each token owns is looked at.
+    """
+
+    def shares_of_u(sampler: Callable, probs: NDArray) -> None:
+        # Each piece of [0, 1) of this length belongs to one token as a whole.
+        grid = (np.arange(64) + 0.5) / 64
+        drawn = Counter(int(sampler(probs.copy(), float(u))) for u in grid)
+        for i, p in enumerate(probs):
+            right = drawn[i] == round(64 * p)
+            assert right, f"token {i} owns {drawn[i]}/64 of u, expected {p * 64:g}/64"
+
+    def possible(sampler: Callable, probs: NDArray, u: float) -> None:
+        token = int(sampler(probs.copy(), u))
+        right = 0 <= token < len(probs) and probs[token] > 0
+        assert right, f"drew {token}, which has probability 0"
+
+    def inverse(sampler: Callable, probs: NDArray, n: int) -> None:
+        u = n / 64
+        token = int(sampler(probs.copy(), u))
+        expected = int(np.flatnonzero(np.cumsum(probs) > u)[0])
+        assert token == expected, f"u = {u:g} drew {token}, expected {expected}"
+
+    yield Law(
+        "every token owns exactly its probability of all u",
+        cases(probs=probabilities()),
+        shares_of_u,
+        ({"probs": np.array([0.25, 0.5, 0.25])},),
+    )
+    some = probabilities()
+    ends = st.sampled_from([0.0, 0.5, BELOW_ONE])
+    yield Law(
+        "a token of probability 0 is never drawn, whatever u",
+        cases(probs=some, u=ends),
+        possible,
+        (
+            {"probs": np.array([0.0, 1.0, 0.0]), "u": 0.0},
+            {"probs": np.array([0.0, 1.0, 0.0]), "u": BELOW_ONE},
+            # Ten tenths add up to a little less than 1.
+            {"probs": np.array([0.1] * 10 + [0.0]), "u": BELOW_ONE},
+        ),
+    )
+    if order == "ids":
+        half = {"probs": np.array([0.5, 0.5]), "n": 32}
+        says = "the token is the first whose running sum exceeds u"
+        yield Law(says, cases(probs=some, n=st.integers(0, 63)), inverse, (half,))
+
+
+def too_far(counts: Counter, probs: NDArray) -> str | None:
+    """Whether counts are what `probs` can give; in words if they are not.
+
+    Returns
+    -------
+    str or None
+        Chi-squared, where it lies so far out that one in 10^9 fair tries would.
+    """
+    n = sum(counts.values())
+    impossible = [i for i, p in enumerate(probs) if p == 0 and counts[i]]
+    if impossible:
+        return f"{impossible[0]} was drawn, which has probability 0"
+    # Cells of few expected counts are taken together.
+    large = [i for i, p in enumerate(probs) if n * p >= 5]
+    cells = [(counts[i], n * probs[i]) for i in large]
+    rest = n - sum(found for found, _ in cells)
+    expected_rest = n - sum(expected for _, expected in cells)
+    if expected_rest > 1e-9 * n:
+        cells.append((rest, max(expected_rest, 1.0)))
+    free = max(len(cells) - 1, 1)
+    chi2 = sum((found - expected) ** 2 / expected for found, expected in cells)
+    # The cube root of chi-squared is all but normal (Wilson and Hilferty 1931).
+    z = ((chi2 / free) ** (1 / 3) - 1 + 2 / (9 * free)) / math.sqrt(2 / (9 * free))
+    return f"chi-squared is {chi2:.0f} for {free} degrees of freedom" if z > 6 else None
+
+
+@check
+def check_sample(*, draws: int = 1000) -> Iterator[Law]:
+    """Check ``sample(logits, seed)``, which draws a token by chance.
+
+    Parameters
+    ----------
+    sampler : function of (V,) float32 and int
+    draws : int
+        How often each row is drawn from.
+    """
+
+    def odds(sampler: Callable, logits: NDArray) -> None:
+        drawn = Counter(int(sampler(logits.copy(), seed)) for seed in range(draws))
+        problem = too_far(drawn, softmax(logits))
+        shares = [round(drawn[i] / draws, 3) for i in range(len(logits))]
+        wanted = shown(softmax(logits).round(3))
+        assert not problem, (
+            f"shares {shares} of {draws} draws, expected {wanted}: {problem}"
+        )
+
+    def repeats(sampler: Callable, logits: NDArray, seed: int) -> None:
+        tokens = {int(sampler(logits.copy(), seed)) for _ in range(3)}
+        assert len(tokens) == 1, f"one seed drew {sorted(tokens)}"
+
+    few = [row(0, 1, 2), row(0, -math.inf, 0.5, 0), row(*[-2.0] * 12)]
+    says = "every token is drawn as often as its probability says"
+    yield Law(
+        says, cases(logits=st.just(few[0])), odds, tuple({"logits": r} for r in few)
+    )
+    says = "the same seed draws the same token"
+    yield Law(says, cases(logits=logits(), seed=seeds), repeats)
+
+
+# ---- temperature ------------------------------------------------------------
+
+
+@check
+def check_temperature(
+    *, zero: Literal["refused", "greedy", "unsaid"] = "refused", batched: bool = False
+) -> Iterator[Law]:
+    """Check ``temperature(logits, t)``, which divides.
+
+    Parameters
+    ----------
+    sampler : function of (V,) float32 and float
+    zero : {"refused", "greedy", "unsaid"}
+        Temperature 0 raises an exception (transformers), keeps the best token alone
+        (llama.cpp, where it is the highest), or has no meaning that is checked.
+    batched : bool
+        The sampler takes (B, V), too.
+    """
+
+    def divides(sampler: Callable, logits: NDArray, t: float) -> None:
+        close(applied(sampler, logits, t), logits / np.float64(t))
+
+    def refuses(sampler: Callable, logits: NDArray) -> None:
+        try:
+            out = sampler(logits.copy(), 0.0)
+        except Exception:
+            return
+        raise AssertionError(f"expected an exception, found {shown(np.asarray(out))}")
+
+    def coldest(sampler: Callable, logits: NDArray) -> None:
+        found = alive(applied(sampler, logits, 0.0))
+        expect_first(logits, found, 1, 1, "any")
+
+    warmth = st.sampled_from([1.0, 0.5, 2.0, 0.7, 1.3, 10.0])
+    rows = cases(logits=logits(), t=warmth)
+    says = "every logit is divided by the temperature, removed ones stay removed"
+    yield Law(says, rows, divides, ({"logits": row(1, -2), "t": 0.5},))
+    yield Law("the array passed in is not written into", rows, not_written)
+    if zero == "refused":
+        says = "temperature 0 is refused"
+        yield Law(says, cases(logits=logits()), refuses, ({"logits": row(0, 1)},))
+    if zero == "greedy":
+        says = "temperature 0 keeps the most probable token alone"
+        yield Law(says, cases(logits=logits()), coldest, ({"logits": row(0, 1)},))
+    if batched:
+        table = np.float32([[0, 1, 2], [-3, GONE, 4]])
+        says = "a row of a batch is treated as if it were alone"
+        yield Law(says, cases(logits=st.just(table), t=warmth), divides)
+
+
+@check
+def check_dynamic_temperature() -> Iterator[Law]:
+    r"""Check ``dynamic(logits, t, spread, exponent)``: warmer where less sure.
+
+    $$t' = t_{min} + (t_{max} - t_{min}) (H / \ln n)^{exponent}$$
+
+    with n the tokens that are left and t_min, t_max = max(0, t - spread), t + spread.
+
+    Parameters
+    ----------
+    sampler : function of (V,) float32 and three floats
+        A row with fewer than two tokens is left alone.
+    """
+
+    def holds(
+        sampler: Callable, logits: NDArray, t: float, spread: float, exponent: float
+    ) -> None:
+        out = applied(sampler, logits, t, spread, exponent)
+        n = len(alive(logits))
+        if n < 2:
+            close(out, logits.astype(np.float64))
+            return
+        low, high = max(0.0, t - spread), t + spread
+        share = max(entropy(logits), 0.0) / math.log(n)
+        warmth = low + (high - low) * share**exponent
+        if warmth > 1e-3:
+            close(out, logits / np.float64(warmth), 1e-4)
+
+    few = of_values(st.sampled_from([0.0, 1.0, 2.0, -1.0, GONE]))
+    numbers = cases(
+        logits=few,
+        t=st.sampled_from([1.0, 0.8, 1.5]),
+        spread=st.sampled_from([0.0, 0.5, 2.0]),
+        exponent=st.sampled_from([1.0, 0.7, 2.0]),
+    )
+    says = "the temperature goes from least to most as the entropy does"
+    usual = {"t": 1.0, "spread": 0.5, "exponent": 1.0}
+    known = (
+        usual | {"logits": row(2, 1, 0)},
+        usual | {"logits": row(2, 1, GONE, 0), "exponent": 2.0},
+        usual | {"logits": row(1, 1, GONE, GONE)},
+    )
+    yield Law(says, numbers, holds, known)
+    yield Law("the array passed in is not written into", numbers, not_written)

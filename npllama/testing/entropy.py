@@ -1,0 +1,265 @@
+"""Checks of truncation by the shape of the whole distribution.
+
+Every sampler is called as ``sampler(logits, option)``, as in `truncation`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from npllama.testing.laws import Law, check, shown
+from npllama.testing.masks import (
+    Options,
+    applied,
+    expect,
+    expect_between,
+    expect_first,
+    ids,
+    kept,
+    mask_laws,
+)
+from npllama.testing.strategies import cases, equal_logits, logits, row, shares
+from npllama.testing.truth import alive, entropy, log_softmax, ranked, slack, softmax
+
+LEAST = {"least": st.integers(1, 5)}
+UNIFORM = row(0, 0, 0, 0)
+# The best token is so predictable that the second is more typical.
+PEAKED = row(2, 1, 1, 1, 1, 1, 0, 0)
+
+
+@check
+def check_typical(
+    *,
+    convention: Literal["transformers", "llama.cpp"] = "transformers",
+    takes_least: bool = False,
+    batched: bool = False,
+) -> Iterator[Law]:
+    r"""Check ``typical(logits, mass)``: the tokens that surprise as much as expected.
+
+    Parameters
+    ----------
+    sampler : function of (V,) float32 and float
+    convention : {"transformers", "llama.cpp"}
+        Tokens are taken by $|-\ln p - H|$ until the sum is >= mass, and with the last
+        all that are equally near; or until it is > mass, cutting through equals.
+    takes_least : bool
+        A third argument is the fewest tokens to keep.
+    batched : bool
+        The sampler takes (B, V), too.
+    """
+
+    def nearest(
+        sampler: Callable, logits: NDArray, mass: float, least: int = 1
+    ) -> None:
+        found = kept(sampler, logits, mass, *([least] if takes_least else []))
+        left = sorted(alive(logits))
+        probs = softmax(logits)
+        odd = abs(-log_softmax(logits) - entropy(logits))
+        margin = {i: 1e-5 * (1 + odd[i]) for i in left}
+        out = [i for i in left if i not in found]
+        right = all(odd[i] - margin[i] <= odd[j] for i in found for j in out)
+        expect(logits, found, right, "those whose surprise is nearest to the mean")
+        off = max(10 * slack(logits), 1e-9)
+        held = probs[list(found)].sum()
+        enough = held >= mass - off or not out
+        expect(logits, found, enough, f"enough to hold {mass}, this is {held:.7g}")
+        edge = max(odd[i] - margin[i] for i in found)
+        before = [i for i in found if odd[i] < edge]
+        # Of equally near ones, cut through, all but one are before the last.
+        equals = len(found) - len(before)
+        if convention == "llama.cpp":
+            share = (held - probs[before].sum()) / equals
+            most = probs[before].sum() + (equals - 1) * share
+        else:
+            most = probs[before].sum()
+        fewest = most < mass + off or len(found) <= least
+        expect(logits, found, fewest, f"no more than needed for {mass}")
+
+    def together(sampler: Callable, logits: NDArray, mass: float, **keep: int) -> None:
+        out = applied(sampler, logits, mass, *keep.values())
+        for value in set(logits.tolist()):
+            same = {float(x) for x in out[logits == value]}
+            assert len(same) == 1, f"of equals some stay and some go: {shown(out)}"
+
+    def cut(sampler: Callable, logits: NDArray, mass: float, **keep: int) -> None:
+        found = kept(sampler, logits, mass, *keep.values())
+        equals = int((logits == logits.max()).sum())
+        count = min(int(mass * equals) + 1, len(alive(logits)))
+        expect_first(logits, found, *2 * (max(count, *keep.values(), 1),), "any")
+
+    least: Options = LEAST if takes_least else {}
+    options = {"mass": shares()} | least
+    yield from mask_laws(options, keeps_the_best=False, batched=batched)
+    says = "the tokens nearest to the expected surprise stay, until they hold the mass"
+    known = ({"logits": PEAKED, "mass": 0.3}, {"logits": PEAKED, "mass": 0.6})
+    yield Law(says, cases(logits=logits(), **options), nearest, known)
+    if convention == "transformers":
+        says = "tokens of equal probability stay or go together"
+        rows = cases(logits=logits(), mass=shares())
+        yield Law(says, rows, together, ({"logits": UNIFORM, "mass": 0.5},))
+    else:
+        says = "of equals no more stay than needed for a sum above the mass"
+        equal = equal_logits().filter(lambda row: len(alive(row)) > 4)
+        rows = cases(logits=equal, mass=st.integers(1, 7).map(lambda n: n / 8))
+        yield Law(says, rows, cut, ({"logits": UNIFORM, "mass": 0.5},))
+
+
+@check
+def check_top_h(
+    *,
+    entropy: Literal["original", "renormalised"] = "original",
+    ties: Literal["any", "lowest", "highest"] = "any",
+    most: int = 100,
+    batched: bool = False,
+) -> Iterator[Law]:
+    """Check ``top_h(logits, alpha)``: the best that hold that share of the entropy.
+
+    Parameters
+    ----------
+    sampler : function of (V,) float32 and float
+    entropy : {"original", "renormalised"}
+        What must not exceed alpha times the entropy: the sum of -p ln p over those
+        that stay, p as it was (transformers), or their own entropy (the paper).
+    ties : {"any", "lowest", "highest"}
+        Which of equals stay first.
+    most : int
+        Only so many of the most probable are looked at.
+    batched : bool
+        The sampler takes (B, V), too.
+    """
+
+    def holds(sampler: Callable, logits: NDArray, alpha: float) -> None:
+        found = kept(sampler, logits, alpha)
+        order = ranked(logits, "lowest")[:most]
+        probs = softmax(logits[order])
+        real = probs[probs > 1e-30]
+        held = np.cumsum(-real * np.log(real))
+        allowed = alpha * held[-1]
+        if entropy == "renormalised":
+            mass = np.cumsum(real)
+            held = held / mass + np.log(mass)
+        off = 1e-5 * (1 + held[-1])
+        few, many = (int((held <= allowed + d).sum()) for d in (-off, off))
+        expect_first(logits, found, max(few, 1), max(many, 1), ties)
+
+    options = {"alpha": shares()}
+    yield from mask_laws(options, batched=batched)
+    says = "the most probable tokens stay that hold the share alpha of the entropy"
+    known = (
+        {"logits": row(2, 1, 0, 0, -1), "alpha": 0.5},
+        {"logits": np.float32(np.arange(300) % 50) / 50, "alpha": 0.999},
+    )
+    yield Law(says, cases(logits=logits(large=True), **options), holds, known)
+    certain = {"logits": row(0, -1000, -1000), "alpha": 0.5}
+    says = "of a row that is certain one token stays"
+    sure = st.sampled_from([row(0, -1000), certain["logits"], row(-900, 0)])
+    yield Law(says, cases(logits=sure, **options), holds, (certain,))
+
+
+@check
+def check_top_n_sigma(*, batched: bool = False) -> Iterator[Law]:
+    """Check ``top_n_sigma(logits, n)``: within n standard deviations of the best.
+
+    Parameters
+    ----------
+    sampler : function of (V,) float32 and float
+        The deviation is that of the tokens that are left, divided by their number.
+    batched : bool
+        The sampler takes (B, V), too.
+    """
+
+    def holds(sampler: Callable, logits: NDArray, n: float) -> None:
+        found = kept(sampler, logits, n)
+        left = np.array([logits[i] for i in sorted(alive(logits))], np.float64)
+        sigma, best = float(left.std()), float(left.max())
+        # Two logits deviate by half their distance: exact, so that 2 sigma is met.
+        exact = len(left) == 2 or sigma == 0
+        off = 0.0 if exact else 1e-4 * (n * sigma + 1e-3 * abs(left).max())
+        spread = n * sigma
+        must, may = (
+            set(np.flatnonzero(logits >= best - spread + d).tolist())
+            for d in (off, -off)
+        )
+        expect_between(logits, found, must, may)
+
+    def cooled(sampler: Callable, logits: NDArray, n: float, t: float) -> None:
+        found, other = (
+            kept(sampler, logits, n),
+            kept(sampler, logits / np.float32(t), n),
+        )
+        expect(logits, other, found == other, f"{ids(found)} as at temperature 1")
+
+    options = {"n": st.sampled_from([0.3, 0.5, 1.0, 1.5, 2.0, 3.0])}
+    yield from mask_laws(options, batched=batched)
+    says = "what is within n deviations of the best stays; removed tokens do not count"
+    known = (
+        {"logits": row(1, 0, 0, 0, -2), "n": 1.0},
+        {"logits": row(2, 0), "n": 2.0},
+        {"logits": row(2, 1, -math.inf, -math.inf), "n": 1.0},
+        {"logits": row(3, 1, 0), "n": 1.7},
+    )
+    yield Law(says, cases(logits=logits(large=True), **options), holds, known)
+    exact = st.lists(st.integers(-8, 8), min_size=1, max_size=6).map(np.float32)
+    says = "temperature does not change what stays"
+    half = cases(logits=exact, **options, t=st.sampled_from([0.5, 2.0, 4.0]))
+    yield Law(says, half, cooled)
+
+
+@check
+def check_tail_free(
+    *,
+    convention: Literal["llama.cpp", "webui"] = "llama.cpp",
+    ties: Literal["any", "lowest", "highest"] = "any",
+    batched: bool = False,
+) -> Iterator[Law]:
+    """Check ``tail_free(logits, z)``: cut where sorted probabilities stop bending.
+
+    Parameters
+    ----------
+    sampler : function of (V,) float32 and float
+    convention : {"llama.cpp", "webui"}
+        The second differences, made positive and adding up to 1, are summed until
+        the sum exceeds z. llama.cpp cuts at the first of the three tokens that a
+        second difference spans, but keeps one; text-generation-webui keeps one more.
+    ties : {"any", "lowest", "highest"}
+        Which of equals stay first.
+    batched : bool
+        The sampler takes (B, V), too.
+    """
+    one_more = convention == "webui"
+
+    def holds(sampler: Callable, logits: NDArray, z: float) -> None:
+        found = kept(sampler, logits, z)
+        probs = softmax(logits)[ranked(logits, "lowest")]
+        if len(probs) <= 2:
+            expect(logits, found, found == alive(logits), ids(alive(logits)))
+            return
+        bend = abs(np.diff(probs, 2))
+        total = float(bend.sum())
+        if 0 < total < 1e-3:  # the shares would be made of rounding
+            return
+        share = bend / total if total else np.full(len(bend), 1 / len(bend))
+        sums = np.cumsum(share)
+        few, many = (
+            next((i for i, s in enumerate(sums) if s > z + d and i >= 1), len(probs))
+            for d in (-1e-4, 1e-4)
+        )
+        most = len(probs)
+        fewest, largest = min(few + one_more, most), min(many + one_more, most)
+        expect_first(logits, found, fewest, largest, ties)
+
+    options = {"z": shares(0.05, 0.95)}
+    yield from mask_laws(options, batched=batched)
+    says = "the tokens before the bends add up to more than z stay"
+    known = (
+        {"logits": row(3, 2, 1, 0, -1), "z": 0.5},
+        {"logits": row(0, 0, 0, 0, 0, 0), "z": 0.6},
+        {"logits": row(1, 0), "z": 0.1},
+    )
+    yield Law(says, cases(logits=logits(), **options), holds, known)

@@ -1,0 +1,155 @@
+"""Checks of mirostat, which truncates and draws, and steers itself by what it drew.
+
+Its state is not looked at but worked out: it starts at mu = 2 tau and follows from
+the tokens that were drawn, so that a run can be checked from outside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from npllama.testing.laws import Law, check
+from npllama.testing.masks import expect_first
+from npllama.testing.strategies import cases, seeds
+from npllama.testing.truth import GONE, alive, log_softmax, ranked
+
+
+def zipf_count(logits: NDArray, mu: float, m: int) -> tuple[float, float] | None:
+    """The k of mirostat 1, from below and above; None near the formula's poles."""
+    top = np.sort(logits[logits > GONE].astype(np.float64))[::-1][:m]
+    rank = np.arange(1, len(top))
+    t, b = np.log((rank + 1) / rank), top[:-1] - top[1:]
+    s = float((t * b).sum() / (t * t).sum())
+    e, size = s - 1, len(logits)
+    if abs(e) < 1e-3 or s < 1e-2 or s > 50:
+        return None
+    power = 1 / s
+    k = (e * 2.0**mu / (1 - float(size) ** -e)) ** power
+    return k * (1 - 1e-3 * (1 + power)), k * (1 + 1e-3 * (1 + power))
+
+
+def _trace(sampler: Callable, **case: Any) -> tuple[NDArray, list[int]]:
+    """What a run of mirostat left at each step, and the tokens drawn from it."""
+    outs, tokens = sampler(
+        case["logits"].copy(), case["tau"], case["eta"], case["seed"]
+    )
+    return np.asarray(outs), [int(token) for token in tokens]
+
+
+MiroCases = st.tuples(
+    st.integers(3, 9), st.integers(2, 6), st.sampled_from([0.5, 2.0, 5.0]), seeds
+).map(
+    lambda drawn: np.float32(
+        np.random.default_rng(drawn[3]).standard_normal(drawn[:2][::-1]) * drawn[2]
+    )
+)
+
+
+def _follow(
+    expect_kept: Callable[[NDArray, set[int], float], None], surprise: str
+) -> Callable[..., None]:
+    """A law about a run: from mu = 2 tau on, mu follows from the tokens drawn."""
+
+    def holds(
+        sampler: Callable, logits: NDArray, tau: float, eta: float, seed: int
+    ) -> None:
+        outs, tokens = _trace(sampler, logits=logits, tau=tau, eta=eta, seed=seed)
+        mu = 2 * tau
+        for step, (before, out, token) in enumerate(zip(logits, outs, tokens)):
+            try:
+                expect_kept(before, alive(out), mu)
+                assert token in alive(out), f"drew {token}, which was removed"
+            except AssertionError as problem:
+                raise AssertionError(f"step {step}, mu = {mu:.6g}\n{problem}") from None
+            measured = out if surprise == "renormalised" else before
+            bits = -log_softmax(measured)[token] / math.log(2)
+            mu -= eta * (bits - tau)
+
+    return holds
+
+
+@check
+def check_mirostat_1(
+    *,
+    convention: Literal["llama.cpp", "original"] = "llama.cpp",
+    surprise: Literal["renormalised", "original"] = "renormalised",
+    m: int = 100,
+) -> Iterator[Law]:
+    """Check ``mirostat_1(logits, tau, eta, seed)``, a whole run of it.
+
+    Parameters
+    ----------
+    sampler : function of (T, V) float32, two floats and int
+        Goes through the rows as through a text; returns what it left of each, (T, V),
+        and the T tokens that it drew.
+    convention : {"llama.cpp", "original"}
+        k is rounded down, or rounded and increased by one.
+    surprise : {"renormalised", "original"}
+        The token's surprise is measured after truncation or before.
+    m : int
+        Tokens to which Zipf's law is fitted: llama.cpp 100, the authors 3000.
+    """
+
+    def expect_kept(logits: NDArray, found: set[int], mu: float) -> None:
+        size = len(alive(logits))
+        between = zipf_count(logits, mu, m) if size > 1 else (1.0, 1.0)
+        if between is None:
+            expect_first(logits, found, 1, size, "any")
+            return
+        few, many = (
+            min(k, len(logits)) if convention == "llama.cpp" else min(k + 1.5, size)
+            for k in between
+        )
+        fewest = min(max(int(few), 1), size)
+        expect_first(logits, found, fewest, min(max(int(many), 1), size), "any")
+
+    yield from _mirostat_laws(
+        _follow(expect_kept, surprise), "the k that Zipf's law says"
+    )
+
+
+@check
+def check_mirostat_2(
+    *, surprise: Literal["renormalised", "original"] = "renormalised"
+) -> Iterator[Law]:
+    """Check ``mirostat_2(logits, tau, eta, seed)``, a whole run of it.
+
+    Parameters
+    ----------
+    sampler : function of (T, V) float32, two floats and int
+        As for `check_mirostat_1`.
+    surprise : {"renormalised", "original"}
+        The token's surprise is measured after truncation or before.
+    """
+
+    def expect_kept(logits: NDArray, found: set[int], mu: float) -> None:
+        bits = -log_softmax(logits)[ranked(logits, "lowest")] / math.log(2)
+        few, many = (int((bits <= mu + d).sum()) for d in (-1e-4, 1e-4))
+        expect_first(logits, found, max(few, 1), max(many, 1), "any")
+
+    says = "the tokens that surprise by mu bits or less"
+    yield from _mirostat_laws(_follow(expect_kept, surprise), says)
+
+
+def _mirostat_laws(holds: Callable[..., None], says: str) -> Iterator[Law]:
+    options = {
+        "tau": st.sampled_from([0.5, 1.0, 2.0, 3.0]),
+        "eta": st.sampled_from([0.1, 0.5, 1.0]),
+        "seed": st.integers(0, 99),
+    }
+    slope = np.float32([[2 * i / (j + 1) for i in range(8)] for j in range(5)])
+    known = tuple(
+        {"logits": slope, "tau": tau, "eta": 1.0, "seed": seed}
+        for tau in (1.0, 2.0)
+        for seed in (1, 2)
+    )
+    first = cases(logits=MiroCases.map(lambda rows: rows[:1]), **options)
+    yield Law(f"at the start, mu = 2 tau, {says} stay", first, holds)
+    says = f"mu follows the surprise of every token drawn, and {says} stay"
+    yield Law(says, cases(logits=MiroCases, **options), holds, known)

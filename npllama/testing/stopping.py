@@ -1,0 +1,80 @@
+"""Checks of stop strings, which begin in one token and end in another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from hypothesis import strategies as st
+
+from npllama.testing.laws import Law, check
+from npllama.testing.strategies import cases
+
+PIECES = st.lists(st.text("ab ", max_size=3), min_size=1, max_size=6)
+STRINGS = st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=2)
+
+
+def first_end(text: str, strings: list[str]) -> tuple[int, int] | None:
+    """End and start of the stop string that is complete first, the longest there."""
+    found = [(text.find(s) + len(s), text.find(s)) for s in strings if s in text]
+    return min(found) if found else None
+
+
+@check
+def check_stop_strings() -> Iterator[Law]:
+    """Check ``stop(pieces, strings)``: when generation stops.
+
+    Parameters
+    ----------
+    sampler : function of two lists of str
+        The tokens' texts, and the strings to stop at. Returns how many of the tokens
+        are generated: up to the first with which a string is complete, else all.
+    """
+
+    def holds(sampler: Callable, pieces: list[str], strings: list[str]) -> None:
+        found = int(sampler(list(pieces), list(strings)))
+        texts = ["".join(pieces[: n + 1]) for n in range(len(pieces))]
+        ends = [n + 1 for n, text in enumerate(texts) if first_end(text, strings)]
+        right = ends[0] if ends else len(pieces)
+        assert found == right, f"stopped after {found} tokens, expected {right}"
+
+    known = (
+        {"pieces": ["a", "b", "a"], "strings": ["ab"]},
+        {"pieces": ["ab a", "b"], "strings": ["b a"]},
+        {"pieces": ["aab", "a"], "strings": ["ab"]},
+        {"pieces": ["a"], "strings": ["a"]},
+        {"pieces": ["a", "", "ba"], "strings": ["ab"]},
+    )
+    says = "generation stops with the token that completes a string, however cut"
+    yield Law(says, cases(pieces=PIECES, strings=STRINGS), holds, known)
+
+
+@check
+def check_stop_output(
+    *, string: Literal["removed", "kept"] = "removed"
+) -> Iterator[Law]:
+    """Check ``show(pieces, strings)``: the text that a reader is shown meanwhile.
+
+    Parameters
+    ----------
+    sampler : function of two lists of str
+        Returns the pieces that are shown, in this order; what may be the beginning
+        of a stop string is held back until that is known.
+    string : {"removed", "kept"}
+        Whether the string that stopped the text is shown.
+    """
+
+    def holds(sampler: Callable, pieces: list[str], strings: list[str]) -> None:
+        found, text = "".join(sampler(list(pieces), list(strings))), "".join(pieces)
+        end = first_end(text, strings)
+        right = text[: end[string == "removed"]] if end else text
+        assert found == right, f"shown {found!r}, expected {right!r}"
+
+    known = (
+        {"pieces": ["a", "b", "b"], "strings": ["bb"]},
+        {"pieces": ["b", "ab", "b"], "strings": ["abb", "ba"]},
+        {"pieces": ["ab", "a"], "strings": ["bab"]},
+        {"pieces": ["aabab"], "strings": ["b", "ab"]},
+    )
+    says = "what is shown is the text up to the string that ends first, however cut"
+    yield Law(says, cases(pieces=PIECES, strings=STRINGS), holds, known)

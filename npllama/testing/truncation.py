@@ -1,0 +1,362 @@
+"""Checks of truncation by rank, by mass and by probability.
+
+Every sampler is called as ``sampler(logits, option)`` with logits (V,) float32, of
+which some may be minus infinity, and returns the logits of what stays, minus infinity
+elsewhere.  With ``takes_least=True`` it is also called with one argument more, the
+fewest tokens to keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from npllama.testing.laws import Law, check
+from npllama.testing.masks import (
+    Options,
+    expect,
+    expect_between,
+    expect_first,
+    ids,
+    kept,
+    mask_laws,
+    over,
+)
+from npllama.testing.strategies import cases, equal_logits, logits, row, shares
+from npllama.testing.truth import alive, ranked, slack, softmax
+
+LEAST = st.integers(1, 5)
+UNIFORM = row(0, 0, 0, 0)
+
+
+def _least(options: Options, takes_least: bool) -> Options:
+    return options | {"least": LEAST} if takes_least else options
+
+
+@check
+def check_top_k(
+    *,
+    ties: Literal["all", "lowest", "highest", "any"] = "all",
+    takes_least: bool = False,
+    batched: bool = False,
+) -> Iterator[Law]:
+    """Check ``top_k(logits, k)``, which keeps the k most probable tokens.
+
+    Parameters
+    ----------
+    sampler : function of (V,) float32 and int
+    ties : {"all", "lowest", "highest", "any"}
+        Which of the tokens equal to the k-th stay: all of them, so that more than k
+        may remain (transformers, vLLM); exactly k, those with the lowest or highest
+        ids first; or exactly k, whichever (llama.cpp).
+    takes_least : bool
+        A third argument raises k to the fewest tokens to keep.
+    batched : bool
+        The sampler takes (B, V), too.
+    """
+
+    def holds(sampler: Callable, logits: NDArray, k: int, least: int = 1) -> None:
+        found = kept(sampler, logits, k, *([least] if takes_least else []))
+        left, k = len(alive(logits)), max(k, least)
+        edge = logits[ranked(logits, "lowest")[min(k, left) - 1]]
+        count = int((logits >= edge).sum()) if ties == "all" else min(k, left)
+        count = left if k >= left else count
+        expect_first(logits, found, count, count, ties)
+
+    options = _least({"k": st.integers(1, 6)}, takes_least)
+    yield from mask_laws(options, batched=batched)
+    yield Law(
+        "the k most probable tokens stay"
+        + (", with all that equal the last of them" if ties == "all" else ""),
+        cases(logits=logits(large=True), **options),
+        holds,
+        ({"logits": UNIFORM, "k": 2}, {"logits": row(1, 0, 0), "k": 2}),
+    )
+
+
+@check
+def check_top_p(
+    *,
+    ties: Literal["highest", "lowest", "any"] = "highest",
+    crossing: Literal["exclusive", "inclusive", "dropped"] = "exclusive",
+    takes_least: bool = False,
+    batched: bool = False,
+) -> Iterator[Law]:
+    """Check ``top_p(logits, p)``, which keeps the fewest tokens that hold the mass p.
+
+    Parameters
+    ----------
+    sampler : function of (V,) float32 and float
+    ties : {"highest", "lowest", "any"}
+        Which ids stay first among equals: highest (transformers and vLLM, who sort
+        upwards), lowest (llama.cpp, Meta).
+    crossing : {"exclusive", "inclusive", "dropped"}
+        A token stays while the mass before it is < p ("exclusive": transformers,
+        vLLM, llama.cpp) or <= p ("inclusive": Meta, llama2.c); or while the mass
+        with it is <= p, so that the one that crosses is "dropped".
+    takes_least : bool
+        A third argument is the fewest tokens to keep.
+    batched : bool
+        The sampler takes (B, V), too.
+    """
+
+    def count(logits: NDArray, p: float) -> int:
+        probs = softmax(logits)[ranked(logits, "lowest")]
+        with_it = np.cumsum(probs)
+        before = with_it - probs
+        inside = {
+            "exclusive": before < p,
+            "inclusive": before <= p,
+            "dropped": with_it <= p,
+        }[crossing]
+        return max(int(inside.sum()), 1)
+
+    def holds(sampler: Callable, logits: NDArray, p: float, least: int = 1) -> None:
+        found = kept(sampler, logits, p, *([least] if takes_least else []))
+        most, off = len(alive(logits)), slack(logits)
+        few, many = (min(max(count(logits, p + d), least), most) for d in (-off, off))
+        expect_first(logits, found, few, many, ties)
+
+    def all_stays(sampler: Callable, logits: NDArray) -> None:
+        found, left = kept(sampler, logits, 1.0), alive(logits)
+        expect(logits, found, found == left, ids(left))
+
+    options = _least({"p": shares()}, takes_least)
+    yield from mask_laws(options, batched=batched)
+    says = "the fewest most probable tokens whose mass reaches p stay"
+    known = (
+        {"logits": UNIFORM, "p": 0.3},
+        {"logits": row(0, 3, 1, 2), "p": 0.9},
+        {"logits": row(5, 0, 0, 0), "p": 0.5},
+    )
+    yield Law(says, cases(logits=logits(large=True), **options), holds, known)
+    meets = cases(logits=equal_logits(), p=st.integers(1, 15).map(lambda n: n / 16))
+    says = "where the running sum meets p exactly, the convention decides"
+    yield Law(says, meets, holds, ({"logits": UNIFORM, "p": 0.5},))
+    tiny = cases(logits=logits(), p=st.sampled_from([1e-8, 1e-30, 1e-3]))
+    says = "a p next to 0 keeps the most probable token alone"
+    if crossing != "inclusive":
+        yield Law(says, tiny, holds, ({"logits": np.zeros(64, np.float32), "p": 1e-8},))
+    yield Law("p = 1 keeps every token", cases(logits=logits()), all_stays)
+
+
+@check
+def check_min_p(
+    *,
+    equality: Literal["kept", "removed"] = "kept",
+    takes_least: bool = False,
+    batched: bool = False,
+) -> Iterator[Law]:
+    """Check ``min_p(logits, p)``: keeps what is p times as probable as the best.
+
+    Parameters
+    ----------
+    sampler : function of (V,) float32 and float
+    equality : {"kept", "removed"}
+        What happens to a token exactly at the threshold.
+    takes_least : bool
+        A third argument is the fewest tokens to keep, whichever of equals.
+    batched : bool
+        The sampler takes (B, V), too.
+    """
+
+    def holds(sampler: Callable, logits: NDArray, p: float, least: int = 1) -> None:
+        found = kept(sampler, logits, p, *([least] if takes_least else []))
+        probs = softmax(logits)
+        off = 10 * slack(logits)
+        must, may = over(probs / probs.max(), p, off, equality)
+        may &= alive(logits)
+        must &= may
+        if len(must) >= least:
+            expect_between(logits, found, must, may)
+        else:
+            most = max(least, len(may))
+            expect_first(logits, found, min(least, len(alive(logits))), most, "any")
+
+    options = _least({"p": shares(0, 1)}, takes_least)
+    yield from mask_laws(options, batched=batched)
+    says = "what is at least p times as probable as the best stays, and nothing else"
+    rows = cases(logits=logits(large=True), **options)
+    yield Law(says, rows, holds, ({"logits": row(0, -1, -3), "p": 0.1},))
+    if equality == "kept":
+        says = "p = 1 keeps the most probable token and its equals"
+        equals = cases(logits=equal_logits(), p=st.just(1.0))
+        yield Law(says, equals, holds, ({"logits": UNIFORM, "p": 1.0},))
+
+
+def _by_probability(
+    threshold: Callable[[NDArray, float], float],
+    equality: str,
+    takes_least: bool,
+    exact: bool = True,
+) -> Callable[..., None]:
+    """A law about a threshold on probabilities, with a rescue of the best tokens."""
+
+    def holds(sampler: Callable, logits: NDArray, x: float, least: int = 1) -> None:
+        found = kept(sampler, logits, x, *([least] if takes_least else []))
+        off = 10 * slack(logits) if exact else 1e-5
+        must, may = over(softmax(logits), threshold(logits, x), off, equality)
+        order = ranked(logits, "lowest")
+        edge = logits[order[min(least, len(order)) - 1]]
+        saved = set(np.flatnonzero(logits >= edge).tolist())
+        expect_between(logits, found, must | saved, may | saved)
+
+    return holds
+
+
+@check
+def check_epsilon(
+    *,
+    equality: Literal["kept", "removed"] = "kept",
+    takes_least: bool = False,
+    batched: bool = False,
+) -> Iterator[Law]:
+    """Check ``epsilon(logits, epsilon)``: keeps what is as probable as that or more.
+
+    Parameters
+    ----------
+    sampler : function of (V,) float32 and float
+    equality : {"kept", "removed"}
+        What happens to a token exactly at the threshold.
+    takes_least : bool
+        A third argument is the fewest tokens to keep, with all that equal the last.
+    batched : bool
+        The sampler takes (B, V), too.
+    """
+    holds = _by_probability(lambda logits, x: x, equality, takes_least)
+    options = _least({"x": shares()}, takes_least)
+    yield from mask_laws(options, batched=batched)
+    says = "what is as probable as epsilon or more stays, and the best in any case"
+    yield Law(says, cases(logits=logits(large=True), **options), holds)
+    says = "a token of probability epsilon exactly is treated by the convention"
+    meets = cases(logits=equal_logits(), x=st.integers(1, 4).map(lambda n: 2.0**-n))
+    yield Law(says, meets, holds, ({"logits": UNIFORM, "x": 0.25},))
+    if equality == "kept":
+        known = {"logits": row(5, 0, 0), "x": 0.999}
+        yield Law("the best token stays above all thresholds", meets, holds, (known,))
+
+
+@check
+def check_eta(*, takes_least: bool = False, batched: bool = False) -> Iterator[Law]:
+    r"""Check ``eta(logits, epsilon)``: the threshold falls where the model is unsure.
+
+    $$\eta = \min(\epsilon, \sqrt{\epsilon} \, e^{-H})$$
+
+    Parameters
+    ----------
+    sampler : function of (V,) float32 and float
+    takes_least : bool
+        A third argument is the fewest tokens to keep, with all that equal the last.
+    batched : bool
+        The sampler takes (B, V), too.
+    """
+
+    def threshold(logits: NDArray, epsilon: float) -> float:
+        probs = softmax(logits)
+        probs = probs[probs > 0]
+        surprise = float((probs * -np.log(probs)).sum())
+        return min(epsilon, epsilon**0.5 * float(np.exp(-surprise)))
+
+    holds = _by_probability(threshold, "kept", takes_least, exact=False)
+    options = _least({"x": shares()}, takes_least)
+    yield from mask_laws(options, batched=batched)
+    says = "what is as probable as min(epsilon, sqrt(epsilon) e^-H) or more stays"
+    known = ({"logits": row(0, 0, 0, -2), "x": 0.05},)
+    yield Law(says, cases(logits=logits(large=True), **options), holds, known)
+
+
+@check
+def check_top_a(
+    *, equality: Literal["kept", "removed"] = "kept", batched: bool = False
+) -> Iterator[Law]:
+    """Check ``top_a(logits, a)``: keeps what is a times the best's square or more.
+
+    Parameters
+    ----------
+    sampler : function of (V,) float32 and float
+    equality : {"kept", "removed"}
+        What happens to a token exactly at the threshold.
+    batched : bool
+        The sampler takes (B, V), too.
+    """
+
+    def threshold(logits: NDArray, a: float) -> float:
+        return a * float(softmax(logits).max()) ** 2
+
+    holds = _by_probability(threshold, equality, takes_least=False)
+    options = {"x": shares()}
+    yield from mask_laws(options, batched=batched)
+    says = "what is as probable as a times the square of the best stays, nothing else"
+    known = ({"logits": row(0, -1, -1), "x": 0.5},)
+    yield Law(says, cases(logits=logits(large=True), **options), holds, known)
+
+
+@check
+def check_xtc(
+    *,
+    ties: Literal["any", "highest", "lowest"] = "any",
+    throw: Literal["own", "u"] = "own",
+    takes_least: bool = False,
+) -> Iterator[Law]:
+    """Check ``xtc(logits, probability, threshold, u)``, which removes the top choices.
+
+    Parameters
+    ----------
+    sampler : function of (V,) float32, float, float and float
+    ties : {"any", "highest", "lowest"}
+        Which of the equally least probable good tokens stays.
+    throw : {"own", "u"}
+        "u": the sampler acts where u < probability; "own": it throws dice of its own
+        and ignores u, so that only the probabilities 0 and 1 can be tried.
+    takes_least : bool
+        A fifth argument is the fewest tokens to keep.
+    """
+
+    def holds(
+        sampler: Callable,
+        logits: NDArray,
+        probability: float,
+        threshold: float,
+        u: float,
+        least: int = 1,
+    ) -> None:
+        more = [least] if takes_least else []
+        found = kept(sampler, logits, probability, threshold, u, *more)
+        left, probs = alive(logits), softmax(logits)
+        must, may = over(probs, threshold, 10 * slack(logits))
+        few = (len(left) - size + 1 for size in (len(must), len(may)))
+        acts = probability == 1 if throw == "own" else u < probability
+        if not acts or len(may) < 2:
+            expect(logits, found, found == left, ids(left))
+        elif must == may and min(few) >= least:
+            gone = left - found
+            order = ranked(logits, "lowest" if ties != "lowest" else "highest")
+            good, expected = order[: len(must)], set(order[: len(must) - 1])
+            right = len(gone) == len(good) - 1 and gone <= {
+                i for i in good if logits[i] >= logits[good[-2]]
+            }
+            right &= ties == "any" or gone == expected
+            what = f"all but the least probable of {ids(set(good))} to be removed"
+            expect(logits, found, right, what)
+        elif must == may:
+            expect(logits, found, found == left, f"{ids(left)}, too few would remain")
+
+    u = st.sampled_from([0.0, 0.25, 0.5, 0.999])
+    chance = st.sampled_from([0.0, 1.0] if throw == "own" else [0.0, 0.25, 0.5, 1.0])
+    options: dict[str, Any] = {"probability": chance, "threshold": shares(0, 0.6)}
+    options = _least(options | {"u": u}, takes_least)
+    yield from mask_laws(options, keeps_the_best=False)
+    says = "of two good tokens or more all are removed but the least probable"
+    sure: dict[str, Any] = {"probability": 1.0, "u": 0.0}
+    known = (
+        sure | {"logits": row(2, 1, 0, -9), "threshold": 0.05},
+        sure | {"logits": UNIFORM, "threshold": 0.25},
+    )
+    yield Law(says, cases(logits=logits(large=True), **options), holds, known)
+    says = "probability 0 never acts"
+    never = options | {"probability": st.just(0.0)}
+    yield Law(says, cases(logits=logits(), **never), holds)

@@ -1,0 +1,66 @@
+"""What is true of a row of logits, in float64 and plain steps.
+
+A check must not trust what it checks, so nothing of this is taken from the samplers
+of the package.  A running sum that a sampler forms in float32 may differ from these
+by some units in the last place; `slack` says by how much at most, and that exact
+rows leave no room at all.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Probs = NDArray[np.float64]
+GONE = float("-inf")
+
+
+def softmax(logits: NDArray) -> Probs:
+    """Probabilities, (V,) float64; exactly 0 for what is removed."""
+    exact = logits.astype(np.float64)
+    mass = np.exp(exact - exact.max())  # (V,)
+    return mass / mass.sum()
+
+
+def log_softmax(logits: NDArray) -> Probs:
+    """Natural log-probabilities, (V,) float64."""
+    exact = logits.astype(np.float64)
+    below = exact - exact.max()  # (V,)
+    return below - np.log(np.exp(below).sum())
+
+
+def entropy(logits: NDArray) -> float:
+    """Mean surprise of a draw in nats."""
+    logp = log_softmax(logits[logits > GONE])
+    return -float((np.exp(logp) * logp).sum())
+
+
+def ranked(logits: NDArray, ties: str) -> list[int]:
+    """Ids of what is left, largest logit first, equals by `ties`."""
+    sign = -1 if ties == "highest" else 1
+    return sorted(alive(logits), key=lambda i: (-logits[i], sign * i))
+
+
+def alive(logits: NDArray) -> set[int]:
+    """Ids of what is not removed."""
+    return set(np.flatnonzero(logits > GONE).tolist())
+
+
+def slack(logits: NDArray) -> float:
+    """How far sums of probabilities may be off in a sampler that adds in float32."""
+    left = logits[logits > GONE].astype(np.float64)
+    equals = int((left == left.max()).sum())
+    nothing = left[left < left.max()] <= left.max() - 1000
+    exact = bool(nothing.all()) and equals & (equals - 1) == 0
+    return 0.0 if exact else 3e-6 + 2e-7 * left.size
+
+
+def is_first(logits: NDArray, ids: set[int], ties: str) -> bool:
+    """Whether `ids` are the largest so many, equals chosen by `ties`."""
+    order = ranked(logits, ties)
+    if ties == "all" and len(ids) < len(order):
+        return bool(ids) and logits[order[len(ids)]] < min(logits[i] for i in ids)
+    if ties == "any":
+        values = sorted((float(logits[i]) for i in ids), reverse=True)
+        return values == [float(logits[i]) for i in order[: len(ids)]]
+    return ids == set(order[: len(ids)])
