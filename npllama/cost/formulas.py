@@ -35,9 +35,9 @@ from typing import NamedTuple
 
 from npllama.attention import KEY_BLOCK, QUERY_BLOCK, SCORES
 from npllama.config import Config
+from npllama.cost.product import LOOKUP
 
 CAUSAL = ("square", "triangle", "blocks")
-LOOKUP = "VE[BT]->BTE"  # no product: a row of the table for every token
 
 
 class Operator(NamedTuple):

@@ -1,0 +1,140 @@
+"""What one product costs, read off its equation and its shapes.
+
+*FLOPs*, floating-point operations: every entry of the result of an (m, n) by (n, p)
+product is a sum of n products, n multiplications and n additions, so 2 m n p in all.
+Written as an equation, that is twice the product of its letters, batch axes included.
+
+*Elements moved* (MOPs): both operands read once, the result written once, so
+m n + n p + m p.  A processor whose cache cannot hold an operand moves more; none can
+do with less, if it starts and ends in memory.
+
+*Arithmetic intensity*: FLOPs per element moved, or per byte.  It decides whether a
+machine waits for its memory or for its arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Looking up embeddings is no product: for every token, its row of the table is read
+# and written.
+LOOKUP = "VE[BT]->BTE"
+
+
+class Total(NamedTuple):
+    """What some products cost together."""
+
+    calls: int
+    flops: int
+    read: int  # elements
+    written: int  # elements
+    kept: int  # of those read: weights, or cached keys and values
+    bytes: dict[str, int]  # read and written, by dtype
+
+    def __add__(self, other):
+        names = sorted({*self.bytes, *other.bytes})
+        size = {n: self.bytes.get(n, 0) + other.bytes.get(n, 0) for n in names}
+        return Total(*(a + b for a, b in zip(self[:5], other[:5])), size)
+
+    @property
+    def moved(self) -> int:
+        """Elements moved."""
+        return self.read + self.written
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs per element moved."""
+        return self.flops / max(self.moved, 1)
+
+    @property
+    def byte_intensity(self) -> float:
+        """FLOPs per byte moved."""
+        return self.flops / max(sum(self.bytes.values()), 1)
+
+
+NOTHING = Total(0, 0, 0, 0, 0, {})
+
+
+class Product(NamedTuple):
+    """Equal products, and what they cost together."""
+
+    phase: str  # "prefill" or "decode"; "outside" before any pass
+    layer: int | None  # None outside the blocks
+    name: str
+    equation: str
+    shapes: tuple[tuple[int, ...], ...]  # of operands, result; () if various
+    total: Total
+
+
+class Operands(NamedTuple):
+    """What tells one kind of product from another.
+
+    A lookup has tokens for a first operand, and for a second the rows that it reads.
+    """
+
+    name: str
+    equation: str
+    shape_a: tuple[int, ...]
+    shape_b: tuple[int, ...]
+    dtype_a: np.dtype
+    dtype_b: np.dtype
+
+
+def shapes(kind: Operands) -> tuple[tuple[int, ...], ...]:
+    """Shapes of both operands and of the result."""
+    if kind.equation == LOOKUP:
+        return kind.shape_a, kind.shape_b
+    sizes, out = _sizes(kind), kind.equation.split("->")[1]
+    return kind.shape_a, kind.shape_b, tuple(sizes[letter] for letter in out)
+
+
+def _sizes(kind: Operands) -> dict[str, int]:
+    letters = kind.equation.split("->")[0].replace(",", "")
+    return dict(zip(letters, kind.shape_a + kind.shape_b))
+
+
+def cost(kind: Operands, calls: int = 1) -> Total:
+    """What some equal products cost.
+
+    The second operand is what the model keeps, weights or cached keys and values;
+    the first is in flight.
+    """
+    one, two = kind.dtype_a, kind.dtype_b
+    if kind.equation == LOOKUP:
+        n = calls * math.prod(kind.shape_b)
+        return Total(calls, 0, n, n, n, {two.name: 2 * n * two.itemsize})
+    a, b, y = (calls * math.prod(shape) for shape in shapes(kind))
+    flops = calls * 2 * math.prod(_sizes(kind).values())
+    size: dict[str, int] = {}
+    for n, dtype in ((a, one), (b, two), (y, np.result_type(one, two))):
+        size[dtype.name] = size.get(dtype.name, 0) + n * dtype.itemsize
+    return Total(calls, flops, a + b, y, b, size)
+
+
+def merged(products: Iterable[Product]) -> list[Product]:
+    """Equal products as one."""
+    found: dict[tuple, Product] = {}
+    for p in products:
+        same = found.get(p[:5])
+        found[p[:5]] = p._replace(total=same.total + p.total) if same else p
+    return list(found.values())
+
+
+def grouped(products: Iterable[Product], *fields: str) -> dict[Any, Total]:
+    """Sums of products that are alike in some fields of `Product`.
+
+    Returns
+    -------
+    dict
+        With one field its values are the keys, with several tuples of them.
+    """
+    sums: dict[Any, Total] = {}
+    for product in products:
+        values = tuple(getattr(product, field) for field in fields)
+        key = values[0] if len(values) == 1 else values
+        sums[key] = sums.get(key, NOTHING) + product.total
+    return sums
