@@ -11,8 +11,37 @@ from numpy.typing import NDArray
 
 from npllama.testing.laws import Law, check, shown
 from npllama.testing.masks import applied, expect_first, not_written
-from npllama.testing.strategies import cases, row
+from npllama.testing.strategies import array, cases, row
 from npllama.testing.truth import GONE, alive, log_softmax, softmax
+
+
+def _stretched(logits: NDArray, unconditional: NDArray, scale: float) -> NDArray:
+    with_it, without = log_softmax(logits), log_softmax(unconditional)
+    both = (logits > GONE) & (unconditional > GONE)
+    out = np.full(logits.shape, GONE)
+    out[both] = without[both] + scale * (with_it[both] - without[both])
+    return out
+
+
+def _normalised(out: NDArray) -> NDArray:
+    return log_softmax(out) if len(alive(out)) else out
+
+
+def _stretches(sampler: Callable, logits: NDArray, **options: Any) -> None:
+    out = applied(sampler, logits, *options.values())
+    right = _stretched(logits, **options)
+    same = alive(out) == alive(right)
+    near = np.allclose(_normalised(out), _normalised(right), rtol=1e-4, atol=1e-4)
+    assert same and near, f"found {shown(out)}, expected {shown(array(right))}"
+
+
+def _rows_alone(
+    sampler: Callable, logits: NDArray, unconditional: NDArray, scale: float
+) -> None:
+    together = applied(sampler, logits, unconditional, scale)
+    for one, a, b in zip(together, logits, unconditional):
+        alone = applied(sampler, a, b, scale)
+        assert (one == alone).all(), f"{shown(one)}, alone {shown(alone)}"
 
 
 @check
@@ -34,31 +63,13 @@ def check_guidance(
         The sampler takes two (B, V), too.
     """
 
-    def expected(logits: NDArray, unconditional: NDArray, scale: float) -> NDArray:
-        with_it = log_softmax(logits)
-        without = log_softmax(unconditional.astype(np.float64))
-        both = (logits > GONE) & (unconditional > GONE)
-        out = np.full_like(logits, GONE)
-        out[both] = without[both] + scale * (with_it[both] - without[both])
-        return out
-
-    def normalised(out: NDArray) -> NDArray:
-        return np.where(out > GONE, log_softmax(out) if len(alive(out)) else out, out)
-
-    def holds(sampler: Callable, logits: NDArray, **options: Any) -> None:
-        out = applied(sampler, logits, *options.values())
-        right = expected(logits.astype(np.float64), **options)
-        same = alive(out) == alive(right)
-        near = np.allclose(normalised(out), normalised(right), rtol=1e-4, atol=1e-4)
-        assert same and near, f"found {shown(out)}, expected {shown(np.float32(right))}"
-
     values = st.sampled_from([0.0, 1.0, -2.0, 3.5])
-    three = st.lists(values, min_size=3, max_size=3).map(np.float32)
+    three = st.lists(values, min_size=3, max_size=3).map(array)
     options = {"scale": st.sampled_from([1.5, 3.0, 0.0, 1.0, -1.0])}
     rows = cases(logits=three, unconditional=three, **options)
     known = {"logits": row(2, 0, 1), "unconditional": row(0, 0, 2), "scale": 3.0}
     says = "the difference that the prompt makes is stretched by the scale"
-    yield Law(says, rows, holds, (known,))
+    yield Law(says, rows, _stretches, (known,))
     yield Law("the array passed in is not written into", rows, not_written)
     if removed == "stays":
         values = st.sampled_from([0.0, 1.0, GONE])
@@ -69,20 +80,15 @@ def check_guidance(
         says = "a token that either answer has removed stays removed"
         gone = known | {"logits": row(1, GONE, 0)}
         also = known | {"unconditional": row(1, GONE, 0)}
-        yield Law(says, rows, holds, (gone, also))
+        yield Law(says, rows, _stretches, (gone, also))
     if batched:
-        table = st.just(np.float32([[0, 1, 2], [3, -1, 0]]))
-        other = st.just(np.float32([[1, 1, 0], [0, 0, 5]]))
-
-        def each(sampler: Callable, logits: NDArray, **options: Any) -> None:
-            out = applied(sampler, logits, *options.values())
-            other, scale = options.values()
-            for one, a, b in zip(out, logits, other):
-                alone = applied(sampler, a, b, scale)
-                assert (one == alone).all(), f"{shown(one)}, alone {shown(alone)}"
+        table = st.just(array([[0, 1, 2], [3, -1, 0]]))
+        other = st.just(array([[1, 1, 0], [0, 0, 5]]))
 
         says = "a row of a batch is treated as if it were alone"
-        yield Law(says, cases(logits=table, unconditional=other, **options), each)
+        yield Law(
+            says, cases(logits=table, unconditional=other, **options), _rows_alone
+        )
 
 
 @check
@@ -128,7 +134,7 @@ def check_chain(
         "min_p": st.sampled_from([0.0, 0.11, 0.34]),
     }
     off: dict[str, Any] = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
-    often = np.log(np.float32([0.8, 0.1, 0.06, 0.04]))
+    often = np.log(array([0.8, 0.1, 0.06, 0.04]))
     slope = row(2, 1.5, 1, 0.5, 0)
     known = (
         {"logits": often, "temperature": 2.0} | off | {"min_p": 0.11},

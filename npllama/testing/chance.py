@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from npllama.testing.laws import Law, check, shown
 from npllama.testing.masks import applied, expect_first, not_written
 from npllama.testing.strategies import (
+    array,
     cases,
     logits,
     of_values,
@@ -38,7 +39,7 @@ def close(out: NDArray, expected: NDArray, relative: float = 1e-5) -> None:
     with np.errstate(invalid="ignore"):
         near = (out == expected) | (abs(out - expected) <= scale)
     right = bool((same & near).all())
-    assert right, f"found {shown(out)}, expected {shown(np.float32(expected))}"
+    assert right, f"found {shown(out)}, expected {shown(array(expected))}"
 
 
 # ---- one token --------------------------------------------------------------
@@ -230,7 +231,7 @@ def check_temperature(
         says = "temperature 0 keeps the most probable token alone"
         yield Law(says, cases(logits=logits()), coldest, ({"logits": row(0, 1)},))
     if batched:
-        table = np.float32([[0, 1, 2], [-3, GONE, 4]])
+        table = array([[0, 1, 2], [-3, GONE, 4]])
         says = "a row of a batch is treated as if it were alone"
         yield Law(says, cases(logits=st.just(table), t=warmth), divides)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from npllama.testing.chance import close
 from npllama.testing.laws import Law, check
 from npllama.testing.masks import not_written
-from npllama.testing.strategies import GONE, cases, row, seeds
+from npllama.testing.strategies import GONE, array, cases, row, seeds
 from npllama.testing.truth import log_softmax
 
 THREE = st.lists(
@@ -48,8 +48,8 @@ def check_contrastive_search() -> Iterator[Law]:
         rng = np.random.default_rng(seed)
         n, size = rng.integers(1, 5), rng.integers(1, 6)
         probs = np.sort(rng.dirichlet(np.ones(n)))[::-1]
-        candidates = np.float32(rng.standard_normal((n, 3)) * rng.uniform(0.2, 5))
-        seen = np.float32(rng.standard_normal((size, 3)) * rng.uniform(0.2, 5))
+        candidates = array(rng.standard_normal((n, 3)) * rng.uniform(0.2, 5))
+        seen = array(rng.standard_normal((size, 3)) * rng.uniform(0.2, 5))
         scores = score(
             probs, candidates.astype(float), seen.astype(float), penalty_alpha
         )
@@ -84,8 +84,8 @@ def check_contrastive_decoding() -> Iterator[Law]:
         close(log_softmax(out.astype(np.float64)), log_softmax(right), 1e-4)
 
     rows = cases(
-        logits=THREE.map(np.float32),
-        amateur=FINITE.map(np.float32),
+        logits=THREE.map(array),
+        amateur=FINITE.map(array),
         alpha=st.sampled_from([0.1, 0.3, 1.0]),
         beta=st.sampled_from([0.5, 0.0, 2.0]),
     )
@@ -117,7 +117,7 @@ def check_dola() -> Iterator[Law]:
         right = np.where(p >= p.max() + math.log(0.1), p - q, GONE)
         close(log_softmax(out.astype(np.float64)), log_softmax(right), 1e-4)
 
-    rows = cases(logits=FINITE.map(np.float32), premature=FINITE.map(np.float32))
+    rows = cases(logits=FINITE.map(array), premature=FINITE.map(array))
     known = ({"logits": row(2, 1, 0, -5), "premature": row(0, 0, 1, 0)},)
     says = "of the plausible tokens those gain that the last layer makes more likely"
     yield Law(says, rows, holds, known)

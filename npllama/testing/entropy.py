@@ -5,6 +5,7 @@ Every sampler is called as ``sampler(logits, option)``, as in `truncation`.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -24,13 +25,58 @@ from npllama.testing.masks import (
     kept,
     mask_laws,
 )
-from npllama.testing.strategies import cases, equal_logits, logits, row, shares
-from npllama.testing.truth import alive, entropy, log_softmax, ranked, slack, softmax
+from npllama.testing.strategies import array, cases, equal_logits, logits, row, shares
+from npllama.testing.truth import (
+    GONE,
+    alive,
+    entropy,
+    log_softmax,
+    ranked,
+    slack,
+    softmax,
+)
 
 LEAST = {"least": st.integers(1, 5)}
 UNIFORM = row(0, 0, 0, 0)
 # The best token is so predictable that the second is more typical.
 PEAKED = row(2, 1, 1, 1, 1, 1, 0, 0)
+
+
+def _nearest(
+    sampler: Callable, logits: NDArray, mass: float, least: int = 0, *, cuts: bool
+) -> None:
+    """What stays is nearest to the mean, and just as much as holds the mass."""
+    found = kept(sampler, logits, mass, *([least] if least else []))
+    left, probs = sorted(alive(logits)), softmax(logits)
+    odd = abs(-log_softmax(logits) - entropy(logits))
+    odd[logits == GONE] = 0  # none of these is asked about
+    near = odd - 1e-5 * (1 + odd)
+    out = [i for i in left if i not in found]
+    right = all(near[i] <= odd[j] for i in found for j in out)
+    expect(logits, found, right, "those whose surprise is nearest to the mean")
+    off, held = max(10 * slack(logits), 1e-9), probs[list(found)].sum()
+    enough = held >= mass - off or not out
+    expect(logits, found, enough, f"enough to hold {mass}, this is {held:.7g}")
+    edge = max(near[i] for i in found)
+    last = [i for i in found if odd[i] >= edge]
+    # Of equally near ones, cut through, all but one come before the last.
+    before = held - probs[last].sum() / (len(last) if cuts else 1)
+    fewest = before < mass + off or len(found) <= least
+    expect(logits, found, fewest, f"no more than needed for {mass}")
+
+
+def _together(sampler: Callable, logits: NDArray, mass: float) -> None:
+    out = applied(sampler, logits, mass)
+    for value in set(logits.tolist()):
+        same = {float(x) for x in out[logits == value]}
+        assert len(same) == 1, f"of equals some stay and some go: {shown(out)}"
+
+
+def _cut(sampler: Callable, logits: NDArray, mass: float) -> None:
+    found = kept(sampler, logits, mass)
+    equals = int((logits == logits.max()).sum())
+    count = min(int(mass * equals) + 1, len(alive(logits)))
+    expect_first(logits, found, count, count, "any")
 
 
 @check
@@ -54,60 +100,22 @@ def check_typical(
         The sampler takes (B, V), too.
     """
 
-    def nearest(
-        sampler: Callable, logits: NDArray, mass: float, least: int = 1
-    ) -> None:
-        found = kept(sampler, logits, mass, *([least] if takes_least else []))
-        left = sorted(alive(logits))
-        probs = softmax(logits)
-        odd = abs(-log_softmax(logits) - entropy(logits))
-        margin = {i: 1e-5 * (1 + odd[i]) for i in left}
-        out = [i for i in left if i not in found]
-        right = all(odd[i] - margin[i] <= odd[j] for i in found for j in out)
-        expect(logits, found, right, "those whose surprise is nearest to the mean")
-        off = max(10 * slack(logits), 1e-9)
-        held = probs[list(found)].sum()
-        enough = held >= mass - off or not out
-        expect(logits, found, enough, f"enough to hold {mass}, this is {held:.7g}")
-        edge = max(odd[i] - margin[i] for i in found)
-        before = [i for i in found if odd[i] < edge]
-        # Of equally near ones, cut through, all but one are before the last.
-        equals = len(found) - len(before)
-        if convention == "llama.cpp":
-            share = (held - probs[before].sum()) / equals
-            most = probs[before].sum() + (equals - 1) * share
-        else:
-            most = probs[before].sum()
-        fewest = most < mass + off or len(found) <= least
-        expect(logits, found, fewest, f"no more than needed for {mass}")
-
-    def together(sampler: Callable, logits: NDArray, mass: float, **keep: int) -> None:
-        out = applied(sampler, logits, mass, *keep.values())
-        for value in set(logits.tolist()):
-            same = {float(x) for x in out[logits == value]}
-            assert len(same) == 1, f"of equals some stay and some go: {shown(out)}"
-
-    def cut(sampler: Callable, logits: NDArray, mass: float, **keep: int) -> None:
-        found = kept(sampler, logits, mass, *keep.values())
-        equals = int((logits == logits.max()).sum())
-        count = min(int(mass * equals) + 1, len(alive(logits)))
-        expect_first(logits, found, *2 * (max(count, *keep.values(), 1),), "any")
-
     least: Options = LEAST if takes_least else {}
     options = {"mass": shares()} | least
     yield from mask_laws(options, keeps_the_best=False, batched=batched)
+    nearest = functools.partial(_nearest, cuts=convention == "llama.cpp")
     says = "the tokens nearest to the expected surprise stay, until they hold the mass"
     known = ({"logits": PEAKED, "mass": 0.3}, {"logits": PEAKED, "mass": 0.6})
     yield Law(says, cases(logits=logits(), **options), nearest, known)
     if convention == "transformers":
         says = "tokens of equal probability stay or go together"
         rows = cases(logits=logits(), mass=shares())
-        yield Law(says, rows, together, ({"logits": UNIFORM, "mass": 0.5},))
+        yield Law(says, rows, _together, ({"logits": UNIFORM, "mass": 0.5},))
     else:
         says = "of equals no more stay than needed for a sum above the mass"
         equal = equal_logits().filter(lambda row: len(alive(row)) > 4)
         rows = cases(logits=equal, mass=st.integers(1, 7).map(lambda n: n / 8))
-        yield Law(says, rows, cut, ({"logits": UNIFORM, "mass": 0.5},))
+        yield Law(says, rows, _cut, ({"logits": UNIFORM, "mass": 0.5},))
 
 
 @check
@@ -153,7 +161,7 @@ def check_top_h(
     says = "the most probable tokens stay that hold the share alpha of the entropy"
     known = (
         {"logits": row(2, 1, 0, 0, -1), "alpha": 0.5},
-        {"logits": np.float32(np.arange(300) % 50) / 50, "alpha": 0.999},
+        {"logits": array(np.arange(300) % 50) / 50, "alpha": 0.999},
     )
     yield Law(says, cases(logits=logits(large=True), **options), holds, known)
     certain = {"logits": row(0, -1000, -1000), "alpha": 0.5}
@@ -205,7 +213,7 @@ def check_top_n_sigma(*, batched: bool = False) -> Iterator[Law]:
         {"logits": row(3, 1, 0), "n": 1.7},
     )
     yield Law(says, cases(logits=logits(large=True), **options), holds, known)
-    exact = st.lists(st.integers(-8, 8), min_size=1, max_size=6).map(np.float32)
+    exact = st.lists(st.integers(-8, 8), min_size=1, max_size=6).map(array)
     says = "temperature does not change what stays"
     half = cases(logits=exact, **options, t=st.sampled_from([0.5, 2.0, 4.0]))
     yield Law(says, half, cooled)

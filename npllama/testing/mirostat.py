@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from npllama.testing.laws import Law, check
 from npllama.testing.masks import expect_first
-from npllama.testing.strategies import cases, seeds
+from npllama.testing.strategies import array, cases, seeds
 from npllama.testing.truth import GONE, alive, log_softmax, ranked
 
 
@@ -45,7 +45,7 @@ def _trace(sampler: Callable, **case: Any) -> tuple[NDArray, list[int]]:
 MiroCases = st.tuples(
     st.integers(3, 9), st.integers(2, 6), st.sampled_from([0.5, 2.0, 5.0]), seeds
 ).map(
-    lambda drawn: np.float32(
+    lambda drawn: array(
         np.random.default_rng(drawn[3]).standard_normal(drawn[:2][::-1]) * drawn[2]
     )
 )
@@ -143,7 +143,7 @@ def _mirostat_laws(holds: Callable[..., None], says: str) -> Iterator[Law]:
         "eta": st.sampled_from([0.1, 0.5, 1.0]),
         "seed": st.integers(0, 99),
     }
-    slope = np.float32([[2 * i / (j + 1) for i in range(8)] for j in range(5)])
+    slope = array([[2 * i / (j + 1) for i in range(8)] for j in range(5)])
     known = tuple(
         {"logits": slope, "tau": tau, "eta": 1.0, "seed": seed}
         for tau in (1.0, 2.0)

@@ -11,19 +11,22 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from npllama.testing.strategies import array
 from npllama.testing.truth import GONE, log_softmax
 
 Process = Callable[[Sequence[int], NDArray], NDArray]
 Text = tuple[int, ...]
 
 
-class LanguageModel(NamedTuple):
+@dataclass(frozen=True)
+class LanguageModel:
     """Logits for every text: ``model(tokens)`` is (V,) float32, without ties."""
 
     size: int  # V
@@ -37,7 +40,7 @@ class LanguageModel(NamedTuple):
 @functools.lru_cache(10_000)
 def _logits(model: LanguageModel, tokens: Text) -> NDArray[np.float32]:
     rng = np.random.default_rng([model.seed, *tokens])
-    return np.float32(rng.standard_normal(model.size) * model.scale)
+    return array(rng.standard_normal(model.size) * model.scale)
 
 
 def models(size: int = 3) -> st.SearchStrategy[LanguageModel]:
@@ -75,7 +78,8 @@ def greedy_text(
     return text
 
 
-class Processed(NamedTuple):
+@dataclass(frozen=True)
+class Processed:
     """A model as it is after a `process`."""
 
     model: Callable
@@ -85,13 +89,14 @@ class Processed(NamedTuple):
         return self.process(tokens, self.model(tokens))
 
 
-class Named(NamedTuple):
+@dataclass(frozen=True, repr=False)
+class Named:
     """A function that says what it does when it is shown."""
 
     what: str
     function: Callable
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments: Any) -> Any:
         return self.function(*arguments)
 
     def __repr__(self) -> str:

@@ -19,6 +19,7 @@ from npllama.testing.chance import close
 from npllama.testing.laws import Case, Law, check, shown
 from npllama.testing.masks import applied, not_written
 from npllama.testing.strategies import (
+    array,
     cases,
     joined,
     logits,
@@ -104,7 +105,7 @@ def penalty_laws(
         usual = joined(with_history(rows), **(options | at_rest))
         yield Law(f"{what} changes nothing", usual, unchanged)
     if batched:
-        table = np.float32([[1, 0, -1, 2], [3, -2, 0, GONE]])
+        table = array([[1, 0, -1, 2], [3, -2, 0, GONE]])
         texts = st.lists(st.integers(0, 3), max_size=6)
         both = st.tuples(texts, texts).map(list)
         two = cases(logits=st.just(table), history=both, **options)

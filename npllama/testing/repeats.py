@@ -5,6 +5,7 @@ They are called as ``sampler(logits, history, option, ...)``, as in `penalties`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -109,6 +110,31 @@ def since_breaker(history: list[int], breakers: Sequence[Sequence[int]]) -> int:
     return len(history)
 
 
+def _lowered(
+    logits: NDArray,
+    history: NDArray,
+    multiplier: float,
+    base: float,
+    allowed_length: int,
+    breakers: Sequence[Sequence[int]] = (),
+    *,
+    last_n: int | None,
+) -> NDArray:
+    seen, out = window(history, last_n), logits.copy()
+    reach = since_breaker(seen, breakers)
+    for v in range(len(out)):
+        n = longest_repeat(seen, v, reach)
+        if n >= allowed_length and [v] not in [list(b) for b in breakers]:
+            out[v] -= multiplier * base ** (n - allowed_length)
+    return out
+
+
+def _stays_finite(sampler: Callable, logits: NDArray, **options: Any) -> None:
+    out = applied(sampler, logits, *options.values())
+    low = bool(np.isfinite(out).all()) and out[0] < -1e20
+    assert low, f"expected a very low but finite logit 0, found {shown(out)}"
+
+
 @check
 def check_dry(
     *, last_n: int | None = None, takes_breakers: bool = False, batched: bool = False
@@ -131,27 +157,7 @@ def check_dry(
         The sampler takes (B, V) with a list of B histories, too.
     """
 
-    def expected(
-        logits: NDArray,
-        history: NDArray,
-        multiplier: float,
-        base: float,
-        allowed_length: int,
-        breakers: Sequence[Sequence[int]] = (),
-    ) -> NDArray:
-        seen, out = window(history, last_n), logits.copy()
-        reach = since_breaker(seen, breakers)
-        for v in range(len(out)):
-            n = longest_repeat(seen, v, reach)
-            if n >= allowed_length and [v] not in [list(b) for b in breakers]:
-                out[v] -= multiplier * base ** (n - allowed_length)
-        return out
-
-    def stays_finite(sampler: Callable, logits: NDArray, **options: Any) -> None:
-        out = applied(sampler, logits, *options.values())
-        low = bool(np.isfinite(out).all()) and out[0] < -1e20
-        assert low, f"expected a very low but finite logit 0, found {shown(out)}"
-
+    expected = functools.partial(_lowered, last_n=last_n)
     usual = {"multiplier": 0.8, "base": 1.75, "allowed_length": 2}
     options: Options = {
         "multiplier": st.sampled_from([0.8, 0.3]),
@@ -180,4 +186,4 @@ def check_dry(
     case |= {"breakers": []} if takes_breakers else {}
     says = "a very long repeat costs all but everything, and no NaN"
     if last_n is None:
-        yield Law(says, st.just(case), stays_finite, (case,))
+        yield Law(says, st.just(case), _stays_finite, (case,))

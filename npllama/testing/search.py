@@ -7,7 +7,9 @@ float32, and a prompt; how long a text may be and where it ends are keywords.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from hypothesis import strategies as st
@@ -66,42 +68,123 @@ def _ranked(found: list[Scored]) -> list[Scored]:
     return sorted(found, key=lambda scored: -scored[1])
 
 
+@dataclass(frozen=True)
+class Rules:
+    """In what beam searches differ; see `check_beam_search`."""
+
+    length: str
+    any_rank: bool
+
+    def score(self, text: Text, total: float, **options: Any) -> float:
+        """What a whole text is ranked by, from its log-probability."""
+        n = len(text)
+        if self.length != "new":
+            n -= text[-1] == options["eos"]
+        if self.length == "prompt and new":
+            n += len(options["prompt"])
+        return total / max(n, 1) ** options["length_penalty"]
+
+    def hope(self, text: Text, total: float, **options: Any) -> float:
+        """The best score that a growing text is given credit for."""
+        power, n = options["length_penalty"], len(text)
+        if options["early_stopping"] == "never" and power > 0:
+            n = options["max_new_tokens"]
+        if self.length == "prompt and new":
+            n += len(options["prompt"])
+        return total / n**power
+
+
+def extended(model: Callable, prompt: list[int], beams: list[Scored]) -> list[Scored]:
+    """Every text one token longer, best first."""
+    return _ranked(
+        [
+            ((*text, v), total + float(gain))
+            for text, total in beams
+            for v, gain in enumerate(log_probs(model, [*prompt, *text]))
+        ]
+    )
+
+
 def beam_texts(
-    model: Callable,
-    prompt: Sequence[int],
-    score: Callable[[Text, float], float],
-    *,
-    num_beams: int,
-    max_new_tokens: int,
-    eos: int | None,
-    early_stopping: bool | str,
-    any_rank: bool,
-    best_score: Callable[[Text, float, int], float],
+    model: Callable, *, rules: Rules, num_beams: int, **options: Any
 ) -> list[Scored]:
     """Beam search in plain steps: the best `num_beams` texts and their scores."""
     running: list[Scored] = [((), 0.0)]
     finished: list[Scored] = []
     while running:
-        grown = [
-            ((*text, v), total + float(gain))
-            for text, total in running
-            for v, gain in enumerate(log_probs(model, [*prompt, *text]))
-        ]
-        best = _ranked(grown)[: 2 * num_beams]
-        ended = [t[-1] == eos or len(t) == max_new_tokens for t, _ in best]
-        may_end = len(best) if any_rank else num_beams
-        new = [one for one, end in zip(best[:may_end], ended) if end]
-        finished += [(text, score(text, total)) for text, total in new]
-        finished = _ranked(finished)[:num_beams]
-        running = [one for one, end in zip(best, ended) if not end][:num_beams]
-        if running and len(finished) == num_beams and not any_rank:
-            text, total = running[0]
-            longest = max_new_tokens if early_stopping == "never" else len(text)
-            if early_stopping is True or (
-                best_score(text, total, longest) <= finished[-1][1]
-            ):
+        best = extended(model, options["prompt"], running)[: 2 * num_beams]
+        running = []
+        for rank, (text, total) in enumerate(best):
+            if not _ends(text, **options):
+                running.append((text, total))
+            elif rules.any_rank or rank < num_beams:
+                finished.append((text, rules.score(text, total, **options)))
+        running, finished = running[:num_beams], _ranked(finished)[:num_beams]
+        if running and len(finished) == num_beams and not rules.any_rank:
+            hope = rules.hope(*running[0], **options)
+            if options["early_stopping"] is True or hope <= finished[-1][1]:
                 break
     return finished
+
+
+def _ends(text: Text, **options: Any) -> bool:
+    return text[-1] == options["eos"] or len(text) == options["max_new_tokens"]
+
+
+def _search(sampler: Callable, model: LanguageModel, **options: Any) -> list[Scored]:
+    found = sampler(model, options.pop("prompt"), **options)
+    return [(tuple(map(int, tokens)), float(score)) for tokens, score in found]
+
+
+def _compare(found: list[Scored], expected: list[Scored]) -> None:
+    few, right = ([list(text) for text, _ in texts] for texts in (found, expected))
+    assert few == right, f"found {few}\nexpected {right}"
+
+
+def _scores(
+    sampler: Callable, model: LanguageModel, *, rules: Rules, **options: Any
+) -> None:
+    for text, found in _search(sampler, model, **options):
+        total = log_prob(model, options["prompt"], text)
+        value = rules.score(text, total, **options)
+        near = abs(found - value) <= 1e-4 * (1 + abs(value))
+        what = f"{list(text)} is given {found:.6g}, its score is {value:.6g}"
+        assert near, what
+
+
+def _shape(sampler: Callable, model: LanguageModel, **options: Any) -> None:
+    found = _search(sampler, model, **options)
+    values = [score for _, score in found]
+    assert values == sorted(values, reverse=True), f"scores {values} are not sorted"
+    every = [list(text) for text, _ in found]
+    assert len({text for text, _ in found}) == len(found), f"twice in {every}"
+    assert 0 < len(found) <= options["num_beams"], f"{len(found)} texts"
+    allowed = set(texts(model.size, options["max_new_tokens"], options["eos"]))
+    for text, _ in found:
+        whole = text in allowed
+        assert whole, f"{list(text)} does not end at eos or at the last place"
+
+
+def _widest(
+    sampler: Callable, model: LanguageModel, *, rules: Rules, **options: Any
+) -> None:
+    every = texts(model.size, options["max_new_tokens"], options["eos"])
+    totals = [(text, log_prob(model, options["prompt"], text)) for text in every]
+    best = _ranked([(text, rules.score(text, x, **options)) for text, x in totals])
+    _compare(_search(sampler, model, num_beams=len(best), **options), best)
+
+
+def _narrow(
+    sampler: Callable, model: LanguageModel, *, rules: Rules, **options: Any
+) -> None:
+    expected = beam_texts(model, rules=rules, **options)
+    _compare(_search(sampler, model, **options), expected)
+
+
+def _one_beam(sampler: Callable, model: LanguageModel, **options: Any) -> None:
+    prompt, most, eos = (options[k] for k in ("prompt", "max_new_tokens", "eos"))
+    expected = greedy_text(model, prompt, most, eos)
+    _compare(_search(sampler, model, **options), [(tuple(expected), 0.0)])
 
 
 @check
@@ -131,81 +214,7 @@ def check_beam_search(
     early_stopping : tuple
         The values that may be tried, of False, True and "never".
     """
-
-    def size(text: Text, prompt: list[int], eos: int | None) -> int:
-        n = len(text) - (length != "new" and text[-1] == eos)
-        return max(n + (len(prompt) if length == "prompt and new" else 0), 1)
-
-    def right(options: dict[str, Any]) -> tuple[Callable, Callable]:
-        prompt, eos = options["prompt"], options["eos"]
-        power = options["length_penalty"]
-        before = len(prompt) if length == "prompt and new" else 0
-
-        def score(text: Text, total: float) -> float:
-            return total / size(text, prompt, eos) ** power
-
-        def still(text: Text, total: float, longest: int) -> float:
-            most = longest if power > 0 else len(text)
-            return total / (most + before) ** power
-
-        return score, still
-
-    def search(sampler: Callable, model: LanguageModel, **options: Any) -> list[Scored]:
-        found = sampler(model, options.pop("prompt"), **options)
-        return [(tuple(map(int, tokens)), float(score)) for tokens, score in found]
-
-    def compare(found: list[Scored], expected: list[Scored]) -> None:
-        few = [list(text) for text, _ in found]
-        right = [list(text) for text, _ in expected]
-        assert few == right, f"found {few}\nexpected {right}"
-
-    def scores(sampler: Callable, model: LanguageModel, **options: Any) -> None:
-        score, _ = right(options)
-        for text, found in search(sampler, model, **options):
-            value = score(text, log_prob(model, options["prompt"], text))
-            near = abs(found - value) <= 1e-4 * (1 + abs(value))
-            what = f"{list(text)} is given {found:.6g}, its score is {value:.6g}"
-            assert near, what
-
-    def shape(sampler: Callable, model: LanguageModel, **options: Any) -> None:
-        found = search(sampler, model, **options)
-        values = [score for _, score in found]
-        assert values == sorted(values, reverse=True), f"scores {values} are not sorted"
-        every = [list(text) for text, _ in found]
-        assert len({text for text, _ in found}) == len(found), f"twice in {every}"
-        assert 0 < len(found) <= options["num_beams"], f"{len(found)} texts"
-        allowed = set(texts(model.size, options["max_new_tokens"], options["eos"]))
-        for text, _ in found:
-            whole = text in allowed
-            assert whole, f"{list(text)} does not end at eos or at the last place"
-
-    def widest(sampler: Callable, model: LanguageModel, **options: Any) -> None:
-        every = texts(model.size, options["max_new_tokens"], options["eos"])
-        score, _ = right(options)
-        best = _ranked(
-            [
-                (text, score(text, log_prob(model, options["prompt"], text)))
-                for text in every
-            ]
-        )
-        found = search(sampler, model, num_beams=len(best), **options)
-        compare(found, best)
-
-    def narrow(sampler: Callable, model: LanguageModel, **options: Any) -> None:
-        score, still = right(options)
-        steps = {key: x for key, x in options.items() if key != "length_penalty"}
-        any_rank = ends == "any rank"
-        prompt = steps.pop("prompt")
-        expected = beam_texts(
-            model, prompt, score, any_rank=any_rank, best_score=still, **steps
-        )
-        compare(search(sampler, model, **options), expected)
-
-    def one_beam(sampler: Callable, model: LanguageModel, **options: Any) -> None:
-        prompt, most, eos = (options[k] for k in ("prompt", "max_new_tokens", "eos"))
-        expected = greedy_text(model, prompt, most, eos)
-        compare(search(sampler, model, **options), [(tuple(expected), 0.0)])
-
+    rules = Rules(length, ends == "any rank")
     few = {
         "model": models(),
         "prompt": PROMPTS,
@@ -220,15 +229,58 @@ def check_beam_search(
     usual = {"early_stopping": early_stopping[0], "max_new_tokens": 3}
     known = tuple(lengths | usual | {"length_penalty": x} for x in (1.0, 0.0, -1.0))
     says = "with a beam for every text, the best text of all is found, and the order"
-    yield Law(says, cases(**few), widest, known)
+    yield Law(says, cases(**few), partial(_widest, rules=rules), known)
     says = "a score is the text's log-probability over its length to the penalty"
-    yield Law(says, cases(**long), scores)
-    yield Law("texts differ, are whole, and the best come first", cases(**long), shape)
+    yield Law(says, cases(**long), partial(_scores, rules=rules))
+    yield Law("texts differ, are whole, and the best come first", cases(**long), _shape)
     says = "a few beams find what the definition finds, step by step"
-    yield Law(says, cases(**long), narrow)
+    yield Law(says, cases(**long), partial(_narrow, rules=rules))
     if ends == "within beams":
         alone = long | {"num_beams": st.just(1), "length_penalty": st.just(0.0)}
-        yield Law("one beam is greedy search", cases(**alone), one_beam)
+        yield Law("one beam is greedy search", cases(**alone), _one_beam)
+
+
+# ---- in groups --------------------------------------------------------------
+
+
+def group_texts(
+    model: Callable,
+    prompt: list[int],
+    num_beams: int,
+    num_beam_groups: int,
+    diversity_penalty: float,
+    length_penalty: float,
+    max_new_tokens: int,
+) -> list[Scored]:
+    """Group beam search in plain steps, where no token ends a text."""
+    size = num_beams // num_beam_groups
+    running: list[list[Scored]] = [[((), 0.0)] for _ in range(num_beam_groups)]
+    for _ in range(max_new_tokens):
+        taken: Counter = Counter()
+        for g, beams in enumerate(running):
+            grown = extended(model, prompt, beams)
+            paid = [(t, x - diversity_penalty * taken[t[-1]]) for t, x in grown]
+            running[g] = _ranked(paid)[:size]
+            taken.update(text[-1] for text, _ in running[g])
+    power = max_new_tokens**length_penalty
+    return _ranked([(text, x / power) for beams in running for text, x in beams])
+
+
+def _groups(sampler: Callable, model: LanguageModel, **options: Any) -> None:
+    found = _search(sampler, model, **options)
+    expected = group_texts(model, **options)
+    few, right = (
+        [(list(text), round(x, 3)) for text, x in texts] for texts in (found, expected)
+    )
+    same = [text for text, _ in few] == [text for text, _ in right]
+    near = all(abs(a - b) < 2e-3 for (_, a), (_, b) in zip(few, right))
+    assert same and near, f"found {few}\nexpected {right}"
+
+
+def _split(case: dict[str, Any]) -> dict[str, Any]:
+    beams, groups = case["split"]
+    rest = {key: value for key, value in case.items() if key != "split"}
+    return rest | {"num_beams": beams, "num_beam_groups": groups}
 
 
 @check
@@ -242,58 +294,13 @@ def check_group_beam_search() -> Iterator[Law]:
         max_new_tokens; no token ends a text. Returns (new tokens, score) pairs of all
         groups, best first; the scores include the penalties paid.
     """
-
-    def groups(
-        model: LanguageModel,
-        prompt: list[int],
-        num_beams: int,
-        num_beam_groups: int,
-        diversity_penalty: float,
-        length_penalty: float,
-        max_new_tokens: int,
-    ) -> list[Scored]:
-        size = num_beams // num_beam_groups
-        running: list[list[Scored]] = [[((), 0.0)] for _ in range(num_beam_groups)]
-        for _ in range(max_new_tokens):
-            taken: Counter = Counter()
-            for g, beams in enumerate(running):
-                grown = [
-                    ((*text, v), total + float(gain) - diversity_penalty * taken[v])
-                    for text, total in beams
-                    for v, gain in enumerate(log_probs(model, [*prompt, *text]))
-                ]
-                running[g] = _ranked(grown)[:size]
-                taken.update(text[-1] for text, _ in running[g])
-        power = max_new_tokens**length_penalty
-        return _ranked([(text, s / power) for beams in running for text, s in beams])
-
-    def holds(sampler: Callable, model: LanguageModel, **options: Any) -> None:
-        found = sampler(model, options["prompt"], **_without_prompt(options))
-        expected = groups(model, **options)
-        few = [(list(map(int, text)), round(float(s), 3)) for text, s in found]
-        right = [(list(text), round(s, 3)) for text, s in expected]
-        same = [t for t, _ in few] == [t for t, _ in right] and all(
-            abs(a - b) < 2e-3 for (_, a), (_, b) in zip(few, right)
-        )
-        assert same, f"found {few}\nexpected {right}"
-
-    split = st.sampled_from([(1, 1), (2, 2), (3, 3), (4, 2), (2, 1)])
     drawn = cases(
         model=models(4),
         prompt=PROMPTS,
-        split=split,
+        split=st.sampled_from([(1, 1), (2, 2), (3, 3), (4, 2), (2, 1)]),
         diversity_penalty=st.sampled_from([0.3, 1.1, 50.0]),
         length_penalty=st.sampled_from([0.0, 1.0]),
         max_new_tokens=st.integers(1, 4),
-    ).map(lambda case: _split(case))
+    ).map(_split)
     says = "each token costs a group the penalty for every earlier beam that took it"
-    yield Law(says, drawn, holds)
-
-
-def _without_prompt(options: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key != "prompt"}
-
-
-def _split(case: dict[str, Any]) -> dict[str, Any]:
-    beams, groups = case.pop("split")
-    return case | {"num_beams": beams, "num_beam_groups": groups}
+    yield Law(says, drawn, _groups)

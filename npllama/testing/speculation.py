@@ -7,7 +7,8 @@ that counting gives the distribution of what comes out to the last digit.
 
 from __future__ import annotations
 
-from collections import Counter
+import functools
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, Literal
@@ -50,6 +51,53 @@ def _middles(parts: int) -> list[float]:
     return [(i + 0.5) / parts for i in range(parts)]
 
 
+def _outcome(sampler: Callable, p: NDArray, q: NDArray) -> dict[int, Fraction]:
+    """How probable each token is to come out, guesses being drawn from q."""
+    shares: dict[int, Fraction] = defaultdict(Fraction)
+    left = int(round(PARTS * float(np.maximum(p - q, 0).sum()))) or 1
+    for x in np.flatnonzero(q):
+        parts = int(round(PARTS * q[x]))
+        for u in _middles(parts):
+            drawn = Counter(
+                int(sampler(p.copy(), q.copy(), int(x), u, v)) for v in _middles(left)
+            )
+            for token, n in drawn.items():
+                shares[token] += Fraction(n, PARTS * left)
+    return shares
+
+
+def _exact(sampler: Callable, p: NDArray, q: NDArray) -> None:
+    found = _outcome(sampler, p, q)
+    for i, wanted in enumerate(p):
+        share = float(found.get(i, 0))
+        assert share == wanted, f"token {i} comes out with {share:g}, not {wanted:g}"
+
+
+def _possible(sampler: Callable, p: NDArray, q: NDArray, u: float, v: float) -> None:
+    for x in np.flatnonzero(q):
+        token = int(sampler(p.copy(), q.copy(), int(x), u, v))
+        problem = f"guess {x} became {token}, which has probability 0"
+        assert p[token] > 0, problem
+
+
+def _same(sampler: Callable, p: NDArray, q: NDArray, u: float, v: float) -> None:
+    for x in np.flatnonzero(q):
+        token = int(sampler(q.copy(), q.copy(), int(x), u, v))
+        assert token == x, f"guess {x} became {token}, though p and q are equal"
+
+
+def _shared(sampler: Callable, p: NDArray, q: NDArray) -> None:
+    kept = Fraction(0)
+    for x in np.flatnonzero(q):
+        parts = int(round(PARTS * q[x]))
+        tokens = [
+            int(sampler(p.copy(), q.copy(), int(x), u, 0.5)) for u in _middles(parts)
+        ]
+        kept += Fraction(sum(token == x for token in tokens), PARTS)
+    most = float(np.minimum(p, q).sum())
+    assert float(kept) >= most, f"kept with {float(kept):g}, possible is {most:g}"
+
+
 @check
 def check_rejection() -> Iterator[Law]:
     """Check ``verify(p, q, guess, u, v)``, the rule of speculative sampling.
@@ -62,52 +110,6 @@ def check_rejection() -> Iterator[Law]:
         is not. Returns the token.
     """
 
-    def outcome(sampler: Callable, p: NDArray, q: NDArray) -> dict[int, Fraction]:
-        """How probable each token is to come out, guesses being drawn from q."""
-        shares: Counter = Counter()
-        left = int(round(PARTS * float(np.maximum(p - q, 0).sum()))) or 1
-        for x in np.flatnonzero(q):
-            parts = int(round(PARTS * q[x]))
-            for u in _middles(parts):
-                drawn = Counter(
-                    int(sampler(p.copy(), q.copy(), int(x), u, v))
-                    for v in _middles(left)
-                )
-                for token, n in drawn.items():
-                    shares[token] += Fraction(n, PARTS * left)
-        return dict(shares)
-
-    def exact(sampler: Callable, p: NDArray, q: NDArray) -> None:
-        found = outcome(sampler, p, q)
-        for i, wanted in enumerate(p):
-            share = float(found.get(i, 0))
-            assert share == wanted, (
-                f"token {i} comes out with {share:g}, not {wanted:g}"
-            )
-
-    def possible(sampler: Callable, p: NDArray, q: NDArray, u: float, v: float) -> None:
-        for x in np.flatnonzero(q):
-            token = int(sampler(p.copy(), q.copy(), int(x), u, v))
-            problem = f"guess {x} became {token}, which has probability 0"
-            assert p[token] > 0, problem
-
-    def same(sampler: Callable, p: NDArray, q: NDArray, u: float, v: float) -> None:
-        for x in np.flatnonzero(q):
-            token = int(sampler(q.copy(), q.copy(), int(x), u, v))
-            assert token == x, f"guess {x} became {token}, though p and q are equal"
-
-    def shared(sampler: Callable, p: NDArray, q: NDArray) -> None:
-        kept = Fraction(0)
-        for x in np.flatnonzero(q):
-            parts = int(round(PARTS * q[x]))
-            tokens = [
-                int(sampler(p.copy(), q.copy(), int(x), u, 0.5))
-                for u in _middles(parts)
-            ]
-            kept += Fraction(sum(token == x for token in tokens), PARTS)
-        most = float(np.minimum(p, q).sum())
-        assert float(kept) >= most, f"kept with {float(kept):g}, possible is {most:g}"
-
     half, other = np.array([0.5, 0.5, 0.0]), np.array([0.25, 0.25, 0.5])
     apart = {"p": np.array([0.0, 1.0]), "q": np.array([1.0, 0.0])}
     known = ({"p": half, "q": other}, {"p": other, "q": half}, apart)
@@ -117,18 +119,65 @@ def check_rejection() -> Iterator[Law]:
     }
     both = st.tuples(pairs(), cases(**ends)).map(lambda two: two[0] | two[1])
     says = "what comes out is distributed as p, whatever q was"
-    yield Law(says, pairs(), exact, known)
+    yield Law(says, pairs(), _exact, known)
     says = "a token of probability 0 never comes out, even at u = 0"
-    yield Law(says, both, possible, (apart | {"u": 0.0, "v": 0.0},))
+    yield Law(says, both, _possible, (apart | {"u": 0.0, "v": 0.0},))
     says = "a guess from the right distribution is always kept"
     inside = cases(u=st.sampled_from([0.0, 0.5, 0.999]), v=st.just(0.5))
     one = st.tuples(pairs(), inside).map(lambda two: two[0] | two[1])
-    yield Law(says, one, same)
+    yield Law(says, one, _same)
     says = "guesses are kept as often as min(p, q) allows"
-    yield Law(says, pairs(), shared, known)
+    yield Law(says, pairs(), _shared, known)
 
 
 # ---- the whole --------------------------------------------------------------
+
+
+def _greedy(
+    sampler: Callable,
+    target: LanguageModel,
+    draft: LanguageModel,
+    prompt: list[int],
+    process: Named,
+    **options: Any,
+) -> None:
+    found = sampler(target, draft, prompt, process=process, seed=None, **options)
+    most, eos = options["max_new_tokens"], options["eos"]
+    right = greedy_text(Processed(target, process), prompt, most, eos)
+    assert list(found) == right, f"found {shown(list(found))}, alone it is {right}"
+
+
+def _odds(
+    sampler: Callable,
+    target: LanguageModel,
+    draft: LanguageModel,
+    prompt: list[int],
+    process: Named,
+    runs: int,
+    **options: Any,
+) -> None:
+    every = list(texts(target.size, options["max_new_tokens"], options["eos"]))
+    alone = Processed(target, process)
+    probs = np.exp([log_prob(alone, prompt, text) for text in every])
+    number = {text: i for i, text in enumerate(every)}
+    drawn: Counter = Counter()
+    for seed in range(runs):
+        found = sampler(target, draft, prompt, process=process, seed=seed, **options)
+        text = tuple(map(int, found))
+        assert text in number, f"{list(text)} is no whole text"
+        drawn[number[text]] += 1
+    problem = too_far(drawn, probs)
+    i = max(range(len(every)), key=lambda i: abs(drawn[i] / runs - probs[i]))
+    worst = f"{list(every[i])} has {probs[i]:.3f}, was drawn {drawn[i] / runs:.3f}"
+    assert not problem, f"{problem}\n{worst} of the time"
+
+
+def _whole(sampler: Callable, target: LanguageModel, **options: Any) -> None:
+    draft, prompt = options.pop("draft"), options.pop("prompt")
+    found = sampler(target, draft, prompt, process=PLAIN, **options)
+    most, eos = options["max_new_tokens"], options["eos"]
+    right = tuple(map(int, found)) in set(texts(target.size, most, eos))
+    assert right, f"{shown(list(found))} ends neither at eos nor at the last place"
 
 
 @check
@@ -146,51 +195,6 @@ def check_speculative(*, runs: int = 1500) -> Iterator[Law]:
         How many texts are drawn to look at their distribution.
     """
 
-    def greedy(
-        sampler: Callable,
-        target: LanguageModel,
-        draft: LanguageModel,
-        prompt: list[int],
-        process: Named,
-        **options: Any,
-    ) -> None:
-        found = sampler(target, draft, prompt, process=process, seed=None, **options)
-        most, eos = options["max_new_tokens"], options["eos"]
-        right = greedy_text(Processed(target, process), prompt, most, eos)
-        assert list(found) == right, f"found {shown(list(found))}, alone it is {right}"
-
-    def odds(
-        sampler: Callable,
-        target: LanguageModel,
-        draft: LanguageModel,
-        prompt: list[int],
-        process: Named,
-        **options: Any,
-    ) -> None:
-        every = list(texts(target.size, options["max_new_tokens"], options["eos"]))
-        alone = Processed(target, process)
-        probs = np.exp([log_prob(alone, prompt, text) for text in every])
-        number = {text: i for i, text in enumerate(every)}
-        drawn: Counter = Counter()
-        for seed in range(runs):
-            found = sampler(
-                target, draft, prompt, process=process, seed=seed, **options
-            )
-            text = tuple(map(int, found))
-            assert text in number, f"{list(text)} is no whole text"
-            drawn[number[text]] += 1
-        problem = too_far(drawn, probs)
-        i = max(range(len(every)), key=lambda i: abs(drawn[i] / runs - probs[i]))
-        worst = f"{list(every[i])} has {probs[i]:.3f}, was drawn {drawn[i] / runs:.3f}"
-        assert not problem, f"{problem}\n{worst} of the time"
-
-    def whole(sampler: Callable, target: LanguageModel, **options: Any) -> None:
-        draft, prompt = options.pop("draft"), options.pop("prompt")
-        found = sampler(target, draft, prompt, process=PLAIN, **options)
-        most, eos = options["max_new_tokens"], options["eos"]
-        right = tuple(map(int, found)) in set(texts(target.size, most, eos))
-        assert right, f"{shown(list(found))} ends neither at eos nor at the last place"
-
     two = {"target": models(), "draft": models()}
     size = {"num_guesses": st.integers(1, 4), "max_new_tokens": st.integers(1, 6)}
     rest = {"prompt": PROMPTS, "eos": EOS} | size
@@ -201,10 +205,11 @@ def check_speculative(*, runs: int = 1500) -> Iterator[Law]:
     usual |= {"max_new_tokens": 3, "eos": 2}
     same = usual | {"draft": a, "process": PLAIN}
     says = "greedily, the text is that of the target alone, whatever the draft"
-    yield Law(says, cases(**two, **rest, process=shaping), greedy, (same,))
+    yield Law(says, cases(**two, **rest, process=shaping), _greedy, (same,))
     says = "a text ends at the first eos or at the last place, not behind it"
     seeds = st.integers(0, 99)
-    yield Law(says, cases(**two, **rest, seed=seeds), whole)
+    yield Law(says, cases(**two, **rest, seed=seeds), _whole)
+    odds = functools.partial(_odds, runs=runs)
     says = "texts are as likely as from the target alone"
     tried = tuple(usual | {"process": p} for p in (PLAIN, SURE, TWO_BEST, NO_REPEAT))
     yield Law(says, st.just(tried[0]), odds, tried)

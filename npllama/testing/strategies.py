@@ -20,15 +20,20 @@ seeds = st.integers(0, 2**32 - 1)
 GONE = float("-inf")
 
 
+def array(values: Any) -> Row:
+    """Make logits of numbers in lists, float32."""
+    return np.array(values, np.float32)
+
+
 def row(*values: float) -> Row:
     """Write down a row of logits, (V,) float32."""
-    return np.array(values, np.float32)
+    return array(values)
 
 
 def of_values(values: st.SearchStrategy[float], most: int = 8) -> st.SearchStrategy:
     """Rows of up to `most` logits drawn one by one, at least one of them finite."""
     few = st.lists(values, min_size=1, max_size=most)
-    return few.filter(lambda row: max(row) > GONE).map(lambda row: np.float32(row))
+    return few.filter(lambda row: max(row) > GONE).map(array)
 
 
 def integers(low: int = -4, high: int = 4) -> st.SearchStrategy[float]:
@@ -47,7 +52,7 @@ def equal_logits(draw: Any) -> Row:
     value = draw(st.sampled_from([0.0, 3.0, -200.0]))
     # e^-2000 is 0 in every type: there, but never drawn.
     others = draw(st.lists(st.sampled_from([GONE, value - 2000]), max_size=4))
-    return np.float32(draw(st.permutations([value] * equals + others)))
+    return array(draw(st.permutations([value] * equals + others)))
 
 
 @st.composite
@@ -84,7 +89,7 @@ def logits(large: bool = False) -> st.SearchStrategy[Row]:
 def distinct_logits(most: int = 8) -> st.SearchStrategy[Row]:
     """Rows without ties: different multiples of a quarter."""
     few = st.lists(st.integers(-12, 12), min_size=1, max_size=most, unique=True)
-    return few.map(lambda row: np.float32(row) / 4)
+    return few.map(lambda row: array([x / 4 for x in row]))
 
 
 def batches() -> st.SearchStrategy[NDArray[np.float32]]:
@@ -94,7 +99,7 @@ def batches() -> st.SearchStrategy[NDArray[np.float32]]:
     def rows(size: int) -> st.SearchStrategy:
         one = st.lists(values, min_size=size, max_size=size)
         one = one.filter(lambda row: max(row) > GONE)
-        return st.lists(one, min_size=1, max_size=3).map(np.float32)
+        return st.lists(one, min_size=1, max_size=3).map(array)
 
     return st.integers(1, 6).flatmap(rows)
 

@@ -78,6 +78,23 @@ def check_top_k(
     )
 
 
+def _nucleus_size(logits: NDArray, p: float, crossing: str) -> int:
+    probs = softmax(logits)[ranked(logits, "lowest")]
+    with_it = np.cumsum(probs)
+    before = with_it - probs
+    inside = {
+        "exclusive": before < p,
+        "inclusive": before <= p,
+        "dropped": with_it <= p,
+    }[crossing]
+    return max(int(inside.sum()), 1)
+
+
+def _all_stays(sampler: Callable, logits: NDArray) -> None:
+    found, left = kept(sampler, logits, 1.0), alive(logits)
+    expect(logits, found, found == left, ids(left))
+
+
 @check
 def check_top_p(
     *,
@@ -104,26 +121,14 @@ def check_top_p(
         The sampler takes (B, V), too.
     """
 
-    def count(logits: NDArray, p: float) -> int:
-        probs = softmax(logits)[ranked(logits, "lowest")]
-        with_it = np.cumsum(probs)
-        before = with_it - probs
-        inside = {
-            "exclusive": before < p,
-            "inclusive": before <= p,
-            "dropped": with_it <= p,
-        }[crossing]
-        return max(int(inside.sum()), 1)
-
     def holds(sampler: Callable, logits: NDArray, p: float, least: int = 1) -> None:
         found = kept(sampler, logits, p, *([least] if takes_least else []))
         most, off = len(alive(logits)), slack(logits)
-        few, many = (min(max(count(logits, p + d), least), most) for d in (-off, off))
+        few, many = (
+            min(max(_nucleus_size(logits, p + d, crossing), least), most)
+            for d in (-off, off)
+        )
         expect_first(logits, found, few, many, ties)
-
-    def all_stays(sampler: Callable, logits: NDArray) -> None:
-        found, left = kept(sampler, logits, 1.0), alive(logits)
-        expect(logits, found, found == left, ids(left))
 
     options = _least({"p": shares()}, takes_least)
     yield from mask_laws(options, batched=batched)
@@ -141,7 +146,7 @@ def check_top_p(
     says = "a p next to 0 keeps the most probable token alone"
     if crossing != "inclusive":
         yield Law(says, tiny, holds, ({"logits": np.zeros(64, np.float32), "p": 1e-8},))
-    yield Law("p = 1 keeps every token", cases(logits=logits()), all_stays)
+    yield Law("p = 1 keeps every token", cases(logits=logits()), _all_stays)
 
 
 @check
@@ -295,6 +300,33 @@ def check_top_a(
     yield Law(says, cases(logits=logits(large=True), **options), holds, known)
 
 
+def _expect_exclusion(
+    logits: NDArray,
+    found: set[int],
+    acts: bool,
+    threshold: float,
+    least: int,
+    ties: str,
+) -> None:
+    """All good tokens but the least probable are gone, or nothing is."""
+    left = alive(logits)
+    must, may = over(softmax(logits), threshold, 10 * slack(logits))
+    if not acts or len(may) < 2:
+        expect(logits, found, found == left, ids(left))
+    elif must != may:
+        return  # rounding decides
+    elif len(left) - len(must) + 1 < least:
+        expect(logits, found, found == left, f"{ids(left)}, too few would remain")
+    else:
+        order = ranked(logits, "highest" if ties == "lowest" else "lowest")
+        good, gone = order[: len(must)], left - found
+        equals = {i for i in good if logits[i] >= logits[good[-2]]}
+        right = len(gone) == len(good) - 1 and gone <= equals
+        right &= ties == "any" or gone == set(good[:-1])
+        what = f"all but the least probable of {ids(set(good))} to be removed"
+        expect(logits, found, right, what)
+
+
 @check
 def check_xtc(
     *,
@@ -316,34 +348,12 @@ def check_xtc(
         A fifth argument is the fewest tokens to keep.
     """
 
-    def holds(
-        sampler: Callable,
-        logits: NDArray,
-        probability: float,
-        threshold: float,
-        u: float,
-        least: int = 1,
-    ) -> None:
-        more = [least] if takes_least else []
-        found = kept(sampler, logits, probability, threshold, u, *more)
-        left, probs = alive(logits), softmax(logits)
-        must, may = over(probs, threshold, 10 * slack(logits))
-        few = (len(left) - size + 1 for size in (len(must), len(may)))
-        acts = probability == 1 if throw == "own" else u < probability
-        if not acts or len(may) < 2:
-            expect(logits, found, found == left, ids(left))
-        elif must == may and min(few) >= least:
-            gone = left - found
-            order = ranked(logits, "lowest" if ties != "lowest" else "highest")
-            good, expected = order[: len(must)], set(order[: len(must) - 1])
-            right = len(gone) == len(good) - 1 and gone <= {
-                i for i in good if logits[i] >= logits[good[-2]]
-            }
-            right &= ties == "any" or gone == expected
-            what = f"all but the least probable of {ids(set(good))} to be removed"
-            expect(logits, found, right, what)
-        elif must == may:
-            expect(logits, found, found == left, f"{ids(left)}, too few would remain")
+    def holds(sampler: Callable, logits: NDArray, **options: Any) -> None:
+        found = kept(sampler, logits, *options.values())
+        chance = options["probability"]
+        acts = chance == 1 if throw == "own" else options["u"] < chance
+        least = options.get("least", 1)
+        _expect_exclusion(logits, found, acts, options["threshold"], least, ties)
 
     u = st.sampled_from([0.0, 0.25, 0.5, 0.999])
     chance = st.sampled_from([0.0, 1.0] if throw == "own" else [0.0, 0.25, 0.5, 1.0])
@@ -351,10 +361,10 @@ def check_xtc(
     options = _least(options | {"u": u}, takes_least)
     yield from mask_laws(options, keeps_the_best=False)
     says = "of two good tokens or more all are removed but the least probable"
-    sure: dict[str, Any] = {"probability": 1.0, "u": 0.0}
-    known = (
-        sure | {"logits": row(2, 1, 0, -9), "threshold": 0.05},
-        sure | {"logits": UNIFORM, "threshold": 0.25},
+    rest = {"least": 1} if takes_least else {}
+    known = tuple(
+        {"logits": r, "probability": 1.0, "threshold": x, "u": 0.0} | rest
+        for r, x in ((row(2, 1, 0, -9), 0.05), (UNIFORM, 0.25))
     )
     yield Law(says, cases(logits=logits(large=True), **options), holds, known)
     says = "probability 0 never acts"

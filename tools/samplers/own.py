@@ -176,7 +176,7 @@ def chances() -> dict[str, Any]:
     }
 
 
-def mirostat(version: int, rows: np.ndarray, tau: float, eta: float, seed: int):
+def mirostat(version: Any, rows: np.ndarray, tau: float, eta: float, seed: int):
     """Go through rows as through a text."""
     rng, mu = np.random.default_rng(seed), mirostat_start(tau)
     outs, tokens = [], []
@@ -296,7 +296,8 @@ def verify(p: np.ndarray, q: np.ndarray, guess: int, u: float, v: float) -> int:
     """The rule, on logits: a token of probability 0 is removed."""
     with np.errstate(divide="ignore"):
         logits = np.log(p)
-    return rejection.verified(logits, guess, q, Uniforms(u, v))
+    rng: Any = Uniforms(u, v)
+    return rejection.verified(logits, guess, q, rng)
 
 
 def speculative(
