@@ -212,7 +212,7 @@ def one_pass(
     query_block, key_block : int
         Of "blocks".
     """
-    _check(batch, new, causal)
+    check_pass(batch, new, causal)
     starts = [cached] * batch if isinstance(cached, int) else list(cached)
     alike = len(set(starts)) == 1
     groups = [(batch, starts[0])] if alike else [(1, start) for start in starts]
@@ -228,7 +228,7 @@ def one_pass(
     return Work(1, batch * new, batch * (1 if last else new), met)
 
 
-def _check(batch: int, new: int, causal: str) -> None:
+def check_pass(batch: int, new: int, causal: str) -> None:
     if batch < 1 or new < 1:
         raise ValueError(f"{batch} rows of {new} new positions are nothing to compute")
     if causal not in CAUSAL:
@@ -357,7 +357,7 @@ def decode(
     config: Config, batch: int, cached: int, steps: int = 1, *, causal: str = "square"
 ) -> tuple[Operator, ...]:
     """What `steps` tokens per row cost, one pass each, behind `cached` positions."""
-    _check(batch, steps, causal)
+    check_pass(batch, steps, causal)
     return tabulate(config, decode_steps(config, batch, steps, cached, causal), causal)
 
 

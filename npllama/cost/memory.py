@@ -1,0 +1,94 @@
+"""How much has to be held at once, besides the weights and the cache.
+
+Activations come and go; what counts is the moment at which most of them are alive.
+In a block that is one of three: while queries and keys are turned, while a block of
+queries attends, or while the feed-forward is at its widest.  Behind the last block
+it is the logits.  Every moment is told in arrays that have a name in the book, or
+that NumPy makes for an intermediate result.
+"""
+
+from __future__ import annotations
+
+from npllama.attention import QUERY_BLOCK
+from npllama.config import Config
+from npllama.cost.formulas import check_pass, default_key_block
+
+
+def activation_moments(
+    config: Config,
+    batch: int,
+    new: int,
+    cached: int = 0,
+    *,
+    causal: str = "blocks",
+    last: bool = False,
+) -> dict[str, int]:
+    """Elements alive in the fullest moments of one `forward`.
+
+    The residual stream, its normalised copy and the rotary tables are always there.
+
+    Parameters
+    ----------
+    causal : "blocks", "triangle" or "square"
+        "square" holds all scores of a layer and their softmax, B H T S each.
+    last : bool
+        Logits behind the last position only.
+    """
+    check_pass(batch, new, causal)
+    E, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
+    H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    attend = {"square": _square, "triangle": _triangle, "blocks": _blocks}[causal]
+    positions = batch * new
+    always = positions * (2 * E + D)
+    return {
+        # Plain and turned, two halves in between; of q first, then of k.
+        "rotation": always + positions * D * max(3 * H + 2 * K, 2 * H + 4 * K),
+        # Queries, keys, values and the result, besides the scores.
+        "attention": always
+        + positions * D * (2 * H + 2 * K)
+        + attend(config, batch, new, cached),
+        # Gate and up, and two more while SiLU divides by an exponential.
+        "feed-forward": always + positions * 4 * F,
+        "logits": positions * (E + D) + batch * (1 if last else new) * (E + V),
+    }
+
+
+def _square(config: Config, batch: int, new: int, cached: int) -> int:
+    return 2 * batch * config.num_attention_heads * new * (cached + new)
+
+
+def _triangle(config: Config, batch: int, new: int, cached: int) -> int:
+    return 2 * (cached + new)
+
+
+def _blocks(config: Config, batch: int, new: int, cached: int) -> int:
+    """The most that a block of n queries takes: itself, scores, mixed values.
+
+    Two blocks of scores are alive while a second is computed; and where heads share
+    keys, scores are copied, to lie side by side for the product with the values.
+    """
+    H, D = config.num_attention_heads, config.head_dim
+    key_block = default_key_block(config, batch, new, QUERY_BLOCK)
+    most = 0
+    for t in range(0, new, QUERY_BLOCK):
+        n = min(QUERY_BLOCK, new - t)
+        seen = cached + t + n
+        S, second = min(seen, key_block), min(max(seen - key_block, 0), key_block)
+        copies = 2 if n > 1 and H > config.num_key_value_heads else 1
+        each = max(S + second + 2 * D, copies * S + 2 * D, S + 3 * D)
+        most = max(most, batch * H * n * each)
+    return most
+
+
+def activation_peak(
+    config: Config,
+    batch: int,
+    new: int,
+    cached: int = 0,
+    *,
+    causal: str = "blocks",
+    last: bool = False,
+) -> int:
+    """Elements alive in the fullest moment of all; see `activation_moments`."""
+    moments = activation_moments(config, batch, new, cached, causal=causal, last=last)
+    return max(moments.values())
