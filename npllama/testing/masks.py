@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from npllama.testing.laws import Case, Law, shown
 from npllama.testing.strategies import batches, cases, logits, of_values
-from npllama.testing.truth import GONE, alive, is_first, softmax
+from npllama.testing.truth import GONE, alive, is_first, ranked, softmax
 
 Options = dict[str, st.SearchStrategy]
 
@@ -65,9 +65,13 @@ def expect_first(
 ) -> None:
     """The most probable `fewest` to `most` tokens stay, equals chosen by `ties`."""
     count = str(fewest) if fewest == most else f"{fewest} to {most}"
-    of_equals = "" if ties in ("all", "any") else f", of equals the {ties} ids first"
+    instead = f"the {count} most probable"
+    if ties in ("lowest", "highest"):
+        instead += f", of equals the {ties} ids first"
+        if fewest == most:
+            instead = f"{ids(set(ranked(logits, ties)[:most]))}: {instead}"
     right = fewest <= len(found) <= most and is_first(logits, found, ties)
-    expect(logits, found, right, f"the {count} most probable{of_equals}")
+    expect(logits, found, right, instead)
 
 
 def over(
