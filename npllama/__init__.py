@@ -29,6 +29,7 @@ Part III, what it costs
 
 Part IV, the golden reference
     `testing`      what must hold of anyone's sampler
+    `conformance`  all of it on one package, and a report
 
 Letters stand for sizes, and only for sizes:
 
