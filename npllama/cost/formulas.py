@@ -214,9 +214,12 @@ def one_pass(
     """
     check_pass(batch, new, causal)
     starts = [cached] * batch if isinstance(cached, int) else list(cached)
+    if len(starts) != batch or min(starts) < 0:
+        raise ValueError(f"cached: {cached} is no count for each of {batch} rows")
     alike = len(set(starts)) == 1
     groups = [(batch, starts[0])] if alike else [(1, start) for start in starts]
-    size = key_block or default_key_block(config, batch, new, query_block)
+    if key_block is None:
+        key_block = default_key_block(config, batch, new, query_block)
     met = NOBODY
     for rows, start in groups:
         if causal == "square":
@@ -224,7 +227,7 @@ def one_pass(
         elif causal == "triangle":
             met += triangle(config, rows, new, start)
         else:
-            met += blocks(config, rows, new, start, query_block, size)
+            met += blocks(config, rows, new, start, query_block, key_block)
     return Work(1, batch * new, batch * (1 if last else new), met)
 
 

@@ -64,18 +64,22 @@ def _triangle(config: Config, batch: int, new: int, cached: int) -> int:
 def _blocks(config: Config, batch: int, new: int, cached: int) -> int:
     """The most that a block of n queries takes: itself, scores, mixed values.
 
-    Two blocks of scores are alive while a second is computed; and where heads share
-    keys, scores are copied, to lie side by side for the product with the values.
+    The block before leaves its result behind until this one has its own, and a
+    block of scores stays while the next is computed.  Where heads share keys, scores
+    are copied, to lie side by side for the product with the values.
     """
-    H, D = config.num_attention_heads, config.head_dim
+    H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     key_block = default_key_block(config, batch, new, QUERY_BLOCK)
     most = 0
     for t in range(0, new, QUERY_BLOCK):
         n = min(QUERY_BLOCK, new - t)
         seen = cached + t + n
         S, second = min(seen, key_block), min(max(seen - key_block, 0), key_block)
-        copies = 2 if n > 1 and H > config.num_key_value_heads else 1
-        each = max(S + second + 2 * D, copies * S + 2 * D, S + 3 * D)
+        copies = 2 if n > 1 and H > K else 1
+        each = max(copies * S + 2 * D, S + 3 * D)
+        if second:
+            each = max(each, S + second + 2 * D, copies * second + 3 * D)
+        each += D if t else 0
         most = max(most, batch * H * n * each)
     return most
 
