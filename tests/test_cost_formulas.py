@@ -14,7 +14,6 @@ from npllama.attention import naive, vectorized
 from npllama.config import Config
 from npllama.cost import FlopCounter, formulas, textbook
 from npllama.cost.formulas import (
-    CAUSAL,
     cache_bytes,
     decode,
     generation,
@@ -25,6 +24,7 @@ from npllama.cost.formulas import (
     tabulate,
     total,
 )
+from npllama.cost.meetings import CAUSAL
 from npllama.cost.memory import activation_moments, activation_peak
 from npllama.decoding.common import PREFILL_CHUNK
 from npllama.weights import tensor_shapes
@@ -247,6 +247,29 @@ def test_the_largest_model_at_its_full_context_costs_whole_numbers():
 def test_sizes_that_cannot_be_are_refused(wrong, words):
     with pytest.raises(ValueError, match=words):
         operators(DISTINCT, **{"batch": 1, "new": 1, **wrong})
+
+
+@pytest.mark.parametrize(
+    "form, sizes, words",
+    [
+        (prefill, (1, 0), "1 rows of 0"),
+        (prefill, (0, 1), "0 rows of 1"),
+        (prefill, (1, 1, -1), "cached: -1"),
+        (decode, (1, 5, 0), "1 rows of 0"),
+        (decode, (1, -1), "cached: -1"),
+        (generation, (1, 5, 0), "new_tokens: 0 are none"),
+        (textbook.without_cache, (1, 5, 0), "1 rows of 0"),
+        (activation_peak, (1, 0), "1 rows of 0"),
+    ],
+)
+def test_texts_that_cannot_be_are_refused(form, sizes, words):
+    with pytest.raises(ValueError, match=words):
+        form(DISTINCT, *sizes)
+
+
+def test_a_chunk_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="chunk: 0 positions"):
+        prefill(DISTINCT, 1, 5, chunk=0)
 
 
 # ---- parameters and cache ---------------------------------------------------

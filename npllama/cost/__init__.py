@@ -6,6 +6,7 @@ while it runs, and predicted before it does.
     `product`   what one product costs
     `report`    what was counted, as a tree
     `counter`   counting while a model runs
+    `meetings`  how queries meet keys: where counts disagree
     `formulas`  the same numbers in closed form, for models that fit nowhere
     `textbook`  the short forms that are quoted, and where they come from
     `memory`    what has to be held at once

@@ -14,14 +14,8 @@ twice the product of its letters.  A projection of B T positions from E to F cos
 m n + n p + m p.  Three kinds are told apart, since they may be stored in types of
 different sizes: weights, cached keys and values, and all that is in flight.
 
-*Causal attention* is where counts differ, so every one is labelled:
-
-    square     every new position meets every one seen, and half is masked
-               afterwards: the s x s of the textbooks, and of plain PyTorch
-    triangle   every position meets only those at or before it: the least there
-               is to do, and what `attention.naive` does
-    blocks     what `attention.vectorized` does: a block of queries meets the keys
-               up to its last one, a block of keys at a time
+*Causal attention* is where counts differ, so every one is labelled: "square",
+"triangle" or "blocks", as told in `meetings`.
 
 Norms, rotations, softmax, SiLU and the residual sums are not products; they cost a
 few operations per element that passes through, well below a hundredth of the FLOPs
@@ -33,11 +27,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from npllama.attention import KEY_BLOCK, QUERY_BLOCK, SCORES
+from npllama.attention import QUERY_BLOCK
 from npllama.config import Config
+from npllama.cost.meetings import CAUSAL, Meetings, in_decode, in_one_pass
 from npllama.cost.product import LOOKUP
-
-CAUSAL = ("square", "triangle", "blocks")
 
 
 class Operator(NamedTuple):
@@ -108,71 +101,6 @@ def cache_bytes(config: Config, tokens: int = 1, element_bytes: float = 2) -> fl
     return cache_elements(config, tokens) * element_bytes
 
 
-# ---- attention --------------------------------------------------------------
-
-
-class Meetings(NamedTuple):
-    """How queries meet keys in one layer, summed over rows, heads and products."""
-
-    products: int
-    pairs: int  # (query, key) whose score is computed
-    queries: int  # vectors of D elements read
-    keys: int  # likewise
-
-    def __add__(self, other):
-        return Meetings(*(a + b for a, b in zip(self, other)))
-
-    def __mul__(self, n):
-        return Meetings(*(n * a for a in self))
-
-
-NOBODY = Meetings(0, 0, 0, 0)
-
-
-def square(config: Config, rows: int, new: int, cached: int) -> Meetings:
-    """Every new position meets every position seen."""
-    H, K, S = config.num_attention_heads, config.num_key_value_heads, cached + new
-    return Meetings(1, rows * H * new * S, rows * H * new, rows * K * S)
-
-
-def triangle(config: Config, rows: int, new: int, cached: int) -> Meetings:
-    """Every position meets those up to itself: cached + 1, ..., cached + new keys.
-
-    The loops take one head at a time, so heads that share keys each read them.
-    """
-    pairs = new * cached + new * (new + 1) // 2
-    return Meetings(new, pairs, new, pairs) * (rows * config.num_attention_heads)
-
-
-def blocks(
-    config: Config,
-    rows: int,
-    new: int,
-    cached: int,
-    query_block: int = QUERY_BLOCK,
-    key_block: int = KEY_BLOCK,
-) -> Meetings:
-    """Blocks of queries meet blocks of keys, up to the last of the queries.
-
-    The queries of a block are read again for every block of keys, and the keys for
-    every block of queries.
-    """
-    H, K = rows * config.num_attention_heads, rows * config.num_key_value_heads
-    total = NOBODY
-    for t in range(0, new, query_block):
-        n = min(query_block, new - t)
-        seen = cached + t + n
-        times = -(-seen // key_block)
-        total += Meetings(times, H * n * seen, H * n * times, K * seen)
-    return total
-
-
-def default_key_block(config: Config, batch: int, new: int, query_block: int) -> int:
-    """What `attention.vectorized` takes unless it is told another size."""
-    together = batch * config.num_attention_heads * min(new, query_block)
-    return max(KEY_BLOCK, SCORES // together)
-
-
 # ---- work -------------------------------------------------------------------
 
 
@@ -203,66 +131,44 @@ def one_pass(
 
     Parameters
     ----------
-    cached : int
-        Positions that every row holds before, or one number per row: rows of one
-        length meet their keys together, others one by one.
+    cached : int, or one for each row
+        Positions that a row holds before.
     causal : "square", "triangle" or "blocks"
     last : bool
         Logits behind the last position only, as in `forward`.
     query_block, key_block : int
         Of "blocks".
+
+    Raises
+    ------
+    ValueError
+        If a size is impossible, or `causal` unknown.
     """
-    check_pass(batch, new, causal)
+    check_pass(batch, new, cached, causal)
     starts = [cached] * batch if isinstance(cached, int) else list(cached)
-    if len(starts) != batch or min(starts) < 0:
-        raise ValueError(f"cached: {cached} is no count for each of {batch} rows")
-    alike = len(set(starts)) == 1
-    groups = [(batch, starts[0])] if alike else [(1, start) for start in starts]
-    if key_block is None:
-        key_block = default_key_block(config, batch, new, query_block)
-    met = NOBODY
-    for rows, start in groups:
-        if causal == "square":
-            met += square(config, rows, new, start)
-        elif causal == "triangle":
-            met += triangle(config, rows, new, start)
-        else:
-            met += blocks(config, rows, new, start, query_block, key_block)
+    met = in_one_pass(config, starts, new, causal, query_block, key_block)
     return Work(1, batch * new, batch * (1 if last else new), met)
-
-
-def check_pass(batch: int, new: int, causal: str) -> None:
-    if batch < 1 or new < 1:
-        raise ValueError(f"{batch} rows of {new} new positions are nothing to compute")
-    if causal not in CAUSAL:
-        raise ValueError(f"causal: {causal!r} is not one of {', '.join(CAUSAL)}")
 
 
 def decode_steps(
     config: Config, batch: int, steps: int, cached: int, causal: str = "square"
 ) -> Work:
-    """The work of `steps` passes with one new position per row.
-
-    The first sees ``cached + 1`` positions, the last ``cached + steps``; the sum
-    over all steps is an arithmetic series.
-    """
-    H, K = batch * config.num_attention_heads, batch * config.num_key_value_heads
-    seen = steps * cached + steps * (steps + 1) // 2
-    if causal == "square":
-        met = Meetings(steps, H * seen, H * steps, K * seen)
-    elif causal == "triangle":
-        met = Meetings(H * steps, H * seen, H * steps, H * seen)
-    else:
-        size = default_key_block(config, batch, 1, QUERY_BLOCK)
-        times = _ceilings(cached + steps, size) - _ceilings(cached, size)
-        met = Meetings(times, H * seen, H * times, K * seen)
+    """The work of `steps` passes with one new position per row."""
+    met = in_decode(config, batch, steps, cached, causal)
     return Work(steps, batch * steps, batch * steps, met)
 
 
-def _ceilings(n: int, size: int) -> int:
-    """The sum of ceil(i / size) over i = 1 ... n: `size` ones, `size` twos, ..."""
-    whole, rest = divmod(n, size)
-    return size * whole * (whole + 1) // 2 + rest * (whole + 1)
+def check_pass(
+    batch: int, new: int, cached: int | Sequence[int] = 0, causal: str = "square"
+) -> None:
+    """Raise ValueError if there cannot be such a pass."""
+    if batch < 1 or new < 1:
+        raise ValueError(f"{batch} rows of {new} new positions are nothing to compute")
+    starts = [cached] * batch if isinstance(cached, int) else list(cached)
+    if len(starts) != batch or min(starts) < 0:
+        raise ValueError(f"cached: {cached} is no count for each of {batch} rows")
+    if causal not in CAUSAL:
+        raise ValueError(f"causal: {causal!r} is not one of {', '.join(CAUSAL)}")
 
 
 # ---- operators --------------------------------------------------------------
@@ -346,7 +252,10 @@ def prefill(
     Every chunk reads all weights again.  Only the last position of each needs
     logits; `last` is False if all get them.
     """
-    size = chunk or prompt
+    check_pass(batch, prompt, cached, causal)
+    size = prompt if chunk is None else chunk
+    if size < 1:
+        raise ValueError(f"chunk: {size} positions are none")
     work = [
         one_pass(
             config, batch, min(size, prompt - t), cached + t, causal=causal, last=last
@@ -360,7 +269,7 @@ def decode(
     config: Config, batch: int, cached: int, steps: int = 1, *, causal: str = "square"
 ) -> tuple[Operator, ...]:
     """What `steps` tokens per row cost, one pass each, behind `cached` positions."""
-    check_pass(batch, steps, causal)
+    check_pass(batch, steps, cached, causal)
     return tabulate(config, decode_steps(config, batch, steps, cached, causal), causal)
 
 
@@ -386,6 +295,8 @@ def generation(
     The prompt's own pass gives the first of them, and the last is not run through
     the model: ``new_tokens - 1`` steps of decode.
     """
+    if new_tokens < 1:
+        raise ValueError(f"new_tokens: {new_tokens} are none to generate")
     before = prefill(config, batch, prompt, cached, chunk=chunk, causal=causal)
     work = decode_steps(config, batch, new_tokens - 1, cached + prompt, causal)
     return Generation(before, tabulate(config, work, causal))

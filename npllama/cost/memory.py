@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from npllama.attention import QUERY_BLOCK
 from npllama.config import Config
-from npllama.cost.formulas import check_pass, default_key_block
+from npllama.cost.formulas import check_pass
+from npllama.cost.meetings import default_key_block
 
 
 def activation_moments(
@@ -34,7 +35,7 @@ def activation_moments(
     last : bool
         Logits behind the last position only.
     """
-    check_pass(batch, new, causal)
+    check_pass(batch, new, cached, causal)
     E, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
     H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     attend = {"square": _square, "triangle": _triangle, "blocks": _blocks}[causal]

@@ -18,7 +18,8 @@ et al. 2020, arXiv:2001.08361, section 2.1: 2 x parameters per token.
 from __future__ import annotations
 
 from npllama.config import Config
-from npllama.cost.formulas import Meetings, Operator, Work, parameters, tabulate
+from npllama.cost.formulas import Operator, Work, check_pass, parameters, tabulate
+from npllama.cost.meetings import Meetings
 
 
 def product_flops(m: int, n: int, p: int) -> int:
@@ -90,8 +91,8 @@ def cached_flops(b: int, n: int, h: int) -> int:
 def uncached_flops(b: int, n: int, h: int) -> int:
     """The same without: a text of 1, then of 2, ..., then of n tokens.
 
-    12 b n (n + 1) h^2 + 2 b n (n + 1) (2 n + 1) h / 3, so n tokens cost as much as
-    (n + 1) / 2 texts of n with a cache, and more where attention dominates.
+    12 b n (n + 1) h^2 + 2 b n (n + 1) (2 n + 1) h / 3: the cache divides the first
+    term by (n + 1) / 2 and the second by (2 n + 1) / 3.
     """
     squares = n * (n + 1) * (2 * n + 1) // 6
     return 12 * b * n * (n + 1) * h**2 + 4 * b * squares * h
@@ -105,6 +106,8 @@ def without_cache(
     Every new token runs the whole text again, prompt + i positions, each of which
     meets all of them.
     """
+    check_pass(batch, prompt)
+    check_pass(batch, new_tokens)
     H, K = config.num_attention_heads, config.num_key_value_heads
     n, end = new_tokens, prompt + new_tokens - 1
     positions = n * prompt + n * (n - 1) // 2

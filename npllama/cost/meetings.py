@@ -1,0 +1,140 @@
+"""How queries meet keys: the one place where counts of FLOPs disagree.
+
+A new position t, behind `cached` others, may look at the keys 0 ... cached + t.  How
+many pairs of a query and a key are really multiplied depends on the arrangement:
+
+    square     every new position meets every one seen, and what lies in its future
+               is masked afterwards: T S pairs, the s x s of the textbooks and of
+               plain PyTorch
+    triangle   every position meets only what it may see, the least there is to do:
+               `attention.naive`
+    blocks     a block of queries meets the keys up to its last one, a block of keys
+               at a time: `attention.vectorized`
+
+The same is said of all three: how many products there are, how many pairs, and how
+many query and key vectors are read.  A pair costs 2 D FLOPs in the scores, and 2 D
+again when the values are weighted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from npllama.attention import KEY_BLOCK, QUERY_BLOCK, SCORES
+from npllama.config import Config
+
+CAUSAL = ("square", "triangle", "blocks")
+
+
+class Meetings(NamedTuple):
+    """How queries meet keys in one layer, summed over rows, heads and products."""
+
+    products: int
+    pairs: int  # of a query and a key
+    queries: int  # vectors of D elements read
+    keys: int  # likewise
+
+    def __add__(self, other):
+        return Meetings(*(a + b for a, b in zip(self, other)))
+
+    def __mul__(self, n):
+        return Meetings(*(n * a for a in self))
+
+
+NOBODY = Meetings(0, 0, 0, 0)
+
+
+def square(config: Config, rows: int, new: int, cached: int) -> Meetings:
+    """Every new position meets every position seen, in one product."""
+    H, K, S = config.num_attention_heads, config.num_key_value_heads, cached + new
+    return Meetings(1, rows * H * new * S, rows * H * new, rows * K * S)
+
+
+def triangle(config: Config, rows: int, new: int, cached: int) -> Meetings:
+    """The positions meet cached + 1, cached + 2, ..., cached + new keys.
+
+    Loops take one head at a time, so heads that share keys each read them.
+    """
+    pairs = new * cached + new * (new + 1) // 2
+    return Meetings(new, pairs, new, pairs) * (rows * config.num_attention_heads)
+
+
+def blocks(
+    config: Config,
+    rows: int,
+    new: int,
+    cached: int,
+    query_block: int = QUERY_BLOCK,
+    key_block: int = KEY_BLOCK,
+) -> Meetings:
+    """Blocks of queries meet blocks of keys, up to the last of the queries.
+
+    The queries of a block are read again for every block of keys, and the keys for
+    every block of queries.
+    """
+    H, K = rows * config.num_attention_heads, rows * config.num_key_value_heads
+    met = NOBODY
+    for t in range(0, new, query_block):
+        n = min(query_block, new - t)
+        seen = cached + t + n
+        times = -(-seen // key_block)
+        met += Meetings(times, H * n * seen, H * n * times, K * seen)
+    return met
+
+
+def default_key_block(config: Config, batch: int, new: int, query_block: int) -> int:
+    """What `attention.vectorized` takes unless it is told another size."""
+    together = batch * config.num_attention_heads * min(new, query_block)
+    return max(KEY_BLOCK, SCORES // together)
+
+
+def in_one_pass(
+    config: Config,
+    starts: Sequence[int],
+    new: int,
+    causal: str,
+    query_block: int = QUERY_BLOCK,
+    key_block: int | None = None,
+) -> Meetings:
+    """Meetings in a layer when rows that hold `starts` positions get `new` more.
+
+    Rows of one length go together, others one by one.
+    """
+    alike = len(set(starts)) == 1
+    groups = [(len(starts), starts[0])] if alike else [(1, start) for start in starts]
+    if causal == "square":
+        met = [square(config, rows, new, start) for rows, start in groups]
+    elif causal == "triangle":
+        met = [triangle(config, rows, new, start) for rows, start in groups]
+    else:
+        if key_block is None:
+            key_block = default_key_block(config, len(starts), new, query_block)
+        sizes = query_block, key_block
+        met = [blocks(config, rows, new, start, *sizes) for rows, start in groups]
+    return sum(met, NOBODY)
+
+
+def in_decode(
+    config: Config, batch: int, steps: int, cached: int, causal: str
+) -> Meetings:
+    """Meetings in a layer while `steps` positions follow, one a pass.
+
+    The first sees cached + 1 keys, the last cached + steps: an arithmetic series.
+    With one query there is no future to mask, and all three ways have its pairs.
+    """
+    H, K = batch * config.num_attention_heads, batch * config.num_key_value_heads
+    seen = steps * cached + steps * (steps + 1) // 2
+    if causal == "square":
+        return Meetings(steps, H * seen, H * steps, K * seen)
+    if causal == "triangle":
+        return Meetings(H * steps, H * seen, H * steps, H * seen)
+    size = default_key_block(config, batch, 1, QUERY_BLOCK)
+    times = _ceilings(cached + steps, size) - _ceilings(cached, size)
+    return Meetings(times, H * seen, H * times, K * seen)
+
+
+def _ceilings(n: int, size: int) -> int:
+    """The sum of ceil(i / size) over i = 1 ... n: `size` ones, `size` twos, ..."""
+    whole, rest = divmod(n, size)
+    return size * whole * (whole + 1) // 2 + rest * (whole + 1)
