@@ -62,10 +62,11 @@ def run(mutants):
 
 
 def forget():
-    """Unload the package and its tests."""
+    """Unload the package, its tests, and the tools that they use."""
     for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None) or ""
-        ours = name.partition(".")[0] == "npllama" or Path(file).parent == TESTS
+        file = Path(getattr(module, "__file__", None) or "/")
+        ours = name.partition(".")[0] == "npllama" or file.parent == TESTS
+        ours |= ROOT / "tools" in file.parents
         if ours and name != "__main__":
             del sys.modules[name]
 

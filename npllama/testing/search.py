@@ -58,7 +58,9 @@ def check_greedy_search() -> Iterator[Law]:
         model=models(), prompt=PROMPTS, max_new_tokens=st.integers(1, 5), eos=EOS
     )
     says = "every token is the most probable behind the text so far"
-    yield Law(says, rows, holds)
+    usual = {"prompt": [0], "max_new_tokens": 5, "eos": 2}
+    known = tuple({"model": LanguageModel(3, seed)} | usual for seed in range(8))
+    yield Law(says, rows, holds, known)
 
 
 # ---- beam search ------------------------------------------------------------
@@ -234,7 +236,14 @@ def check_beam_search(
     yield Law(says, cases(**long), partial(_scores, rules=rules))
     yield Law("texts differ, are whole, and the best come first", cases(**long), _shape)
     says = "a few beams find what the definition finds, step by step"
-    yield Law(says, cases(**long), partial(_narrow, rules=rules))
+    # Here the three ways to stop find different texts.
+    first = {"model": LanguageModel(3, 0), "prompt": [0], "length_penalty": 1.0}
+    stops = tuple(
+        first | {"early_stopping": x, "max_new_tokens": 4, "eos": 2, "num_beams": n}
+        for x, n in ((False, 2), ("never", 2), (False, 3), (True, 3))
+        if x in early_stopping
+    )
+    yield Law(says, cases(**long), partial(_narrow, rules=rules), stops)
     if ends == "within beams":
         alone = long | {"num_beams": st.just(1), "length_penalty": st.just(0.0)}
         yield Law("one beam is greedy search", cases(**alone), _one_beam)

@@ -1,0 +1,143 @@
+"""Faults of the searches, each of which the conformance kit must notice.
+
+(file, old text, new text, test).  Many were somebody's bug once: a draft whose
+distribution is not the one it was drawn from, the prompt counted in the length
+penalty, an end token inside a block of guesses overlooked.
+"""
+
+BEAM, GROUPS = "decoding/beam.py", "decoding/group_beam.py"
+REJECTION, SPECULATIVE = "decoding/rejection.py", "decoding/speculative.py"
+SAMPLE, STOPPING = "decoding/sample.py", "decoding/stopping.py"
+LOOKUP = "decoding/prompt_lookup.py"
+SEARCH, CONTRAST = "decoding/contrastive_search.py", "decoding/contrastive_decoding.py"
+DOLA = "decoding/dola.py"
+
+FAULTS = {
+    "beam_search": [
+        # too few candidates for as many beams to go on
+        (BEAM, "keep = max(2, 1 + len(eos)) * num_beams", "keep = num_beams"),
+        # the length penalty with the wrong sign
+        (BEAM, "beam.score / len(beam.tokens) ** length_penalty",
+         "beam.score * len(beam.tokens) ** length_penalty"),
+        # the token that ends a text not counted
+        (BEAM, "beam.score / len(beam.tokens) ** length_penalty",
+         "beam.score / max(len(beam.tokens) - 1, 1) ** length_penalty"),
+        # the prompt counted in the length penalty
+        (BEAM, "        finished = ranked(finished + ended)[:num_beams]\n",
+         "        share = [len(h.tokens) / (len(h.tokens) + len(prompt)) for h in ended]\n"
+         "        ended = [h._replace(score=h.score * s**length_penalty)\n"
+         "                 for h, s in zip(ended, share)]\n"
+         "        finished = ranked(finished + ended)[:num_beams]\n"),
+        # a text may end at any rank
+        (BEAM, "zip(candidates[:num_beams], reasons)", "zip(candidates, reasons)"),
+        (BEAM, "key=lambda hypothesis: -hypothesis.score",
+         "key=lambda hypothesis: hypothesis.score"),
+        # the first finished text ends the search
+        (BEAM, "    if len(finished) < num_beams:\n", "    if not finished:\n"),
+        (BEAM, 'may_rise = early_stopping == "never" and length_penalty > 0',
+         "may_rise = False"),
+        (BEAM, "<= finished[-1].score", "<= finished[0].score"),
+        (BEAM, "    if early_stopping is True:\n", "    if early_stopping is None:\n"),
+        # beams exchange their texts, the cache keeps the old ones
+        (BEAM, "array[:, :n, :, :S] = array[:, rows, :, :S]",
+         "array[:, :n, :, :S] = array[:, :n, :, :S]"),
+        # logits added up that were never normalised
+        (BEAM, "process(history, log_softmax(logits))", "process(history, logits)"),
+        # all beams begin with the same text
+        (BEAM, "0.0 if b == 0 else NOWHERE", "0.0"),
+        (BEAM, "ranked(finished + ended)[:num_beams]", "ranked(ended)[:num_beams]"),
+        (BEAM, '("length" if len(tokens) >= longest else None)',
+         '("length" if len(tokens) > longest else None)'),
+        (BEAM, "float(total[i]), int(i // V))", "float(total[i]), int(i % len(beams)))"),
+    ],
+    "group_beam_search": [
+        # groups attract each other
+        (GROUPS, "log_softmax(rows) - cost", "log_softmax(rows) + cost"),
+        # only the group just before counts
+        (GROUPS, "            taken += [", "            taken = ["),
+        # a token costs once, however many beams took it
+        (GROUPS, "cost = diversity_penalty * np.bincount(taken,",
+         "cost = diversity_penalty * np.bincount(sorted(set(taken)),"),
+    ],
+    "rejection": [
+        # u = 0 lets a token of probability 0 pass
+        (REJECTION, "bool(u * q[x] < p[x])", "bool(u * q[x] <= p[x])"),
+        # kept with p instead of p / q
+        (REJECTION, "bool(u * q[x] < p[x])", "bool(u < p[x])"),
+        # the replacement drawn from p instead of what p has more
+        (REJECTION, "draw(residual(p, q), rng.random())", "draw(p, rng.random())"),
+        (REJECTION, "more = np.maximum(p - q, 0)", "more = np.abs(p - q)"),
+        (REJECTION, "more = np.maximum(p - q, 0)", "more = np.maximum(q - p, 0)"),
+    ],
+    "speculative": [
+        # q before processing, though the guess was drawn after it
+        (SPECULATIVE,
+         "            probs.append(softmax(logits))\n"
+         "            guessed.append(int(draw(probs[-1], rng.random())))",
+         "            probs.append(softmax(logits_behind(guessed)[0]))\n"
+         "            guessed.append(int(draw(softmax(logits), rng.random())))"),
+        # guesses made greedily, but q as if they had been drawn
+        (SPECULATIVE, "guessed.append(int(draw(probs[-1], rng.random())))",
+         "guessed.append(int(logits.argmax()))"),
+        # the target's distribution without the guesses in its history
+        (SPECULATIVE, "process([[*prompt, *new]], logits[None])[0]",
+         "process([prompt], logits[None])[0]"),
+        # an end token inside the block is overlooked
+        (SPECULATIVE, "if reason is not None or tokens[-1] != x:", "if tokens[-1] != x:"),
+        # guesses that failed stay in the cache
+        (SPECULATIVE, "cache.length[0] = len(prompt) + len(new) - 1",
+         "cache.length[0] = len(prompt) + len(new) - len(tokens) + len(draft.tokens)"),
+        (SPECULATIVE, "decide(new + tokens, logits[i], x, q)",
+         "decide(new + tokens, logits[max(i - 1, 0)], x, q)"),
+        (SPECULATIVE, "x is None else draft.probs[i]", "x is None else draft.probs[0]"),
+    ],
+    "greedy_search": [
+        (SAMPLE, "return logits.argmax(axis=-1)", "return logits[:, ::-1].argmax(axis=-1)"),
+        (STOPPING, "tokens and tokens[-1] in ids", "tokens and tokens[0] in ids"),
+    ],
+    "stop_strings": [
+        # a string that begins far back in a long token's neighbour
+        (STOPPING, "max(map(len, needles)) + len(last) - 1", "max(map(len, needles)) - 1"),
+        # the string must end the text
+        (STOPPING, "any(needle in tail for", "any(tail.endswith(needle) for"),
+    ],
+    "stop_output": [
+        # the stop string is shown
+        (STOPPING, "text[: min(ends)[1]]", "text[: min(ends)[0]]"),
+        # the string that begins first, not the one that ends first
+        (STOPPING, "ends = [(text.find(s) + len(s), text.find(s))",
+         "ends = [(text.find(s), text.find(s))"),
+        # a character too few is held back
+        (STOPPING, "min(len(string) - 1, len(self.held))",
+         "min(len(string) - 2, len(self.held))"),
+        (STOPPING, "keep = max((", "keep = min(("),
+    ],
+    "prompt_lookup": [
+        (LOOKUP, "start = int(found[0]) + n", "start = int(found[-1]) + n"),
+        # the shortest match instead of the longest
+        (LOOKUP, "range(min(max_matching_ngram_size, len(ids) - 1), 0, -1)",
+         "range(1, min(max_matching_ngram_size, len(ids) - 1) + 1)"),
+        # the end of the text found in itself
+        (LOOKUP, "sliding_window_view(ids[:-1], n)", "sliding_window_view(ids, n)"),
+        (LOOKUP, "ids[start : start + most]", "ids[start : start + most + 1]"),
+    ],
+    "contrastive_search": [
+        (SEARCH, "p - penalty_alpha * likeness", "p + penalty_alpha * likeness"),
+        (SEARCH, '"likeness").max(axis=-1)', '"likeness").mean(axis=-1)'),
+        (SEARCH, "score = (1 - penalty_alpha) * p", "score = p"),
+    ],
+    "contrastive_decoding": [
+        (CONTRAST, "expert + beta * difference", "expert - beta * difference"),
+        (CONTRAST, "(expert >= least)", "(expert > least)"),
+    ],
+    "dola": [
+        (DOLA, "p - q[chosen])", "p + q[chosen])"),
+        (DOLA, "np.where(p < p.max() + math.log(PLAUSIBLE)", "np.where(p < p.min()"),
+    ],
+}  # fmt: skip
+
+MUTANTS = [
+    (file, old, new, f"test_testing.py::test_own_samplers_pass[{strategy}]")
+    for strategy, faults in FAULTS.items()
+    for file, old, new in faults
+]
