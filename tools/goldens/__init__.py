@@ -12,6 +12,7 @@ NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
     # golden: {distribution: versions, any of which will do}
     "beam": {"transformers": NEW + OLD, **TORCH},
     "contrastive": {"transformers": OLD, **TORCH},
+    "flops": {"transformers": NEW, **TORCH},
     "model": {"transformers": NEW, **TORCH},
     "model_configs": {"transformers": NEW + OLD},
     "model_llamacpp": {"llama-cpp-python": ("0.3",), "gguf": ("0.19",)},
