@@ -135,17 +135,44 @@ def test_counters_of_two_threads_do_not_disturb_one_another():
         assert count.products() == counted(length, 1).products()
 
 
-LENGTHS = [2, 3, 5, 7, 3, 2, 5, 1]
+def test_counter_of_two_threads_keeps_their_places_apart():
+    """One thread goes on in the middle of a pass of the other."""
+    count, meet = FlopCounter(), threading.Barrier(2, timeout=20)
+
+    def attend(q, k, v, start):
+        meet.wait()  # both are inside a layer here
+        return vectorized(q, k, v, start)
+
+    def work(length):
+        with count:
+            run(length, attend=attend)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, (3, 6)))
+    expected = counted(3).total + counted(6).total
+    assert count.total == expected
+    layers, squares = count.by("layer"), count.attention()["prefill"]
+    assert layers[0] == layers[1]
+    assert squares == {
+        way: sum(counted(n).attention()["prefill"][way] for n in (3, 6))
+        for way in squares
+    }
 
 
 def test_work_carried_into_the_threads_of_a_pool_is_counted():
-    with FlopCounter() as count, ThreadPoolExecutor(4) as pool:
-        list(pool.map(carried(run), LENGTHS, LENGTHS))
-    expected = [counted(n, n) for n in LENGTHS]
+    lengths, meet = [2, 3, 5, 2, 3, 1], threading.Barrier(2, timeout=20)
+
+    def work(length):
+        meet.wait()  # two at a time
+        run(length, 1)
+
+    with FlopCounter() as count, ThreadPoolExecutor(2) as pool:
+        list(pool.map(carried(work), lengths))
+    expected = [counted(n, 1) for n in lengths]
     assert count.total == sum((c.total for c in expected), NOTHING)
-    for phase, square in count.attention().items():
-        parts = [c.attention()[phase] for c in expected if phase in c.attention()]
-        assert square == {way: sum(p[way] for p in parts) for way in square}
+    for phase, both in count.attention().items():
+        parts = [c.attention().get(phase, {}) for c in expected]
+        assert both == {way: sum(p.get(way, 0) for p in parts) for way in both}
 
 
 def test_a_context_copied_by_hand_carries_the_counter_too():
