@@ -1,15 +1,11 @@
 """Chapter 4: the weights, one file that is the whole model.
 
-The file is a plain ``.npz``: a zip archive whose members are arrays in NumPy's
-own format, under the names that Hugging Face gives them, beside three small files
-that travel along: ``config.json``, the tokenizer, and ``npllama.json`` (the dtype
-and where the weights came from).  ``np.load`` and ``unzip`` both read it.
+The file is a plain ``.npz``: arrays under the names that Hugging Face gives them,
+beside three small files that travel along: ``config.json``, the tokenizer, and
+``npllama.json`` (the dtype and where the weights came from).
 
-Members are stored uncompressed and every array begins on a 64 byte boundary.
-An array can then be used where it lies: the file is mapped into memory, each
-tensor is a view of the map, and the operating system reads a page from disk when
-it is first touched.  Loading costs no time and no copy, and two processes share
-one copy of the weights.  (``np.load`` itself cannot map inside a zip.)
+Every tensor is a view of the mapped file (see `npz`), so that loading costs no time
+and no copy.
 
 bfloat16, which NumPy does not know, is kept as its 16 bits in a uint16 array; it
 is the upper half of a float32, so widening it is a shift by 16.
@@ -18,13 +14,8 @@ is the upper half of a float32, so widening it is a shift by 16.
 from __future__ import annotations
 
 import json
-import mmap
 import os
-import struct
 import sys
-import tokenize
-import zipfile
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,9 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npllama.config import Config, config_from_hf, config_to_hf
+from npllama.npz import read_npz, write_array, write_text, writing
 from npllama.tokenizer import Tokenizer, load_tokenizer
 
-ALIGNMENT = 64
 STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 STORED |= {"float64": np.float64}
 
@@ -73,13 +64,6 @@ class Model(NamedTuple):
     norm: np.ndarray  # (E,)
     lm_head: np.ndarray  # (V, E); the same array as `embed` when tied
     tokenizer: Tokenizer | None = None
-
-
-class Archive(NamedTuple):
-    """What lies in an ``.npz``: arrays mapped in place, and the other files."""
-
-    tensors: dict[str, np.ndarray]
-    files: dict[str, bytes]
 
 
 #  ---- names ----------------------------------------------------------------
@@ -279,108 +263,6 @@ def widen(tensor: np.ndarray, stored: str, dtype: str) -> np.ndarray:
         return tensor.astype(dtype, copy=False)
 
 
-def read_npz(path: str | os.PathLike) -> Archive:
-    """Map every array of an ``.npz`` in place, and read its other members.
-
-    Nothing is unpickled or unpacked, so a hostile file cannot run code or grow.
-
-    Raises
-    ------
-    ValueError
-        If it is not an uncompressed zip of plain arrays.
-    """
-    tensors, files = {}, {}
-    with open(path, "rb") as file:
-        try:
-            archive = zipfile.ZipFile(file)
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-            raise ValueError(f"{path}: not an .npz file ({error})") from None
-        members = archive.infolist()
-        _check_directory(path, members, len(data))
-        for info in members:
-            try:
-                start = _start_of_member(data, info)
-                if info.filename.endswith(".npy"):
-                    tensors[info.filename[:-4]] = _map_array(
-                        data, start, info.file_size
-                    )
-                else:
-                    files[info.filename] = data[start : start + info.file_size]
-            except ValueError as error:
-                raise ValueError(f"{path}: {info.filename}: {error}") from None
-    return Archive(tensors, files)
-
-
-def _check_directory(path, members: list[zipfile.ZipInfo], size: int) -> None:
-    """Refuse a directory that lists a name twice, or the same bytes many times."""
-    for name, count in Counter(info.filename for info in members).items():
-        if count > 1:
-            raise ValueError(f"{path}: {name!r} stands there {count} times")
-        if not name.isprintable():
-            raise ValueError(f"{path}: {name!r} is no name of a tensor or file")
-    # Small files are copied out: overlapping members could fill the memory.
-    if sum(info.file_size for info in members) > size:
-        raise ValueError(f"{path}: its members are larger than the file: truncated?")
-
-
-def _start_of_member(data: mmap.mmap, info: zipfile.ZipInfo) -> int:
-    """Offset at which a member's bytes begin: behind its local header."""
-    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-        raise ValueError(
-            "compressed or encrypted, so it cannot be mapped; save it with np.savez"
-        )
-    at = info.header_offset
-    header = data[at : at + 30]
-    if at < 0 or len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise ValueError("its header is damaged")
-    name_length, extra_length = struct.unpack("<HH", header[26:30])
-    start = at + 30 + name_length + extra_length
-    if start + info.file_size > len(data):
-        raise ValueError("the file is truncated")
-    return start
-
-
-class _Window:
-    """The few file methods that NumPy's header reader calls, on mapped bytes."""
-
-    def __init__(self, data: mmap.mmap, start: int, end: int):
-        self.data, self.at, self.end = data, start, end
-
-    def read(self, count: int = -1, /) -> bytes:
-        chunk = self.data[self.at : min(self.at + count, self.end)]
-        self.at += len(chunk)
-        return chunk
-
-
-# All that NumPy's reader raises on a header that is not what it should be.
-BAD_HEADER: tuple[type[Exception], ...]
-BAD_HEADER = (ValueError, KeyError, TypeError, SyntaxError, tokenize.TokenError)
-BAD_HEADER += (RecursionError, MemoryError)
-
-
-def _map_array(data: mmap.mmap, start: int, size: int) -> np.ndarray:
-    """View one ``.npy`` member as an array, without copying it."""
-    window = _Window(data, start, start + size)
-    try:
-        version = np.lib.format.read_magic(window)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, fortran, dtype = read(window)
-    except BAD_HEADER as error:
-        raise ValueError(f"its array header cannot be read ({error})") from None
-    if dtype.newbyteorder("=") not in (np.dtype(t) for t in STORED.values()):
-        raise ValueError(f"its dtype {dtype} is not one of {', '.join(STORED)}")
-    count = 1
-    for length in shape:
-        count *= length
-    if min(shape, default=0) < 0 or count * dtype.itemsize != window.end - window.at:
-        raise ValueError(f"shape {shape} of {dtype} does not fill the member exactly")
-    return np.ndarray(shape, dtype, data, window.at, order="F" if fortran else "C")
-
-
 def _description(path, files: Mapping[str, bytes]) -> tuple[Config, str]:
     """The config, and the name of the dtype that the tensors are stored in."""
     if "config.json" not in files:
@@ -445,47 +327,18 @@ def save(
     ValueError
         If a tensor is missing, extra, misshapen or of another dtype.
     """
-    temporary = Path(f"{path}.{os.getpid()}.part")
     found: dict[str, tuple[int, ...]] = {}
     texts = {"config.json": config_to_hf(config), "npllama.json": {"dtype": dtype}}
     texts["npllama.json"] |= dict(metadata or {})
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            for name, text in texts.items():
-                archive.writestr(_member(name), json.dumps(text, indent=1))
-            for name, content in (files or {}).items():
-                archive.writestr(_member(name), content)
-            for name, tensor in tensors:
-                if tensor.dtype != STORED[dtype]:
-                    raise ValueError(f"tensor {name} is {tensor.dtype}, not {dtype}")
-                _write_array(archive, name, np.ascontiguousarray(tensor))
-                found[name] = tensor.shape
-                del tensor  # before the next one is made
-            check_shapes(config, found)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _member(name: str) -> zipfile.ZipInfo:
-    """A zip entry with a fixed date: equal models give equal files."""
-    return zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-
-
-def _write_array(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
-    """Add one array; its header is padded until its data is aligned in the file."""
-    with archive.open(_member(f"{name}.npy"), "w", force_zip64=True) as member:
-        assert archive.fp is not None
-        fields = {
-            "descr": array.dtype.str,
-            "fortran_order": False,
-            "shape": array.shape,
-        }
-        text = repr(fields).encode("latin1")
-        # magic 6 bytes, version 2, length 2, then the text, closed by a newline
-        pad = -(archive.fp.tell() + 10 + len(text) + 1) % ALIGNMENT
-        text += b" " * pad + b"\n"
-        member.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text)
-        member.write(array.reshape(-1).view(np.uint8).data)
+    with writing(path) as archive:
+        for name, text in texts.items():
+            write_text(archive, name, json.dumps(text, indent=1))
+        for name, content in (files or {}).items():
+            write_text(archive, name, content)
+        for name, tensor in tensors:
+            if tensor.dtype != STORED[dtype]:
+                raise ValueError(f"tensor {name} is {tensor.dtype}, not {dtype}")
+            write_array(archive, name, tensor)
+            found[name] = tensor.shape
+            del tensor  # before the next one is made
+        check_shapes(config, found)

@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from strategies import DISTINCT, configs, seeds
 
 from npllama.config import config_to_hf
+from npllama.npz import read_npz
 from npllama.rope import halves_order
-from npllama.weights import load, read_npz, tensor_shapes, widen
+from npllama.weights import load, tensor_shapes, widen
 
 TOOL = Path(__file__).parent.parent / "tools" / "convert_hf.py"
 TIED = replace(DISTINCT, tie_word_embeddings=True)

@@ -11,8 +11,9 @@ import pytest
 from convert_hf import convert, main
 from strategies import DISTINCT
 
+from npllama.npz import read_npz
 from npllama.rope import halves_order
-from npllama.weights import load, read_npz, tensor_shapes, widen
+from npllama.weights import load, tensor_shapes, widen
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
