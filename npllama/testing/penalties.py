@@ -262,6 +262,12 @@ def check_encoder_repetition_penalty(*, batched: bool = False) -> Iterator[Law]:
 # ---- for the end ------------------------------------------------------------
 
 
+def _stays_finite(sampler: Callable, logits: NDArray, **options: Any) -> None:
+    out = applied(sampler, logits, *options.values())
+    finite = bool(np.isfinite(out).all()) and out[0] >= logits[0]
+    assert finite, f"expected finite logits, that of the end no lower: {shown(out)}"
+
+
 @check
 def check_exponential_decay() -> Iterator[Law]:
     r"""Check ``exponential_decay(logits, new_tokens, start, factor, eos)``.
@@ -299,3 +305,9 @@ def check_exponential_decay() -> Iterator[Law]:
     rows = cases(logits=logits(), **options)
     yield Law(says, rows, wanted(expected), known)
     yield Law("the array passed in is not written into", rows, not_written, known[:1])
+    far = tuple(
+        {"logits": first, "new_tokens": 3000, "start": 2, "factor": 1.5, "eos": 0}
+        for first in (row(2, 1), row(0, 1))
+    )
+    says = "far past the start all logits are still numbers"
+    yield Law(says, st.sampled_from(far), _stays_finite, far)

@@ -164,12 +164,18 @@ def check_dry(
         "base": st.sampled_from([1.75, 1.0, 3.0]),
         "allowed_length": st.integers(1, 3),
     }
-    texts = (text(0, 1, 2, 0, 1), text(0, 1, 0), text(2, 2, 2, 2), text(0, 1, 1, 0, 1))
+    texts = (
+        text(0, 1, 2, 0, 1),
+        text(0, 1, 0),
+        text(2, 2, 2, 2),
+        text(0, 0, 1, 0, 0),
+        text(2, 0, 0, 1, 1, 2, 0, 0),
+    )
     known = tuple({"logits": row(1, 1, 1), "history": t} | usual for t in texts)
     if takes_breakers:
         marks = st.lists(st.sampled_from([(0,), (1, 2), (2,), (1, 2, 0)]), max_size=2)
         options |= {"breakers": marks}
-        few: Any = ([(1,)], [(1, 2), (1,)], [(1, 2)])
+        few: Any = ([(1,)], [(1, 2), (1,)], [(1, 2), (1, 2, 0)])
         known = tuple(case | {"breakers": b} for case in known for b in ([], *few))
     says = "a token is lowered by m b^(n-a), n the longest repeat that it prolongs"
     yield from penalty_laws(

@@ -26,8 +26,8 @@ from npllama.testing.masks import (
     mask_laws,
     over,
 )
-from npllama.testing.strategies import cases, equal_logits, logits, row, shares
-from npllama.testing.truth import alive, ranked, slack, softmax
+from npllama.testing.strategies import array, cases, equal_logits, logits, row, shares
+from npllama.testing.truth import GONE, alive, ranked, slack, softmax
 
 LEAST = st.integers(1, 5)
 UNIFORM = row(0, 0, 0, 0)
@@ -137,6 +137,7 @@ def check_top_p(
         {"logits": UNIFORM, "p": 0.3},
         {"logits": row(0, 3, 1, 2), "p": 0.9},
         {"logits": row(5, 0, 0, 0), "p": 0.5},
+        {"logits": array(np.arange(600) % 7 / 7), "p": 0.9},
     )
     yield Law(says, cases(logits=logits(large=True), **options), holds, known)
     meets = cases(logits=equal_logits(), p=st.integers(1, 15).map(lambda n: n / 16))
@@ -186,7 +187,10 @@ def check_min_p(
     yield from mask_laws(options, batched=batched)
     says = "what is at least p times as probable as the best stays, and nothing else"
     rows = cases(logits=logits(large=True), **options)
-    yield Law(says, rows, holds, ({"logits": row(0, -1, -3), "p": 0.1},))
+    known = [{"logits": row(0, -1, -3), "p": 0.1}]
+    if takes_least:  # a token next to nothing is still more than a removed one
+        known.append({"logits": row(0, GONE, -2000), "p": 0.5, "least": 2})
+    yield Law(says, rows, holds, tuple(known))
     if equality == "kept":
         says = "p = 1 keeps the most probable token and its equals"
         equals = cases(logits=equal_logits(), p=st.just(1.0))
@@ -195,7 +199,6 @@ def check_min_p(
 
 def _by_probability(
     threshold: Callable[[NDArray, float], float],
-    equality: str,
     takes_least: bool,
     exact: bool = True,
 ) -> Callable[..., None]:
@@ -204,7 +207,7 @@ def _by_probability(
     def holds(sampler: Callable, logits: NDArray, x: float, least: int = 1) -> None:
         found = kept(sampler, logits, x, *([least] if takes_least else []))
         off = 10 * slack(logits) if exact else 1e-5
-        must, may = over(softmax(logits), threshold(logits, x), off, equality)
+        must, may = over(softmax(logits), threshold(logits, x), off)
         order = ranked(logits, "lowest")
         edge = logits[order[min(least, len(order)) - 1]]
         saved = set(np.flatnonzero(logits >= edge).tolist())
@@ -214,35 +217,28 @@ def _by_probability(
 
 
 @check
-def check_epsilon(
-    *,
-    equality: Literal["kept", "removed"] = "kept",
-    takes_least: bool = False,
-    batched: bool = False,
-) -> Iterator[Law]:
+def check_epsilon(*, takes_least: bool = False, batched: bool = False) -> Iterator[Law]:
     """Check ``epsilon(logits, epsilon)``: keeps what is as probable as that or more.
 
     Parameters
     ----------
     sampler : function of (V,) float32 and float
-    equality : {"kept", "removed"}
-        What happens to a token exactly at the threshold.
     takes_least : bool
         A third argument is the fewest tokens to keep, with all that equal the last.
     batched : bool
         The sampler takes (B, V), too.
     """
-    holds = _by_probability(lambda logits, x: x, equality, takes_least)
+    holds = _by_probability(lambda logits, x: x, takes_least)
     options = _least({"x": shares()}, takes_least)
     yield from mask_laws(options, batched=batched)
     says = "what is as probable as epsilon or more stays, and the best in any case"
-    yield Law(says, cases(logits=logits(large=True), **options), holds)
-    says = "a token of probability epsilon exactly is treated by the convention"
+    huge = {"logits": row(1e4, 1e4 - 1, -1e4), "x": 0.2}
+    yield Law(says, cases(logits=logits(large=True), **options), holds, (huge,))
+    says = "a token of probability epsilon exactly stays"
     meets = cases(logits=equal_logits(), x=st.integers(1, 4).map(lambda n: 2.0**-n))
     yield Law(says, meets, holds, ({"logits": UNIFORM, "x": 0.25},))
-    if equality == "kept":
-        known = {"logits": row(5, 0, 0), "x": 0.999}
-        yield Law("the best token stays above all thresholds", meets, holds, (known,))
+    known = {"logits": row(5, 0, 0), "x": 0.999}
+    yield Law("the best token stays under a threshold above it", meets, holds, (known,))
 
 
 @check
@@ -266,7 +262,7 @@ def check_eta(*, takes_least: bool = False, batched: bool = False) -> Iterator[L
         surprise = float((probs * -np.log(probs)).sum())
         return min(epsilon, epsilon**0.5 * float(np.exp(-surprise)))
 
-    holds = _by_probability(threshold, "kept", takes_least, exact=False)
+    holds = _by_probability(threshold, takes_least, exact=False)
     options = _least({"x": shares()}, takes_least)
     yield from mask_laws(options, batched=batched)
     says = "what is as probable as min(epsilon, sqrt(epsilon) e^-H) or more stays"
@@ -275,16 +271,12 @@ def check_eta(*, takes_least: bool = False, batched: bool = False) -> Iterator[L
 
 
 @check
-def check_top_a(
-    *, equality: Literal["kept", "removed"] = "kept", batched: bool = False
-) -> Iterator[Law]:
+def check_top_a(*, batched: bool = False) -> Iterator[Law]:
     """Check ``top_a(logits, a)``: keeps what is a times the best's square or more.
 
     Parameters
     ----------
     sampler : function of (V,) float32 and float
-    equality : {"kept", "removed"}
-        What happens to a token exactly at the threshold.
     batched : bool
         The sampler takes (B, V), too.
     """
@@ -292,7 +284,7 @@ def check_top_a(
     def threshold(logits: NDArray, a: float) -> float:
         return a * float(softmax(logits).max()) ** 2
 
-    holds = _by_probability(threshold, equality, takes_least=False)
+    holds = _by_probability(threshold, takes_least=False)
     options = {"x": shares()}
     yield from mask_laws(options, batched=batched)
     says = "what is as probable as a times the square of the best stays, nothing else"

@@ -55,12 +55,25 @@ def slack(logits: NDArray) -> float:
     return 0.0 if exact else 3e-6 + 2e-7 * left.size
 
 
+def nearly(logits: NDArray) -> float:
+    """How far logits may be apart and still have one probability in float32."""
+    return 1e-6 * (1 + float(abs(logits[logits > GONE]).max()))
+
+
 def is_first(logits: NDArray, ids: set[int], ties: str) -> bool:
     """Whether `ids` are the largest so many, equals chosen by `ties`."""
     order = ranked(logits, ties)
-    if ties == "all" and len(ids) < len(order):
-        return bool(ids) and logits[order[len(ids)]] < min(logits[i] for i in ids)
+    if not ids or len(ids) == len(order):
+        return ids == set(order)
+    edge = float(logits[order[len(ids) - 1]])
+    others = logits[(logits != edge) & (logits > GONE)].astype(np.float64)
+    least = min(float(logits[i]) for i in ids)
+    most = max(float(logits[i]) for i in order if i not in ids)
+    # Who sorts probabilities may take neighbours among floats for equals.
+    if len(others) and abs(others - edge).min() < nearly(logits):
+        return ids <= set(order) and least >= most - nearly(logits)
+    if ties == "all":
+        return least > most
     if ties == "any":
-        values = sorted((float(logits[i]) for i in ids), reverse=True)
-        return values == [float(logits[i]) for i in order[: len(ids)]]
+        return least >= most and ids <= set(order)
     return ids == set(order[: len(ids)])

@@ -11,6 +11,9 @@ NEW, OLD = ("5.23",), ("4.49",)  # transformers
 NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
     # golden: {distribution: versions, any of which will do}
     "beam": {"transformers": NEW + OLD, **TORCH},
+    "conformance": {},
+    "conformance_llamacpp": {"llama-cpp-python": ("0.3",)},
+    "conformance_transformers": {"transformers": NEW, **TORCH},
     "contrastive": {"transformers": OLD, **TORCH},
     "flops": {"transformers": NEW, **TORCH},
     "model": {"transformers": NEW, **TORCH},

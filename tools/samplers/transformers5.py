@@ -22,8 +22,29 @@ from transformers.modeling_outputs import CausalLMOutput
 
 
 def factory() -> dict[str, Any]:
-    """What transformers offers, by its own conventions: those of the kit."""
-    return truncations() | penalties() | constraints() | searches()
+    """What transformers offers, held to the kit's own conventions: its own.
+
+    And its top-H to the paper's, which it does not follow.
+    """
+    offered = truncations() | penalties() | constraints() | searches()
+    top_h = offered["top_h"]
+    paper = (top_h[0], {"entropy": "renormalised"})
+    return offered | {"top_h": [top_h, paper]}
+
+
+def by_its_conventions() -> dict[str, Any]:
+    """The same where transformers leaves more open than the kit.
+
+    torch's sort keeps equals in their order only up to 16 tokens; and no guidance is
+    tried on rows from which something was removed.
+    """
+    offered = factory()
+    top_p, said = offered["top_p"]
+    return offered | {
+        "top_p": (top_p, said | {"ties": "any"}),
+        "top_h": offered["top_h"][:1],
+        "guidance": (guidance, {"removed": "unsaid"}),
+    }
 
 
 # ---- logits to logits -------------------------------------------------------
@@ -159,9 +180,9 @@ def constraints() -> dict[str, Any]:
         "begin_suppress": lambda row, length, ids, begin: at_length(
             lp.SuppressTokensAtBeginLogitsProcessor, ids, begin
         )(row, length),
-        "min_length": lambda row, length, least, eos: (
-            at_length(lp.MinLengthLogitsProcessor, least, eos)(row, length)
-        ),
+        "min_length": lambda row, length, least, eos: at_length(
+            lp.MinLengthLogitsProcessor, least, eos
+        )(row, length),
         "min_new_tokens": lambda row, length, prompt, least, eos: at_length(
             lp.MinNewTokensLengthLogitsProcessor, prompt, least, eos
         )(row, length),
