@@ -107,9 +107,11 @@ def vectorized(
     k, v : (B, K, N, D) float
         Never copied: that G query heads share a key head is a letter that k lacks.
     start : (B,) int64
-    query_block, key_block : int
-        Positions per block.  By default a block has at least 512 keys; few queries,
-        as in decode, meet as many more at once as make a million scores.
+    query_block : int
+        Queries per block.
+    key_block : int or None
+        Keys per block.  None: at least 512; few queries, as in decode, meet as many
+        more at once as make a million scores.
 
     Returns
     -------
@@ -134,7 +136,9 @@ def vectorized(
             keys, values = k[rows, :, :seen], v[rows, :, :seen]
             hidden = values[:, :, first + t + 1 :]  # from some of these queries
             if hidden.size and not np.isfinite(hidden).all():
-                # A weight of zero does not hide them: 0 * nan is nan.  Loops do.
+                # A weight of zero does not hide them, since 0 * nan is nan; loops
+                # never look.  So whoever hunts for the first number that went wrong
+                # is not sent to a position before it.
                 part = q[rows, t : t + query_block]
                 mixed = naive(part, keys, values, start[rows] + t).reshape(block.shape)
             else:

@@ -118,6 +118,10 @@ def llama3_frequencies(rope: Rope, D: int, dtype: str) -> np.ndarray:
 def yarn_frequencies(rope: Rope, D: int, dtype: str) -> np.ndarray:
     """YaRN: blend between slowed and unslowed hands along the pair's index.
 
+    "In training" means ``original_max_position_embeddings``, where the config has
+    it: so do llama.cpp and transformers 5; transformers 4.49 reads
+    ``max_position_embeddings`` all the same.
+
     Returns
     -------
     (D // 2,) float
