@@ -8,6 +8,7 @@ Part I, the forward pass
     `config`       the numbers that define a LLaMA
     `tokenizer`    text to tokens and back
     `chat`         how a conversation becomes one text
+    `npz`          arrays in a file, used where they lie
     `weights`      one file that is the whole model
     `norm`         keeping one scale
     `rope`         where a token stands
@@ -28,6 +29,7 @@ Part III, what it costs
     `cost`         counted while it runs, predicted in closed form
 
 Part IV, the golden reference
+    `golden`       every number on the way, and where another's go wrong
     `testing`      what must hold of anyone's sampler
     `conformance`  all of it on one package, and a report
 
