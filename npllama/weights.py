@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npllama.config import Config, config_from_hf, config_to_hf
-from npllama.npz import read_npz, write_array, write_text, writing
+from npllama.npz import Archive, read_npz, write_array, write_text, writing
 from npllama.tokenizer import Tokenizer, load_tokenizer
 
 STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
@@ -176,17 +176,35 @@ def load(path: str | os.PathLike, dtype: str = "float32") -> Model:
         )
     path = locate(path)
     archive = read_npz(path)
+    config, stored, tokenizer = checked(path, archive)
+    tensors = {name: widen(t, stored, dtype) for name, t in archive.tensors.items()}
+    return assemble(config, tensors, tokenizer)
+
+
+def checked(path: Path, archive: Archive) -> tuple[Config, str, Tokenizer | None]:
+    """Make sure that an archive is a whole model.
+
+    Returns
+    -------
+    config : Config
+    stored : "float32", "float16", "bfloat16" or "float64"
+        What the tensors are stored in.
+    tokenizer : Tokenizer, or None
+
+    Raises
+    ------
+    ValueError
+        If a tensor is missing, extra, misshapen or of another dtype.
+    """
     config, stored = _description(path, archive.files)
     try:
         check_shapes(config, {name: t.shape for name, t in archive.tensors.items()})
         for name, tensor in archive.tensors.items():
             if tensor.dtype != STORED[stored]:
                 raise ValueError(f"tensor {name} is {tensor.dtype}, not {stored}")
-        tokenizer = _tokenizer(archive.files)
+        return config, stored, _tokenizer(archive.files)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    tensors = {name: widen(t, stored, dtype) for name, t in archive.tensors.items()}
-    return assemble(config, tensors, tokenizer)
 
 
 def locate(name: str | os.PathLike) -> Path:

@@ -1,0 +1,17 @@
+"""The golden reference: every number on the way, and where another's go wrong.
+
+The author of a LLaMA backend asks three questions.  What should every tensor be?
+Where do mine first differ?  And is that more than rounding?
+
+    `precision`  what a number becomes in fewer bits
+    `plain`      operations in low precision, sums in several orders
+    `floor`      how wrong a right backend is: the noise floor of every tensor
+    `trace`      a file that holds every tensor of a run
+    `record`     run the model and write that file
+    `streamed`   the same for models larger than memory
+    `prompts`    the same for many prompts, on many machines
+    `compare`    walk two such files side by side
+    `diagnose`   which of the usual faults explains the difference
+    `report`     the verdict as text, JSON or a page
+    `cases`, `ops`  single operations, for the author of a kernel
+"""

@@ -1,0 +1,326 @@
+"""Record: run the model, and keep every number on the way.
+
+The forward pass shows what it computes to whoever watches (`ops`).  The recorder
+watches, and writes each tensor to the file at once: no more than one is held beside
+what the pass itself needs.  A prompt is run at once, then a token at a time; tokens
+are the likeliest ones, or drawn, and then the number behind every draw is kept, so
+that any backend can repeat it.
+
+Golden numbers are float64.  What lower precision does to them, the noise floor, is
+measured with the same weights and written along.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import math
+import os
+import platform
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from npllama.attention import softmax, vectorized
+from npllama.cache import new_cache
+from npllama.config import config_to_hf
+from npllama.decoding.common import context_length
+from npllama.golden.floor import floor
+from npllama.golden.trace import FORMAT, META, Trace
+from npllama.model import forward
+from npllama.npz import read_npz, write_array, write_text, writing
+from npllama.ops import einsum, note, observing
+from npllama.sampling import draw
+from npllama.sampling import softmax as probabilities
+from npllama.weights import Layer, Model
+
+FLOORS = ("float32", "bfloat16", "float16")
+
+# What the forward pass calls its products and arrays, and the module of each.
+MODULES = {
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "q_rope": "self_attn.q_rope",
+    "k_rope": "self_attn.k_rope",
+    "masked_scores": "self_attn.scores",
+    "attention": "self_attn.attention",
+    "o_proj": "self_attn.o_proj",
+    "gate_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj",
+    "act_fn": "mlp.act_fn",
+    "down_proj": "mlp.down_proj",
+}
+# Products that are no module of their own: attention's, block by block.
+INNER = {"scores", "values"}
+BIASES = {"q_proj": "bq", "k_proj": "bk", "v_proj": "bv", "o_proj": "bo"}
+BIASES |= {"gate_proj": "b_gate", "up_proj": "b_up", "down_proj": "b_down"}
+
+
+class Wanted(NamedTuple):
+    """What to run, and what to keep of it.
+
+    Parameters
+    ----------
+    new_tokens : int
+        Steps of decode behind the prompt.
+    only : patterns
+        Names of modules to keep, such as ``model.layers.0.*``; all, if empty.
+    scores : bool
+        Keep attention's scores as well, which are large: (B, H, T, S) per layer.
+    floors : dtypes
+        Whose noise floors to measure; none, if empty.
+    """
+
+    new_tokens: int = 0
+    only: tuple[str, ...] = ()
+    scores: bool = False
+    floors: tuple[str, ...] = FLOORS
+
+
+ALL = Wanted()
+
+
+class Recorder:
+    """An observer that hands every tensor on, under its name in a trace.
+
+    Parameters
+    ----------
+    model : Model
+        Its biases are added to the products that they belong to.
+    keep : function
+        Called with each name and array; the array is only valid during the call.
+    """
+
+    def __init__(self, model: Model, keep: Callable[[str, np.ndarray], None]):
+        self.model, self.keep = model, keep
+        self.step = self.place = ""
+        self.layer: Layer | None = None
+
+    def enter(self, place: str) -> None:
+        """The computation has come to a block, or to what is around them."""
+        if place != self.place and place.startswith("model.layers."):
+            self.layer = self.model.layers[int(place.rsplit(".", 1)[1])]
+        self.place = place
+
+    def product(self, name: str, equation: str, a, b, y) -> None:
+        """A product was computed; a module's output has its bias added."""
+        if name in INNER:
+            return
+        bias = getattr(self.layer, BIASES[name]) if name in BIASES else None
+        self.note(name, y if bias is None else y + bias)
+
+    def note(self, name: str, x: np.ndarray) -> None:
+        """An array was computed."""
+        module = (
+            name if name == "lm_head" else f"{self.place}.{MODULES.get(name, name)}"
+        )
+        self.keep(f"{self.step}/{module}", x)
+
+
+def attend_in_one_piece(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, start: np.ndarray
+) -> np.ndarray:
+    """Causal attention with all scores at once, so that they can be looked at.
+
+    Parameters
+    ----------
+    q : (B, T, H, D) float
+    k, v : (B, K, N, D) float
+    start : (B,) int64
+
+    Returns
+    -------
+    (B, T, H, D) float
+    """
+    B, T, H, D = q.shape
+    K, S = k.shape[1], int(start.max()) + T
+    grouped = q.reshape(B, T, K, H // K, D)
+    scores = einsum("BTKGD,BKSD->BKGTS", grouped, k[:, :, :S], "scores")
+    scores = scores * (1 / math.sqrt(D))  # (B, K, G, T, S)
+    position = start[:, None] + np.arange(T)  # (B, T)
+    hidden = np.arange(S) > position[:, :, None]  # (B, T, S)
+    scores = np.where(hidden[:, None, None], -np.inf, scores)  # (B, K, G, T, S)
+    note("masked_scores", scores.reshape(B, H, T, S))
+    y = einsum("BKGTS,BKSD->BTKGD", softmax(scores), v[:, :, :S], "values")
+    return y.reshape(B, T, H, D)
+
+
+#  ---- running ----------------------------------------------------------------
+
+
+def choose(logits: np.ndarray, rng: np.random.Generator | None) -> tuple[Any, Any]:
+    """The next token of every row, and the numbers behind the draw, if it was one.
+
+    Parameters
+    ----------
+    logits : (B, V) float
+
+    Returns
+    -------
+    tokens : (B,) int64
+    u : (B,) float64, or None
+    """
+    if rng is None:
+        return logits.argmax(axis=-1), None
+    u = rng.random(len(logits))  # (B,)
+    return np.asarray(draw(probabilities(logits), u)), u
+
+
+def run(
+    model: Model,
+    prompt: np.ndarray,
+    wanted: Wanted,
+    keep: Callable[[str, np.ndarray], None],
+    rng: np.random.Generator | None = None,
+) -> None:
+    """Prefill and decode, handing every tensor to `keep`.
+
+    Parameters
+    ----------
+    model : Model
+    prompt : (B, T) int64
+    wanted : Wanted
+    keep : function
+        Of name and array.
+    rng : np.random.Generator
+        None takes the likeliest token.
+    """
+    B, T = prompt.shape
+    cache = new_cache(model.config, B, T + wanted.new_tokens, model.embed.dtype.name)
+    recorder = Recorder(model, keep)
+    attend = attend_in_one_piece if wanted.scores else vectorized
+    steps = ["prefill", *(f"decode.{i}" for i in range(wanted.new_tokens))]
+    tokens, drawn = prompt, []
+    for i, recorder.step in enumerate(steps):
+        with observing(recorder):
+            logits = forward(
+                model, tokens[:, -T if i == 0 else -1 :], cache, attend=attend
+            )
+        if i < wanted.new_tokens:
+            chosen, u = choose(logits[:, -1], rng)
+            tokens = np.concatenate([tokens, chosen[:, None]], axis=1)
+            drawn += [] if u is None else [u]
+    for name, array in (("cache.k", cache.k), ("cache.v", cache.v)):
+        keep(name, array)
+    keep("tokens", tokens)
+    if drawn:
+        keep("u", np.stack(drawn, axis=1))
+
+
+def record(
+    model: Model,
+    prompt: Sequence[Sequence[int]] | np.ndarray,
+    path: str | os.PathLike,
+    wanted: Wanted = ALL,
+    *,
+    rng: np.random.Generator | None = None,
+    plain: Model | None = None,
+    weights: Mapping[str, Any] | None = None,
+) -> None:
+    """Run the model on a prompt and write a golden trace.
+
+    Parameters
+    ----------
+    model : Model
+        Its dtype is that of the trace; load it with ``dtype="float64"``.
+    prompt : (B, T) int
+        Rows of one length.
+    path : path or str
+        Of the ``.npz``; the file appears when it is whole.
+    wanted : Wanted
+    rng : np.random.Generator
+        Draw tokens; None takes the likeliest.
+    plain : Model
+        The same weights in float32, for the noise floors; `model` by default.
+    weights : mapping
+        Entries about the weights for ``meta.json``, such as ``weights_sha256``.
+
+    Raises
+    ------
+    ValueError
+        If the prompt is empty, ragged, outside the vocabulary or too long, or a
+        pattern of `only` names nothing.
+    """
+    prompt = check_prompt(model, prompt, wanted)
+    shapes: dict[str, list[int]] = {}
+    with partly(path) as part:
+        with writing(part) as archive:
+
+            def keep(name: str, array: np.ndarray) -> None:
+                if selected(name, wanted.only):
+                    shapes[name] = list(array.shape)
+                    write_array(archive, name, array)
+
+            run(model, prompt, wanted, keep, rng)
+        if not any("/" in name for name in shapes):
+            raise ValueError(f"no tensor has a name like {' or '.join(wanted.only)}")
+        meta = about(model, prompt, shapes) | dict(weights or {})
+        trace = Trace(read_npz(part).tensors, meta)
+        meta["floor"] = {
+            dtype: floor(trace, plain or model, dtype) for dtype in wanted.floors
+        }
+        with zipfile.ZipFile(part, "a", zipfile.ZIP_STORED) as archive:
+            write_text(archive, META, json.dumps(meta))
+
+
+@contextmanager
+def partly(path: str | os.PathLike) -> Iterator[Path]:
+    """A name to write to beside the final one, renamed when all went well."""
+    part = Path(f"{path}.part.npz")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def selected(name: str, only: Sequence[str]) -> bool:
+    """Whether a tensor is among those asked for; what was run always is."""
+    module = name.rpartition("/")[2]
+    always = not only or name in ("tokens", "u")
+    return always or any(fnmatch.fnmatchcase(module, pattern) for pattern in only)
+
+
+def check_prompt(model: Model, prompt, wanted: Wanted) -> np.ndarray:
+    """The prompt as integers of (B, T), or a ValueError that says what is wrong."""
+    lengths = {len(row) for row in prompt}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(
+            f"prompt: rows of one length, at least 1, are needed; found {sorted(lengths)}"
+        )
+    if wanted.new_tokens < 0:
+        raise ValueError(f"new_tokens is {wanted.new_tokens}; it must be 0 or more")
+    longest = context_length(model.config)
+    if (total := max(lengths) + wanted.new_tokens) > longest:
+        raise ValueError(f"{total} tokens do not fit in a context of {longest}")
+    return np.asarray(prompt)
+
+
+def about(model: Model, prompt: np.ndarray, shapes: dict) -> dict[str, Any]:
+    """What ``meta.json`` says of a run."""
+    return {
+        "format": FORMAT,
+        "producer": "npllama",
+        "dtype": model.embed.dtype.name,
+        "config": config_to_hf(model.config),
+        "head_dim": model.config.head_dim,
+        "rope_layout": "half",
+        "prompt_tokens": prompt.shape[1],
+        "versions": {"numpy": np.__version__, "python": platform.python_version()},
+        "shapes": shapes,
+    }
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Hash of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,105 @@
+"""Models larger than memory: one layer at a time.
+
+The forward pass asks for the layers in order and for each once.  So the weights may
+stay in the mapped file, in the 16 bits they are stored in; a layer is widened when it
+is asked for and let go when the next one is.  The pages that were read for it are
+given back to the system, or the whole file would end up in memory.
+
+It reads all weights again for every step, so it suits a prompt and a few tokens.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from npllama.config import Config
+from npllama.npz import read_npz
+from npllama.weights import Layer, assemble, checked, locate, widen
+
+
+class Table:
+    """The embedding as it lies in the file; rows are widened when they are looked up."""
+
+    def __init__(self, stored: np.ndarray, kind: str, dtype: str):
+        self.stored, self.kind, self.dtype = stored, kind, np.dtype(dtype)
+
+    def __getitem__(self, tokens: np.ndarray) -> np.ndarray:
+        """(*B,) int64 to (*B, E)."""
+        return widen(self.stored[tokens], self.kind, self.dtype.name)
+
+
+class Layers(Sequence[Layer]):
+    """Blocks that are widened when they are asked for."""
+
+    def __init__(self, config: Config, tensors: Mapping[str, np.ndarray], kind, dtype):
+        self.config, self.tensors, self.kind, self.dtype = config, tensors, kind, dtype
+        self.blocks = assemble(config, tensors).layers
+        self.last: tuple[int, Layer | None] = (-1, None)
+
+    def __len__(self) -> int:
+        return self.config.num_hidden_layers
+
+    def __getitem__(self, i):
+        """Block i; asked for again it is still there, until another is."""
+        if self.last[0] != i:
+            self.last = (-1, None)  # let go of one before the next is made
+            let_go(self.tensors)
+            stored = self.blocks[i]
+            wide = (
+                None if w is None else widen(w, self.kind, self.dtype) for w in stored
+            )
+            self.last = (i, Layer(*wide))
+        return self.last[1]
+
+    def __iter__(self) -> Iterator[Layer]:
+        for i in range(len(self)):
+            yield self[i]
+        self.last = (-1, None)
+
+
+def let_go(tensors: Mapping[str, np.ndarray]) -> None:
+    """Give back the pages of the mapped file (where the system has a way to)."""
+    base = next(iter(tensors.values())).base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
+class StreamedModel:
+    """What the forward pass needs of a `Model`, never more than a layer in memory.
+
+    Parameters
+    ----------
+    path : path or str
+        Of an ``.npz`` as for `weights.load`.
+    dtype : "float32" or "float64"
+        The arithmetic that the forward pass will run in.
+
+    Raises
+    ------
+    ValueError, OSError
+        As `weights.load`.
+    """
+
+    def __init__(self, path: str | os.PathLike, dtype: str = "float64"):
+        path = locate(path)
+        archive = read_npz(path)
+        self.config, self.kind, self.tokenizer = checked(path, archive)
+        self.tensors, self.dtype = archive.tensors, dtype
+        self.embed = Table(self.tensors["model.embed_tokens.weight"], self.kind, dtype)
+        self.layers = Layers(self.config, self.tensors, self.kind, dtype)
+
+    @property
+    def norm(self) -> np.ndarray:
+        """(E,), the gain of the last norm."""
+        return widen(self.tensors["model.norm.weight"], self.kind, self.dtype)
+
+    @property
+    def lm_head(self) -> np.ndarray:
+        """(V, E), made anew each time it is asked for."""
+        tied = self.config.tie_word_embeddings
+        name = "model.embed_tokens.weight" if tied else "lm_head.weight"
+        return widen(self.tensors[name], self.kind, self.dtype)
