@@ -1,4 +1,4 @@
-"""The command line: ``npllama generate | chat | info``.
+"""The command line: ``npllama generate | chat | info | golden``.
 
 Text goes to standard output, everything else to standard error, so that output can
 be piped.  Whatever goes wrong is one line that says what would be right; the exit
@@ -19,6 +19,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from npllama import cli_golden
 from npllama.cache import new_cache
 from npllama.chat import FORMATS, closing, detect_format, stop_tokens, turn_tokens
 from npllama.cli_options import (
@@ -26,6 +27,7 @@ from npllama.cli_options import (
     add_generation_options,
     generation_config,
     helpers,
+    in_words,
 )
 from npllama.config import Config
 from npllama.decoding import context_length
@@ -80,6 +82,7 @@ def parser() -> Parser:
         )
     for command in (make, talk):
         add_generation_options(command)
+    cli_golden.add_commands(commands)
     return top
 
 
@@ -360,6 +363,7 @@ RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "generate": run_generate,
     "chat": run_chat,
     "info": run_info,
+    **cli_golden.RUN,
 }
 
 
@@ -380,8 +384,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _fail(options.command, "out of memory; a smaller model fits", FAILURE)
     except OSError as error:
-        reason = f"{error.strerror}: {error.filename}" if error.strerror else str(error)
-        return _fail(options.command, reason, FAILURE)
+        return _fail(options.command, in_words(error), FAILURE)
     except ValueError as error:
         return _fail(options.command, str(error), FAILURE)
     return code or 0

@@ -18,7 +18,7 @@ from typing import Any
 from npllama.options import GenerationConfig, load_generation_config
 from npllama.sampling import GreenList, SynthID
 from npllama.strategies import searching
-from npllama.task import Helpers
+from npllama.task import Helpers, format_of
 from npllama.weights import load
 
 # The command line's own defaults, made for reading stories.
@@ -41,6 +41,11 @@ NOT_HERE = {"prefix_allowed_tokens_fn"}  # a Python function cannot be typed in
 
 class UsageError(Exception):
     """The command was called in a way that cannot mean anything."""
+
+
+def in_words(error: OSError) -> str:
+    """What went wrong with which file."""
+    return f"{error.strerror}: {error.filename}" if error.strerror else str(error)
 
 
 def add_generation_options(command: argparse.ArgumentParser) -> None:
@@ -96,10 +101,10 @@ def _json_or_word(text: str) -> Any:
             raise argparse.ArgumentTypeError(f"{text[1:]}: {error}") from None
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         if text.isidentifier():
             return {"True": True, "False": False}.get(text, text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not JSON")
+    raise argparse.ArgumentTypeError(f"{text!r:.60} is not JSON")
 
 
 def generation_config(options: argparse.Namespace) -> GenerationConfig:
@@ -114,9 +119,11 @@ def generation_config(options: argparse.Namespace) -> GenerationConfig:
         if value is not None:
             given[field.name] = _tuples(value)
     try:
-        return _config(given)
+        config = _config(given)
+        format_of(config)  # a malformed pattern is misuse, too
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from None
+    return config
 
 
 def _config(given: dict[str, Any]) -> GenerationConfig:
