@@ -255,6 +255,7 @@ _RANGES: dict[str, Check] = {
     "mirostat": _among(0, 1, 2),
     "temperature": _real(lambda x: x > 0, "above 0; for greedy set do_sample=False"),
     "top_k": (_whole(0)[0], "a whole number; 0 keeps all"),
+    "regex": (lambda v: isinstance(v, str), "a regular expression, as text"),
     "stop_strings": (
         lambda v: all(isinstance(s, str) and s for s in v),
         "strings, none of them empty",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from npllama.decoding.automaton import Machine, compile_regex
 from npllama.decoding.common import Process, Stop, room
 from npllama.decoding.contrastive_decoding import contrastive_decoding
 from npllama.decoding.guided import guide_for, guided, heal
@@ -85,12 +86,9 @@ def prepare(
             )
     eos = config.eos_token_id
     eos = tuple(model.config.eos_token_id if eos is None else eos)
-    pattern = config.regex
-    if config.json_schema is not None:
-        pattern = schema_to_regex(config.json_schema)
     rules = [at_tokens(eos)]
-    if pattern is not None:
-        guide = guide_for(tokenizer_of(model), pattern, eos)
+    if (machine := format_of(config)) is not None:
+        guide = guide_for(tokenizer_of(model), machine, eos)
         formats.append(guided(guide, [len(given)]))
         rules.append(lambda tokens: "format" if guide.finished(tokens) else None)
     if config.stop_strings:
@@ -105,6 +103,19 @@ def prepare(
     return Task(
         model, config, helpers, given, shortened, healed, eos, stop, limit, formats
     )
+
+
+def format_of(config: GenerationConfig) -> Machine | None:
+    """What the new text is held to, if the config names a format.
+
+    Raises
+    ------
+    ValueError
+        If the regular expression or the schema is malformed.
+    """
+    if config.json_schema is not None:
+        return compile_regex(schema_to_regex(config.json_schema))
+    return None if config.regex is None else compile_regex(config.regex)
 
 
 def _limit(config: GenerationConfig, prompt: int) -> int:

@@ -69,7 +69,8 @@ def test_a_range_of_characters_is_exactly_its_bytes(a, b, c):
 
 @pytest.mark.parametrize(
     "pattern",
-    ["(", ")", "a**", "[", "*", "a{2,1}", "^a", r"\q", "(?=a)", "[z-a]", "a{9999}"],
+    ["(", ")", "a**", "[", "*", "a{2,1}", "^a", r"\q", "(?=a)", "[z-a]", "a{9999}"]
+    + ["a{1,x}", "a{1,-2}", "a{", "(" * 10_000, "(a{1000}){1000}"],
 )
 def test_a_malformed_pattern_gets_one_line(pattern):
     if pattern == "a**":
@@ -125,6 +126,16 @@ def test_masked_logits_are_the_model_s_where_they_are_left():
     masked = guided(guide, [0])([[]], logits)
     assert masked.tolist() == [[-np.inf, 1, -np.inf, 3] + [-np.inf] * 4]
     assert logits[0, 0] == 0
+
+
+def test_row_whose_text_is_whole_waits_for_the_others():
+    process = guided(Guide(compile_regex("ab"), VOCABULARY), [1])
+    logits = np.arange(16, dtype=np.float32).reshape(2, 8)
+    whole, going = process([[7, 3], [7, 1]], logits)
+    assert whole.tolist() == logits[0].tolist()
+    assert np.flatnonzero(going > -np.inf).tolist() == [2]
+    with pytest.raises(ValueError, match="no token of the vocabulary can go on"):
+        process([[7, 3, 1], [7, 1]], logits)  # somebody went on all the same
 
 
 def test_beginning_with_allows_anything_behind():
@@ -203,6 +214,13 @@ def test_optional_members_come_in_order_with_commas_between(required, order):
         ("{", "not JSON"),
         ({"properties": {}, "required": ["a"]}, "not declared"),
         ({"enum": []}, "without options"),
+        ({"type": 3}, "'type' cannot be 3"),
+        ({"properties": [1]}, "'properties' cannot be"),
+        ({"type": "string", "maxLength": -1}, "'maxLength' cannot be -1"),
+        ({"type": "string", "minLength": True}, "'minLength' cannot be True"),
+        ({"type": "array", "items": {"const": 1}, "minItems": "2"}, "cannot be '2'"),
+        ({"$ref": 3}, "cannot be 3"),
+        ("[" * 100_000, "not JSON"),
     ],
 )
 def test_what_a_pattern_cannot_say_is_refused(schema, message):

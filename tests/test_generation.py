@@ -248,3 +248,13 @@ def test_as_many_texts_as_asked_for_come_from_speculation_too(stories):
 def test_an_empty_list_of_prompts_is_refused_in_words(stories):
     with pytest.raises(ValueError, match="the list is empty"):
         generate(stories, [])
+
+
+def test_row_that_has_filled_its_format_leaves_the_others_alone(stories):
+    # Without an end token nothing but the format ends a row, and rows end apart.
+    config = GenerationConfig(regex=".{12}", eos_token_id=(), max_new_tokens=30)
+    prompts = ["Once upon a time", "One day, a", "Lily"]
+    together = generate(stories, prompts, config)
+    assert together == [generate(stories, prompt, config) for prompt in prompts]
+    assert all(len(found.text) == 12 for found in together)
+    assert len({len(found.tokens) for found in together}) > 1

@@ -17,6 +17,7 @@ sign.  The whole text must match; anchors and look-around are refused.
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -48,14 +49,17 @@ def compile_regex(pattern: str) -> Machine:
     Raises
     ------
     ValueError
-        If the pattern is malformed, or uses what is not understood.
+        If the pattern is malformed, too large, or uses what is not understood.
     """
     reader = _Reader(pattern)
-    node = reader.alternatives()
-    if reader.at < len(pattern):
-        raise ValueError(f"regex {pattern!r}: unmatched ')' at {reader.at}")
     machine = Machine([[], []], [[], []])
-    _build(machine, node, START, ACCEPT)
+    try:
+        node = reader.alternatives()
+        if reader.at < len(pattern):
+            raise reader.fail("unmatched ')'")
+        _build(machine, node, START, ACCEPT)
+    except RecursionError:
+        raise ValueError(f"regex {pattern!r:.60}: nested too deeply") from None
     return machine
 
 
@@ -89,7 +93,9 @@ _CLASSES = {
     "s": [(9, 13), (32, 32)],
 }
 _CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "0": 0}
+_COUNTS = re.compile(r"([0-9]{1,9})(,([0-9]{0,9}))?}")
 MOST_REPEATS = 1000
+MOST_STATES = 200_000
 
 
 class _Reader:
@@ -99,7 +105,7 @@ class _Reader:
         self.pattern, self.at = pattern, 0
 
     def fail(self, why: str) -> ValueError:
-        return ValueError(f"regex {self.pattern!r}: {why} at {self.at}")
+        return ValueError(f"regex {self.pattern!r:.60}: {why} at {self.at}")
 
     def peek(self) -> str:
         return self.pattern[self.at : self.at + 1]
@@ -136,13 +142,12 @@ class _Reader:
         sign = self.take()
         if sign != "{":
             return {"*": (0, None), "+": (1, None), "?": (0, 1)}[sign]
-        end = self.pattern.find("}", self.at)
-        words = self.pattern[self.at : end].split(",") if end > 0 else []
-        if len(words) not in (1, 2) or not words[0].isdigit():
+        found = _COUNTS.match(self.pattern, self.at)
+        if found is None:
             raise self.fail("expected {m}, {m,} or {m,n}")
-        self.at = end + 1
-        low = int(words[0])
-        high = low if len(words) == 1 else int(words[1]) if words[1].isdigit() else None
+        self.at = found.end()
+        low = int(found[1])
+        high = int(found[3]) if found[3] else None if found[2] else low
         if max(low, high or 0) > MOST_REPEATS or (high is not None and high < low):
             raise self.fail(f"a count is above {MOST_REPEATS}, or the wrong way round")
         return low, high
@@ -226,6 +231,9 @@ def invert(ranges: Ranges) -> Ranges:
 
 
 def _state(machine: Machine) -> int:
+    """Add a state; return its number."""
+    if len(machine.steps) >= MOST_STATES:
+        raise ValueError(f"regex: its machine has more than {MOST_STATES} states")
     machine.silent.append([])
     machine.steps.append([])
     return len(machine.steps) - 1

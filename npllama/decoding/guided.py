@@ -25,7 +25,6 @@ from npllama.decoding.automaton import (
     ACCEPT,
     START,
     Machine,
-    compile_regex,
     enter,
     step,
 )
@@ -114,10 +113,12 @@ def vocabulary_tree(vocabulary: Sequence[bytes]) -> dict:
     return tree
 
 
-def guide_for(tokenizer: Tokenizer, pattern: str, eos: Collection[int]) -> Guide:
-    """A guide that holds text to a regular expression."""
+def guide_for(
+    tokenizer: Tokenizer, machine: Machine, eos: Collection[int] = ()
+) -> Guide:
+    """A guide that holds text to what a machine accepts."""
     vocabulary = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
-    return Guide(compile_regex(pattern), vocabulary, eos)
+    return Guide(machine, vocabulary, eos)
 
 
 def guided(guide: Guide, start: Sequence[int]) -> Process:
@@ -130,18 +131,26 @@ def guided(guide: Guide, start: Sequence[int]) -> Process:
         Per row, the length of its prompt: the format binds what comes behind it.
         One number serves for all rows, such as the beams of one prompt.
 
+    Returns
+    -------
+    function of (histories, logits) to logits
+        A row whose text is whole, with no end token to say so, keeps its logits: it
+        waits for its neighbours, and what would come next is not asked.
+
     Raises
     ------
     ValueError
-        When no token of the vocabulary can go on.
+        When a text is not whole and no token of the vocabulary can go on.
     """
 
     def process(history: Sequence[Sequence[int]], logits: np.ndarray) -> np.ndarray:
         masked = np.full_like(logits, -np.inf)
         for row, tokens in enumerate(history):
-            behind = tokens[start[row % len(start)] :]
-            allowed = guide.allowed(guide.after(behind))
-            if not allowed.any():
+            states = guide.after(tokens[start[row % len(start)] :])
+            allowed = guide.allowed(states)
+            if not allowed.any() and ACCEPT in states:
+                masked[row] = logits[row]
+            elif not allowed.any():
                 raise ValueError("format: no token of the vocabulary can go on")
             V = len(allowed)
             masked[row, :V][allowed] = logits[row, :V][allowed]
@@ -170,8 +179,7 @@ def heal(tokenizer: Tokenizer, prompt: Sequence[int]) -> tuple[list[int], Guide 
     taken = tokenizer.token_bytes(prompt[-1]) if len(prompt) > 1 else b""
     if not taken:
         return list(prompt), None
-    vocabulary = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
-    return list(prompt[:-1]), Guide(beginning_with(taken), vocabulary)
+    return list(prompt[:-1]), guide_for(tokenizer, beginning_with(taken))
 
 
 def beginning_with(prefix: bytes) -> Machine:

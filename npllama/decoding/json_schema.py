@@ -31,6 +31,11 @@ _KEYWORDS = {
     "array": {"items", "prefixItems", "minItems", "maxItems"},
     "string": {"minLength", "maxLength", "pattern"},
 }
+_COUNTS = {"minItems", "maxItems", "minLength", "maxLength"}
+_KINDS: dict[str, Any] = {"properties": Mapping, "type": (str, list, tuple)}
+_KINDS |= dict.fromkeys(["pattern", "$ref"], str)
+_LISTS = ["required", "prefixItems", "enum", "anyOf", "oneOf"]
+_KINDS |= dict.fromkeys(_LISTS, (list, tuple))
 
 
 def schema_to_regex(schema: Mapping[str, Any] | str) -> str:
@@ -46,17 +51,15 @@ def schema_to_regex(schema: Mapping[str, Any] | str) -> str:
         If it is not a schema, is recursive, or uses a keyword that is not
         understood.
     """
-    if isinstance(schema, str):
-        try:
-            schema = json.loads(schema)
-        except ValueError as error:
-            raise ValueError(f"schema: not JSON ({error})") from None
-    return _value(schema, schema, ())
+    try:
+        read = json.loads(schema) if isinstance(schema, str) else schema
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"schema: not JSON ({error!s:.60})") from None
+    return _value(read, read, ())
 
 
 def _value(schema: Any, root: Any, inside: tuple[str, ...]) -> str:
-    if not isinstance(schema, Mapping):
-        raise ValueError(f"schema: expected an object, found {schema!r}")
+    _check_kinds(schema)
     if "$ref" in schema:
         return _reference(schema["$ref"], root, inside)
     if "const" in schema:
@@ -74,6 +77,18 @@ def _value(schema: Any, root: Any, inside: tuple[str, ...]) -> str:
         types = implied
     types = [types] if isinstance(types, str) else types
     return _either(_typed(kind, schema, root, inside, types) for kind in types)
+
+
+def _check_kinds(schema: Any) -> None:
+    """Raise ValueError if a keyword says something of another kind than it should."""
+    if not isinstance(schema, Mapping):
+        raise ValueError(f"schema: expected an object, found {schema!r:.60}")
+    for word, value in schema.items():
+        fits = isinstance(value, _KINDS.get(word, object))
+        if word in _COUNTS:
+            fits = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        if not fits:
+            raise ValueError(f"schema: {word!r} cannot be {value!r:.60}")
 
 
 def _typed(kind, schema, root, inside, types) -> str:
