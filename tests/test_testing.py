@@ -1,15 +1,29 @@
 """The conformance kit passes what is right and says clearly what is wrong."""
 
-import sys
-from pathlib import Path
+import inspect
+import re
 
 import numpy as np
 import pytest
+from chapters import PACKAGE
+from hypothesis import given
+from hypothesis import strategies as st
 from samplers.own import factory
 
 from npllama import sampling as s
-from npllama.testing import CHECKS, Violation, check_top_k, check_top_p
-from npllama.testing.laws import counterexample, laws_of, shown
+from npllama.testing import (
+    CHECKS,
+    LanguageModel,
+    Violation,
+    check_greedy,
+    check_top_k,
+    check_top_p,
+    strategies,
+    truth,
+)
+from npllama.testing.chance import too_far
+from npllama.testing.laws import alternatives, conventions_of, fitting, shown
+from npllama.testing.models import texts
 
 OFFERS = [
     (name, function, conventions)
@@ -53,3 +67,101 @@ def test_an_exception_of_a_sampler_is_part_of_the_violation():
 
     with pytest.raises(Violation, match="it raised KeyError: 'temperature'"):
         check_top_p(breaks)
+
+
+def test_a_sampler_that_changes_its_mind_is_said_to():
+    calls = []
+
+    def moody(logits):
+        calls.append(0)
+        return int(logits.argmax()) if len(calls) != 5 else -1
+
+    with pytest.raises(Violation, match="the same case gave one result, then another"):
+        check_greedy(moody)
+
+
+def test_every_check_says_how_the_sampler_is_called_and_what_its_conventions_are():
+    for name, check in CHECKS.items():
+        assert check.__name__ == f"check_{name}"
+        assert re.search(r"Check ``\w+\(", check.__doc__), name
+        assert "sampler : function" in check.__doc__, name
+        first, *conventions = inspect.signature(check).parameters
+        assert first == "sampler" and conventions == list(conventions_of(name))
+        for key in conventions:
+            assert re.search(rf"^    {key} : ", check.__doc__, re.M), (name, key)
+
+
+def test_the_kit_takes_nothing_from_what_it_checks():
+    for file in sorted((PACKAGE / "testing").glob("*.py")):
+        source = file.read_text(encoding="utf-8")
+        used = set(re.findall(r"(?:from|import) npllama\.(\w+)", source))
+        assert used <= {"testing"}, file.name
+
+
+# ---- what samplers are tried on ---------------------------------------------
+
+
+@given(st.one_of(strategies.logits(large=True), strategies.distinct_logits()))
+def test_a_row_is_float32_and_has_something_left(row):
+    assert row.dtype == np.float32 and row.ndim == 1 and len(truth.alive(row))
+    assert not np.isnan(row).any() and row.max() < np.inf
+
+
+@given(strategies.equal_logits())
+def test_rows_of_equals_have_sums_that_leave_no_room(row):
+    assert truth.slack(row) == 0
+    probs = truth.softmax(row)
+    assert (np.float32(probs) == probs).all() and probs.sum() == 1
+
+
+@given(strategies.probabilities())
+def test_probabilities_are_multiples_of_a_sixty_fourth(probs):
+    assert probs.sum() == 1 and (probs >= 0).all()
+    assert (probs * 64 == (probs * 64).round()).all()
+
+
+def test_a_model_of_words_gives_every_text_logits_of_its_own():
+    model = LanguageModel(3, 7)
+    rows = [tuple(model(text)) for text in texts(3, 3, None)]
+    assert len(set(rows)) == len(rows) == 27
+    assert (model([1, 2]) == LanguageModel(3, 7)(np.array([1, 2]))).all()
+
+
+def test_texts_are_all_there_are():
+    every = list(texts(3, 2, 2))
+    assert every == [(2,), (0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+
+
+def test_counts_are_far_off_only_where_a_fair_draw_would_not_go():
+    from collections import Counter
+
+    probs = np.array([0.5, 0.3, 0.2, 0.0])
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        drawn = Counter(rng.choice(4, 1000, p=probs).tolist())
+        assert too_far(drawn, probs) is None
+    wrong = Counter(rng.choice(4, 1000, p=[0.4, 0.3, 0.3, 0.0]).tolist())
+    assert "chi-squared" in too_far(wrong, probs)
+    assert too_far(Counter({0: 999, 3: 1}), probs).startswith("3 was drawn")
+
+
+# ---- words ------------------------------------------------------------------
+
+
+def test_values_are_shown_as_one_would_write_them():
+    assert shown(np.float32([0.1, 2, -np.inf])) == "[0.1, 2, -inf]"
+    assert shown(np.zeros(99)).endswith("0, ... 99 in all]")
+    assert shown({(0, 1): 2.0}) == "{(0, 1): 2}"
+    assert shown([(np.int64(3), None)]) == "[(3, None)]"
+
+
+def test_other_conventions_are_tried_from_the_least_change_on():
+    found = list(alternatives("top_p", {"ties": "lowest"}))
+    assert len(found) == 3 * 3 - 1
+    sizes = [sum((c["ties"] != "lowest", len(c) > 1)) for c in found]
+    assert sizes == sorted(sizes)
+    assert fitting("top_k", lambda row, k: s.top_k(row, k, ties="lowest"), {}) == (
+        {"ties": "lowest"},
+        0,
+    )
+    assert fitting("greedy", lambda row: int(row.argmin()), {}) is None

@@ -113,11 +113,16 @@ def _example(result: Result) -> Sequence[str]:
     ]
 
 
+def counted(n: int, one: str, more: str) -> str:
+    """A number and its noun."""
+    return f"{n} {one if n == 1 else more}"
+
+
 def summary(results: list[Result], missing: int) -> str:
     """The last line."""
     broken = sum(bool(result.example) for result in results)
     offered = len({result.strategy for result in results})
-    return (
-        f"{len(results) - broken} laws hold, {broken} are broken; "
-        f"{offered} strategies offered, {missing} not"
-    )
+    holds = counted(len(results) - broken, "law holds", "laws hold")
+    strategies = counted(offered, "strategy", "strategies")
+    are = counted(broken, "is", "are")
+    return f"{holds}, {are} broken; {strategies} offered, {missing} not"

@@ -42,8 +42,9 @@ class Law(NamedTuple):
 def shown(value: Any) -> str:
     """A value as a reader would write it down: few digits, long arrays cut."""
     if isinstance(value, np.ndarray) and value.ndim == 1:
-        few = [shown(x) for x in value[:16]]
-        rest = [f"... {value.size} in all"] if value.size > 16 else []
+        most = 20 if value.size <= 20 else 12
+        few = [shown(x) for x in value[:most]]
+        rest = [f"... {value.size} in all"] if value.size > most else []
         return f"[{', '.join(few + rest)}]"
     if isinstance(value, np.ndarray) and value.ndim:
         return f"[{', '.join(shown(row) for row in value)}]"

@@ -181,7 +181,7 @@ def _whole(sampler: Callable, target: LanguageModel, **options: Any) -> None:
 
 
 @check
-def check_speculative(*, runs: int = 1500) -> Iterator[Law]:
+def check_speculative(*, runs: int = 1000) -> Iterator[Law]:
     """Check ``speculative(target, draft, prompt, num_guesses=, ...)``, the whole.
 
     Parameters
