@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gguf_file import write_gguf
 from benchmarks.worker import interleaved, memory, seconds
 
 CAPACITY = 512
@@ -197,6 +196,18 @@ class Torch(Program):
         return out.logits[0, -1].numpy()
 
 
+def as_gguf(source: str, target: Path) -> int:
+    """Write a model as a GGUF file; return the size of its vocabulary."""
+    # Here, so that other programs are measured without npllama in memory.
+    from candidates.gguf_file import write_gguf
+    from candidates.text import named_weights
+    from npllama.weights import load
+
+    model = load(source)
+    write_gguf(target, model.config, named_weights(model))
+    return model.config.vocab_size
+
+
 class LlamaCpp(Program):
     """llama.cpp through llama-cpp-python, in float32; no sampling, no Python loop."""
 
@@ -211,7 +222,7 @@ class LlamaCpp(Program):
         api.llama_log_set(self.quiet, ctypes.c_void_p(0))
         api.llama_backend_init()
         file = Path(path).with_suffix(".gguf")
-        self.vocabulary = write_gguf(path, file)
+        self.vocabulary = as_gguf(path, file)
         options = api.llama_model_default_params()
         options.n_gpu_layers = 0
         self.m = api.llama_model_load_from_file(os.fsencode(file), options)
