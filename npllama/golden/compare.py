@@ -11,8 +11,9 @@ them, is as good as rounding allows.  Behind it errors only travel on.
 
 In half precision the errors must not lean to one side either.  Cutting digits off
 instead of rounding doubles the distance, which is just where the limit lies; but it
-also makes every number smaller, which rounding does not: `lean` measures that, as the
-part of the tensor that is missing, $-\sum (y - y^*) y^* / \sum {y^*}^2$.
+also makes every number smaller, which rounding does not.  `lean` measures that, as the
+part of the tensor that is missing, $-\sum (y - y^*) y^* / \sum {y^*}^2$; over many
+positions, rounding leaves less than half a floor of it.
 
 What else is measured (largest difference, cosine, ULPs, divergence of the next-token
 distributions) is for the reader to look at, and decides nothing.
@@ -30,8 +31,10 @@ from npllama.golden.precision import FORMATS, activations_in, rounded, ulp
 
 Tensors = Mapping[str, np.ndarray]
 FACTOR = 2.0
-# How far a tensor of many positions may lean towards zero, in floors.
+# How far a tensor of many positions may lean, in floors.
 LEAN = 1.0
+LEANS_DOWN = "its numbers are too small on the whole: they lean towards zero"
+LEANS_UP = "its numbers are too large on the whole: they lean away from zero"
 # Fewer positions than this lean by chance.
 LEAN_ROWS = 8
 
@@ -250,14 +253,14 @@ def judge(
     if not measures.error <= factor * floor:
         verdict, note = "outside", _how_far(measures.error, floor)
     elif leans(measures, floor, dtype, exact.size // exact.shape[-1]):
-        verdict, note = "outside", "its numbers lean towards zero"
+        verdict, note = "outside", LEANS_DOWN if measures.lean > 0 else LEANS_UP
     return Row(name, verdict, note, floor, measures, logits)
 
 
 def leans(measures: Measures, floor: float, dtype: str, rows: int) -> bool:
-    """Whether the numbers are smaller than rounding to nearest makes them."""
+    """Whether the numbers are smaller or larger than rounding to nearest makes them."""
     half = FORMATS[activations_in(dtype)].digits < 24
-    return half and rows >= LEAN_ROWS and measures.lean > LEAN * floor
+    return half and rows >= LEAN_ROWS and abs(measures.lean) > LEAN * floor
 
 
 def _not_finite(y: np.ndarray, shown: np.ndarray) -> str:

@@ -1,0 +1,175 @@
+"""What went wrong: the usual faults, tried one after the other.
+
+Each suspicion about the first tensor outside says what the tensor would be (`suspects`).
+It is *proved* if the distance from there to the candidate is within the floor again,
+and *likely* if it falls to a quarter or less; of several, the closest counts.
+
+Faults that lie between two tensors that the candidate does not have can be told only
+with the model at hand: then the whole of every model of `faults` is run up to the
+tensor.  A backend that shows nothing but logits can be diagnosed in this way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from npllama.golden.compare import LEANS_DOWN, relative_error
+from npllama.golden.faults import TEXTS, faults, run_fault
+from npllama.golden.floor import steps_of
+from npllama.golden.precision import rounded, truncated
+from npllama.golden.suspects import (
+    Scene,
+    Suspicion,
+    candidate_of,
+    kind_of,
+    made_from,
+    suspicions,
+)
+
+# A whole model is run per suspicion: up to so many products of weight and position.
+WORK = 5e9
+LIKELY = 0.25
+# Near the limit a suspicion must at least make it better.
+BETTER = 0.8
+FITTED = ("other gain", "scaled")
+# The share of numbers that must agree to the last digit.
+SAME_DIGITS = 0.9
+# So many numbers have to agree with a suspicion.
+ENOUGH = 16
+
+
+class Finding(NamedTuple):
+    """A suspicion that the candidate's numbers confirm."""
+
+    fault: str
+    text: str
+    left: float  # relative error that remains under it
+    proved: bool
+
+
+#  ---- numbers that were cut off ----------------------------------------------
+
+
+def cut_off(scene: Scene) -> Finding | None:
+    """Truncation, or a narrower format than was said, seen in the very digits."""
+    y, exact = candidate_of(scene), scene.exact
+    for dtype in ("bfloat16", "float16"):
+        if scene.dtype == "float16" or not (rounded(y, dtype) == y).all():
+            continue
+        cut, near = truncated(exact, dtype), rounded(exact, dtype)
+        differ = cut != near
+        if differ.sum() < ENOUGH:
+            continue
+        if (y == cut)[differ].mean() > SAME_DIGITS:
+            return Finding("truncated", TEXTS["truncated"].format(dtype), 0.0, True)
+        if scene.dtype == "float32" and (y == near)[differ].mean() > SAME_DIGITS:
+            text = TEXTS["narrow"].format(dtype, dtype)
+            return Finding("narrow", text, 0.0, True)
+    return None
+
+
+def leaning(scene: Scene) -> Finding | None:
+    """Truncation, seen in what several of them add up to."""
+    row = scene.row
+    if row.note != LEANS_DOWN or row.measures is None:
+        return None
+    text = TEXTS["truncated"].format(scene.dtype)
+    return Finding("truncated", text, row.measures.error, False)
+
+
+#  ---- the verdict ------------------------------------------------------------
+
+
+def left_by(suspicion: Suspicion, y: np.ndarray, exact: np.ndarray) -> float:
+    """Relative error that remains, where all three are finite."""
+    tensor = suspicion.tensor
+    if tensor.shape != y.shape:
+        return float("inf")
+    shown = np.isfinite(y) & np.isfinite(exact) & np.isfinite(tensor)
+    if shown.sum() < min(ENOUGH, exact.size / 2):
+        return float("inf")
+    return relative_error(y[shown], tensor[shown])
+
+
+def from_the_whole(scene: Scene) -> Iterator[Suspicion]:
+    """Every faulty model, run up to the tensor."""
+    model, module = scene.model, scene.module
+    steps = steps_of(scene.golden)
+    names = [step.name for step in steps]
+    if model is None or scene.step not in names:
+        return
+    tokens = np.asarray(scene.golden["tokens"])
+    weights = sum(w.size for layer in model.layers for w in layer if w is not None)
+    if (weights + model.lm_head.size) * tokens.size > WORK:
+        return
+    steps = steps[: names.index(scene.step) + 1]
+    words = module.split(".")
+    inside = words[:2] == ["model", "layers"]
+    at = [int(words[2])] if inside else range(len(model.layers))
+    for fault in faults(model, at):
+        tensor = run_fault(fault, tokens, steps, module)
+        if tensor is not None:
+            yield Suspicion(fault.key, fault.text, tensor)
+
+
+def closest(scene: Scene, found: Iterator[Suspicion]) -> Finding | None:
+    """The suspicion that leaves least, if it explains anything.
+
+    One that has a number fitted for every coordinate fits whatever there is: it counts
+    only if no other does.
+    """
+    y, exact = candidate_of(scene), scene.exact
+    shown = np.isfinite(y) & np.isfinite(exact)
+    before = relative_error(y[shown], exact[shown])
+    limit = scene.factor * (scene.row.floor or 0.0)
+    best: dict[bool, Finding] = {}
+    for suspicion in found:
+        left = left_by(suspicion, y, exact)
+        if not (left <= min(limit, BETTER * before) or left <= LIKELY * before):
+            continue
+        fitted = suspicion.fault in FITTED
+        # Two that leave as little are told apart by their order.
+        if fitted not in best or left < 0.9 * best[fitted].left:
+            proved = left <= limit
+            best[fitted] = Finding(suspicion.fault, suspicion.text, left, proved)
+    return best.get(False, best.get(True))
+
+
+def diagnose(scene: Scene) -> Finding | None:
+    """Say which of the usual faults explains the first tensor outside.
+
+    Parameters
+    ----------
+    scene : Scene
+
+    Returns
+    -------
+    Finding, or None if none of them does
+    """
+    try:
+        finding = closest(scene, suspicions(scene)) or leaning(scene)
+        finding = cut_off(scene) or finding
+    except ValueError:  # another shape: nothing can be computed with it
+        return None
+    sources = made_from(scene.row.name, scene.config.num_hidden_layers)
+    missing = any(name not in scene.candidate for name in sources)
+    if finding is None or (missing and not finding.proved):
+        whole = closest(scene, from_the_whole(scene))
+        if whole and (finding is None or whole.left < finding.left):
+            finding = whole
+    if finding is None and kind_of(scene.module) == "lm_head":
+        return untied(scene)
+    return finding
+
+
+def untied(scene: Scene) -> Finding | None:
+    """Logits without any likeness to the golden ones, the norm before them right."""
+    measures = scene.row.measures
+    norm = f"{scene.step}/model.norm"
+    alike = measures is None or abs(measures.cosine) > 0.5
+    if alike or norm not in scene.candidate or not scene.config.tie_word_embeddings:
+        return None
+    return Finding("head untied", TEXTS["head untied"], measures.error, False)
