@@ -7,6 +7,7 @@ Part I, the forward pass
     `ops`          the one product, written as an equation
     `config`       the numbers that define a LLaMA
     `tokenizer`    text to tokens and back
+    `vocabulary`   the files that a tokenizer is read from
     `chat`         how a conversation becomes one text
     `npz`          arrays in a file, used where they lie
     `weights`      one file that is the whole model

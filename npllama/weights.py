@@ -24,7 +24,8 @@ import numpy as np
 
 from npllama.config import Config, config_from_hf, config_to_hf
 from npllama.npz import Archive, read_npz, write_array, write_text, writing
-from npllama.tokenizer import Tokenizer, load_tokenizer
+from npllama.tokenizer import Tokenizer
+from npllama.vocabulary import load_tokenizer
 
 STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 STORED |= {"float64": np.float64}

@@ -16,7 +16,7 @@ from npllama.chat import (
     stop_tokens,
     turn_tokens,
 )
-from npllama.tokenizer import load_tokenizer_file
+from npllama.vocabulary import load_tokenizer_file
 
 FOLDER = Path(__file__).parent / "goldens" / "tokenizers"
 SP = load_tokenizer_file(FOLDER / "sentencepiece.model")

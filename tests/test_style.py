@@ -144,7 +144,7 @@ def uses_before_definition(tree):
 
 
 # Chapters about files and text are told from the whole to the parts instead.
-TOLD_BACKWARDS = {"config", "tokenizer", "chat", "npz", "weights"}
+TOLD_BACKWARDS = {"config", "tokenizer", "vocabulary", "chat", "npz", "weights"}
 
 
 @pytest.mark.parametrize("name", [n for n in PART_ONE if n not in TOLD_BACKWARDS])
@@ -156,7 +156,7 @@ def test_definitions_come_before_their_use(name):
 
 
 # Longer than they should be.
-LONG_FILES = {"npllama/tokenizer.py"}
+LONG_FILES: set[str] = set()
 LONG_FUNCTIONS = {
     "constrained_beam_search",
     "group_beam_search",

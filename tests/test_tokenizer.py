@@ -16,6 +16,8 @@ from npllama.tokenizer import (
     SPACE,
     StreamDecoder,
     cut_long_text,
+)
+from npllama.vocabulary import (
     llama3_special_names,
     load_tokenizer,
     load_tokenizer_file,

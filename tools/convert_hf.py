@@ -36,7 +36,7 @@ from checkpoints.llama2c import open_llama2c  # noqa: E402
 from checkpoints.meta import is_meta, open_meta  # noqa: E402
 from checkpoints.source import Checkpoint, Tensor  # noqa: E402
 
-from npllama.tokenizer import load_tokenizer  # noqa: E402
+from npllama.vocabulary import load_tokenizer  # noqa: E402
 from npllama.weights import STORED, save, tensor_shapes, widen  # noqa: E402
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
