@@ -219,13 +219,14 @@ def split(
     """Part the candidates into texts that end here and beams that go on.
 
     A text may only end among the first `num_beams`; the other candidates are
-    understudies, so that as many beams can go on.
+    understudies, so that as many beams can go on.  What follows a beam that is not
+    there is no text, and must not fill the list of finished ones.
     """
     reasons = [ends(beam.tokens) for beam in candidates]
     ended = [
         finish(beam, reason, length_penalty)
         for beam, reason in zip(candidates[:num_beams], reasons)
-        if reason
+        if reason and not -np.inf < beam.score < NOWHERE / 2
     ]
     going = [beam for beam, reason in zip(candidates, reasons) if not reason]
     return ended, sorted(going, key=lambda beam: -beam.score)[:num_beams]
