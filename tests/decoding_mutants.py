@@ -38,6 +38,8 @@ FAULTS = {
          "may_rise = False"),
         (BEAM, "<= finished[-1].score", "<= finished[0].score"),
         (BEAM, "    if early_stopping is True:\n", "    if early_stopping is None:\n"),
+        # what follows a beam that is not there fills the list of finished texts
+        (BEAM, "if reason and not -np.inf < beam.score < NOWHERE / 2", "if reason"),
         # beams exchange their texts, the cache keeps the old ones
         (BEAM, "array[:, :n, :, :S] = array[:, rows, :, :S]",
          "array[:, :n, :, :S] = array[:, :n, :, :S]"),
