@@ -74,9 +74,9 @@ def forward(
         positions = start[:, None] + step  # (B, T)
     tables = rope_tables(model.config, positions, model.embed.dtype.name)
 
-    begin(start, T)
     enter("model")
     x = model.embed[tokens]  # (B, T, E)
+    begin(start, x)
     note("embed_tokens", x)
     for i, layer in enumerate(model.layers):
         enter(f"model.layers.{i}")

@@ -16,9 +16,10 @@ batch, rows, summed and those of `b` into batch, summed, columns; merge each kin
 into one axis; multiply; split the axes again.  Transposing and merging only
 renumber an array's strides, so weights are multiplied as they lie on disk.
 
-An observer may look on: ``with observing(obs):`` lets ``obs`` see every product (to
-count it) and every array that a later chapter hands to `note` (to record it).
-Nothing else in this book knows that it is being watched.
+An observer may look on: ``with observing(obs):`` lets ``obs`` see every product and
+every array that a later chapter hands to `note`, to record them.  A ledger gets a
+line for every product, to count it.  Nothing else in this book knows that it is
+being watched.
 """
 
 from __future__ import annotations
@@ -34,10 +35,7 @@ import numpy as np
 
 
 class Observer(Protocol):
-    """What may watch a computation: a FLOP counter, a recorder of activations.
-
-    One that also has a method `begin` is told of every pass through the model.
-    """
+    """What may watch a computation, such as a recorder of activations."""
 
     def enter(self, place: str) -> None:
         """The computation has come to `place`, such as ``model.layers.3``."""
@@ -49,20 +47,36 @@ class Observer(Protocol):
         """The array `x` was computed, by anything but a product."""
 
 
+class Kind(NamedTuple):
+    """All that the cost of a product depends on."""
+
+    name: str
+    equation: str
+    shape_a: tuple[int, ...]
+    shape_b: tuple[int, ...]
+    dtype: np.dtype
+
+
+class Ledger(Protocol):
+    """What only counts gets a line for every product: that takes hardly any time."""
+
+    lines: list  # the Kind of every product, and every place (str)
+
+    def begin(self, start: np.ndarray, x: np.ndarray) -> None:
+        """A pass through the model begins."""
+
+
 _observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
+_ledgers: ContextVar[tuple[Ledger, ...]] = ContextVar("ledgers", default=())
 
 
 @contextmanager
 def observing(observer: Observer) -> Iterator[Observer]:
     """Let `observer` watch what is computed inside the ``with`` block.
 
-    Inside such a block of its own it watches already, and sees nothing twice.  Do
-    not hold it open across the ``yield`` of a generator: what the consumer computes
-    in between would be seen as well.
+    Do not hold it open across the ``yield`` of a generator: what the consumer
+    computes in between would be seen as well.
     """
-    if observer in _observers.get():
-        yield observer
-        return
     token = _observers.set((*_observers.get(), observer))
     try:
         yield observer
@@ -70,25 +84,37 @@ def observing(observer: Observer) -> Iterator[Observer]:
         _observers.reset(token)
 
 
-def begin(start: np.ndarray, T: int) -> None:
-    """Tell the observers that ask for it that a pass through the model begins.
+@contextmanager
+def keeping(ledger: Ledger) -> Iterator[Ledger]:
+    """Let `ledger` get its lines inside the ``with`` block; each once, also if nested."""
+    ledgers = _ledgers.get()
+    token = _ledgers.set(ledgers if ledger in ledgers else (*ledgers, ledger))
+    try:
+        yield ledger
+    finally:
+        _ledgers.reset(token)
+
+
+def begin(start: np.ndarray, x: np.ndarray) -> None:
+    """Tell the ledgers that a pass through the model begins.
 
     Parameters
     ----------
     start : (B,) int64
         Positions that each row holds before it.
-    T : int
-        New positions of every row.
+    x : (B, T, E) float
+        Embeddings of the new ones.
     """
-    for observer in _observers.get():
-        if hasattr(observer, "begin"):
-            observer.begin(start, T)
+    for ledger in _ledgers.get():
+        ledger.begin(start, x)
 
 
 def enter(place: str) -> None:
-    """Tell the observers which part of the model comes next."""
+    """Tell all who watch which part of the model comes next."""
     for observer in _observers.get():
         observer.enter(place)
+    for ledger in _ledgers.get():
+        ledger.lines.append(place)
 
 
 def note(name: str, x: np.ndarray) -> None:
@@ -100,6 +126,7 @@ def note(name: str, x: np.ndarray) -> None:
 class Plan(NamedTuple):
     """How one equation becomes one matrix multiplication; None: leave as it is."""
 
+    kind: Kind
     order_a: tuple[int, ...] | None
     shape_a: tuple[int, ...] | None
     order_b: tuple[int, ...] | None
@@ -111,7 +138,9 @@ class Plan(NamedTuple):
 
 # Attention's shapes change with every token, so plans come and go.
 @lru_cache(maxsize=4096)
-def plan(equation: str, shape_a: tuple, shape_b: tuple, name: str) -> Plan:
+def plan(
+    equation: str, shape_a: tuple, shape_b: tuple, name: str, dtype: np.dtype
+) -> Plan:
     """Work out, once per equation and shapes, how to compute a product.
 
     Raises
@@ -134,6 +163,7 @@ def plan(equation: str, shape_a: tuple, shape_b: tuple, name: str) -> Plan:
     M, S, C = (math.prod(sizes(kind)) for kind in (rows, summed, columns))
     y = batch + rows + columns
     return Plan(
+        kind=Kind(name, equation, shape_a, shape_b, dtype),
         order_a=_order(word_a, batch + rows + summed),
         shape_a=_unless(len(rows) == len(summed) == 1, (*sizes(batch), M, S)),
         order_b=_order(word_b, batch + summed + columns),
@@ -221,7 +251,7 @@ def einsum(equation: str, a: np.ndarray, b: np.ndarray, name: str) -> np.ndarray
     ValueError
         If the shapes do not fit the equation.
     """
-    p = plan(equation, a.shape, b.shape, name)
+    p = plan(equation, a.shape, b.shape, name, a.dtype)
     left = a if p.order_a is None else a.transpose(p.order_a)
     left = left if p.shape_a is None else left.reshape(p.shape_a)
     right = b if p.order_b is None else b.transpose(p.order_b)
@@ -231,4 +261,6 @@ def einsum(equation: str, a: np.ndarray, b: np.ndarray, name: str) -> np.ndarray
     y = y if p.order_y is None else y.transpose(p.order_y)
     for observer in _observers.get():
         observer.product(name, equation, a, b, y)
+    for ledger in _ledgers.get():
+        ledger.lines.append(p.kind)
     return y

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import spec
+from benchmarks.counting import cost_of_counting
 from goldens.flops_cases import BATCHES, CASES, COMPONENTS, KINDS, PASSES
 from goldens.model_cases import config_of, model_of
 from hypothesis import given
@@ -70,8 +71,9 @@ def test_a_product_costs_what_its_loops_do(case, calls):
 
 def test_bytes_are_told_by_dtype():
     with FlopCounter() as count:
-        einsum("TE,FE->TF", X, X.astype(np.float64), "mixed")
-    assert count.total.bytes == {"float32": 6 * 4, "float64": (6 + 4) * 8}
+        for dtype in ("float32", "float64", "float32"):
+            einsum("TE,FE->TF", X.astype(dtype), X.astype(dtype), "y")
+    assert count.total.bytes == {"float32": 2 * 16 * 4, "float64": 16 * 8}
 
 
 def test_a_lookup_moves_rows_and_computes_nothing():
@@ -250,14 +252,29 @@ def test_a_future_that_is_not_a_number_is_counted_as_the_loops_that_avoid_it():
         assert (cost.calls, cost.flops) == (loops[name].calls, loops[name].flops)
 
 
-def test_many_shapes_are_summed_and_not_all_kept(monkeypatch):
+@pytest.mark.parametrize("most_lines, most_kinds", [(10, 10**6), (10, 50), (1, 1)])
+def test_a_long_text_keeps_sums_and_not_every_line(monkeypatch, most_lines, most_kinds):
     expected = counted(2, *[1] * 30)
-    monkeypatch.setattr(counter, "MOST_SHAPES", 50)
+    kinds = len(expected.products())
+    monkeypatch.setattr(counter, "MOST_LINES", most_lines)
+    monkeypatch.setattr(counter, "MOST_KINDS", most_kinds)
     count = counted(2, *[1] * 30)
-    assert len(count.products()) < len(expected.products())
+    assert len(count._ledger.lines) < 100
+    assert (len(count.products()) == kinds) == (most_kinds > 50)
     for view in (("name",), ("layer",), ("phase", "name"), ("equation",)):
         assert count.by(*view) == expected.by(*view)
     assert count.attention() == expected.attention()
+
+
+def test_a_count_can_be_read_while_another_thread_goes_on(monkeypatch):
+    monkeypatch.setattr(counter, "MOST_LINES", 50)
+    with FlopCounter() as count, ThreadPoolExecutor(1) as pool:
+        work = pool.submit(carried(run), *[1] * 60)
+        totals = [count.total.flops]
+        while not work.done():
+            totals.append(count.total.flops)
+    assert totals == sorted(totals)
+    assert count.total == counted(*[1] * 60).total
 
 
 # ---- beside torch -----------------------------------------------------------
@@ -416,3 +433,8 @@ def test_counting_does_not_change_what_is_computed():
     with FlopCounter():
         watched = forward(MODEL, tokens, new_cache(DISTINCT, 2, 5))
     assert np.array_equal(alone, watched)
+
+
+def test_the_cost_of_counting_can_be_measured():
+    found = cost_of_counting(DISTINCT, steps=20, context=3)
+    assert found["step"] > 0 and found["share"] == found["added"] / found["step"]

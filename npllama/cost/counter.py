@@ -4,10 +4,11 @@
         generate(model, "Once upon a time")
     print(count)
 
-Every product of the book goes through `ops.einsum`, which shows it to whoever is
-watching: a counter needs no list of layers to hook into, and misses nothing.  It
-does as little as can be at each product, it adds one to the number of those with
-these shapes; what they cost is worked out when somebody asks.
+Every product of the book goes through `ops.einsum`, which writes a line for it into
+each open ledger: a counter needs no list of layers to hook into, and misses nothing.
+A line is but a pointer to what is known already, the kind of the product; what it
+cost is worked out when somebody asks.  So counting takes little, even beside a model
+whose weights sweep everything else out of the processor's cache.
 
 A pass through the model that brings one new token to rows that all hold some is
 *decode*; any other is *prefill*, also one over several tokens that a draft has
@@ -28,15 +29,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from contextvars import copy_context
-from functools import lru_cache, wraps
-from typing import Any
+from functools import wraps
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from npllama.cost.product import (
     LOOKUP,
     NOTHING,
-    Operands,
     Product,
     Total,
     cost,
@@ -45,60 +45,114 @@ from npllama.cost.product import (
     shapes,
 )
 from npllama.cost.report import as_csv, as_dict, lines, tree
-from npllama.ops import observing
+from npllama.ops import Kind, keeping
+
+# So many lines are kept before they are summed, and so many kinds before their
+# shapes are forgotten: attention has new ones at every step of a text.
+MOST_LINES, MOST_KINDS = 10_000, 100_000
+# Its first operand is what attention found: T positions, H heads, D numbers.
+BEHIND_ATTENTION = "BTHD,EHD->BTE"
 
 
-@lru_cache(maxsize=16384)
+class Pass(NamedTuple):
+    """A line that says that a pass through the model begins."""
+
+    start: list[int]  # B of them, positions that a row holds before
+    shape: tuple[int, ...]  # (B, T, E), of the embeddings
+    dtype: np.dtype
+
+    @property
+    def phase(self) -> str:
+        """One new position for rows that all hold some is a step of decode."""
+        return "decode" if self.shape[1] == 1 and 0 not in self.start else "prefill"
+
+    @property
+    def seen(self) -> int:
+        """Positions that rows hold in the end, summed over the rows."""
+        return sum(self.start) + self.shape[0] * self.shape[1]
+
+    @property
+    def lookup(self) -> Kind:
+        """What looking up the embeddings cost."""
+        tokens = self.shape[:-1]
+        return Kind("embed_tokens", LOOKUP, tokens, self.shape, self.dtype)
+
+
+class Tally:
+    """What one thread has counted."""
+
+    def __init__(self) -> None:
+        self.lines: list[Kind | Pass | str] = []  # not yet summed
+        self.phase, self.place, self.seen = "outside", "", 0
+        self.calls: dict[tuple[str, str], dict[Kind, int]] = {}  # by phase and place
+        self.squares: dict[str, int] = defaultdict(int)  # FLOPs by phase
+        self.folded: list[Product] = []
+
+    def sum(self) -> None:
+        """Sum the lines that have been written so far."""
+        n = len(self.lines)
+        here = self._here()
+        for line in self.lines[:n]:
+            if isinstance(line, Kind):
+                here[line] += 1
+                if line.equation == BEHIND_ATTENTION:
+                    self._square(line)
+            elif isinstance(line, Pass):
+                self.phase, self.seen = line.phase, line.seen
+                here = self._here()
+                here[line.lookup] += 1
+            else:
+                self.place = line
+                here = self._here()
+        del self.lines[:n]
+        if sum(map(len, self.calls.values())) > MOST_KINDS:
+            self.fold()
+
+    def _here(self) -> dict[Kind, int]:
+        return self.calls.setdefault((self.phase, self.place), defaultdict(int))
+
+    def _square(self, out: Kind) -> None:
+        """Count what attention would do in full: two products of T queries with all."""
+        _, T, H, D = out.shape_a
+        self.squares[self.phase] += 2 * 2 * T * self.seen * H * D
+
+    def fold(self) -> None:
+        """Forget shapes, keep sums."""
+        various = [p._replace(shapes=()) for p in self.products()]
+        self.folded = merged(various)
+        self.calls.clear()
+
+    def products(self) -> Iterator[Product]:
+        """All that was summed."""
+        for (phase, place), kinds in self.calls.items():
+            for kind, n in kinds.items():
+                label = (phase, layer_of(place), kind.name, kind.equation)
+                yield Product(*label, shapes(kind), cost(kind, n))
+        yield from self.folded
+
+
 def layer_of(place: str) -> int | None:
     """The number at the end of ``model.layers.3``; None elsewhere."""
     end = place.rpartition(".")[2]
     return int(end) if end.isdecimal() else None
 
 
-Place = tuple[str, "int | None"]  # phase and layer
+class ThreadsLedger(threading.local):
+    """A ledger whose lines go to the calling thread's own tally."""
 
-
-class Tally:
-    """What one thread has counted, and where in the model it is."""
-
-    def __init__(self) -> None:
-        self.place: Place = ("outside", None)
-        self.seen = 0  # positions that the rows of this pass will hold, summed
-        self.calls: dict[Place, dict[tuple, int]] = defaultdict(
-            lambda: defaultdict(int)
-        )
-        self.here = self.calls[self.place]
-        self.squares: dict[Place, int] = defaultdict(int)
-        self.folded: list[Product] = []
-
-    def products(self) -> Iterator[Product]:
-        """All that was counted."""
-        for (phase, layer), calls in dict(self.calls).items():
-            for key, n in dict(calls).items():
-                kind = Operands(*key)
-                name, equation = kind[:2]
-                yield Product(phase, layer, name, equation, shapes(kind), cost(kind, n))
-        yield from self.folded
-
-    def fold(self) -> None:
-        """Keep sums, forget shapes."""
-        various = [p._replace(shapes=()) for p in self.products()]
-        self.folded = merged(various)
-        for calls in self.calls.values():
-            calls.clear()
-
-
-class Own(threading.local):
-    """A thread's own tally, put on a list when the thread first asks for it."""
-
-    def __init__(self, tallies: list[Tally]) -> None:
-        self.tally = Tally()
-        tallies.append(self.tally)
+    def __init__(self, tallies: list[Tally], lock: threading.Lock) -> None:
+        # This runs once in every thread, when it first comes here.
+        self.lock, self.tally = lock, Tally()
+        self.lines = self.tally.lines
         self.blocks: list[ExitStack] = []
+        tallies.append(self.tally)
 
-
-# Attention has new shapes at every step of a text; so many are kept apart.
-MOST_SHAPES = 100_000
+    def begin(self, start: np.ndarray, x: np.ndarray) -> None:
+        """A pass over the embeddings `x` begins, behind `start` positions."""
+        self.lines.append(Pass(start.tolist(), x.shape, x.dtype))
+        if len(self.lines) > MOST_LINES:
+            with self.lock:
+                self.tally.sum()
 
 
 class FlopCounter:
@@ -110,57 +164,26 @@ class FlopCounter:
 
     def __init__(self) -> None:
         self._tallies: list[Tally] = []
-        self._own = Own(self._tallies)
         self._lock = threading.Lock()
+        self._ledger = ThreadsLedger(self._tallies, self._lock)
 
     def __enter__(self) -> FlopCounter:
         block = ExitStack()
-        block.enter_context(observing(self))
-        self._own.blocks.append(block)
+        block.enter_context(keeping(self._ledger))
+        self._ledger.blocks.append(block)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._own.blocks.pop().close()
-
-    # ---- watching
-
-    def begin(self, start: np.ndarray, T: int) -> None:
-        """A pass over `T` new positions of every row begins."""
-        tally, starts = self._own.tally, start.tolist()
-        phase = "decode" if T == 1 and 0 not in starts else "prefill"
-        tally.place = phase, None
-        tally.seen = sum(starts) + T * len(starts)
-        if sum(map(len, tally.calls.values())) > MOST_SHAPES:
-            with self._lock:
-                tally.fold()
-
-    def enter(self, place: str) -> None:
-        """What follows belongs to another layer."""
-        tally = self._own.tally
-        tally.place = tally.place[0], layer_of(place)
-        tally.here = tally.calls[tally.place]
-
-    def product(self, name: str, equation: str, a, b, y) -> None:
-        """Count one product; `Operands` names the fields."""
-        here = self._own.tally.here
-        here[name, equation, a.shape, b.shape, a.dtype, b.dtype] += 1
-
-    def note(self, name: str, x: np.ndarray) -> None:
-        """Count the lookup of embeddings, and the square of attention."""
-        tally = self._own.tally
-        if name == "embed_tokens":
-            tally.here[name, LOOKUP, x.shape[:-1], x.shape, x.dtype, x.dtype] += 1
-        elif name == "attention":
-            _, T, H, D = x.shape
-            # Scores and values: two products of T queries with all that is seen.
-            tally.squares[tally.place] += 2 * 2 * T * tally.seen * H * D
+        self._ledger.blocks.pop().close()
 
     # ---- what was counted
 
     def products(self) -> list[Product]:
         """All products, by phase, layer, name and shapes, of all threads together."""
         with self._lock:
-            return merged(p for tally in list(self._tallies) for p in tally.products())
+            for tally in self._tallies:
+                tally.sum()
+            return merged(p for tally in self._tallies for p in tally.products())
 
     def by(self, *fields: str) -> dict[Any, Total]:
         """Sums by "name" (the component), "layer", "phase", "equation" or "shapes".
@@ -185,10 +208,11 @@ class FlopCounter:
             if name in ("scores", "values"):
                 both = found.setdefault(phase, {"executed": 0, "square": 0})
                 both["executed"] += sums.flops
-        for tally in list(self._tallies):
-            for (phase, _), flops in dict(tally.squares).items():
-                both = found.setdefault(phase, {"executed": 0, "square": 0})
-                both["square"] += flops
+        with self._lock:
+            squares = [item for t in self._tallies for item in t.squares.items()]
+        for phase, flops in squares:
+            both = found.setdefault(phase, {"executed": 0, "square": 0})
+            both["square"] += flops
         return found
 
     # ---- as a tree

@@ -18,10 +18,10 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import numpy as np
+from npllama.ops import Kind
 
 # Looking up embeddings is no product: for every token, its row of the table is read
-# and written.
+# and written.  Its first operand are the tokens, its second the rows that are read.
 LOOKUP = "VE[BT]->BTE"
 
 
@@ -70,21 +70,7 @@ class Product(NamedTuple):
     total: Total
 
 
-class Operands(NamedTuple):
-    """What tells one kind of product from another.
-
-    A lookup has tokens for a first operand, and for a second the rows that it reads.
-    """
-
-    name: str
-    equation: str
-    shape_a: tuple[int, ...]
-    shape_b: tuple[int, ...]
-    dtype_a: np.dtype
-    dtype_b: np.dtype
-
-
-def shapes(kind: Operands) -> tuple[tuple[int, ...], ...]:
+def shapes(kind: Kind) -> tuple[tuple[int, ...], ...]:
     """Shapes of both operands and of the result."""
     if kind.equation == LOOKUP:
         return kind.shape_a, kind.shape_b
@@ -92,26 +78,24 @@ def shapes(kind: Operands) -> tuple[tuple[int, ...], ...]:
     return kind.shape_a, kind.shape_b, tuple(sizes[letter] for letter in out)
 
 
-def _sizes(kind: Operands) -> dict[str, int]:
+def _sizes(kind: Kind) -> dict[str, int]:
     letters = kind.equation.split("->")[0].replace(",", "")
     return dict(zip(letters, kind.shape_a + kind.shape_b))
 
 
-def cost(kind: Operands, calls: int = 1) -> Total:
+def cost(kind: Kind, calls: int = 1) -> Total:
     """What some equal products cost.
 
     The second operand is what the model keeps, weights or cached keys and values;
     the first is in flight.
     """
-    one, two = kind.dtype_a, kind.dtype_b
     if kind.equation == LOOKUP:
-        n = calls * math.prod(kind.shape_b)
-        return Total(calls, 0, n, n, n, {two.name: 2 * n * two.itemsize})
-    a, b, y = (calls * math.prod(shape) for shape in shapes(kind))
-    flops = calls * 2 * math.prod(_sizes(kind).values())
-    size: dict[str, int] = {}
-    for n, dtype in ((a, one), (b, two), (y, np.result_type(one, two))):
-        size[dtype.name] = size.get(dtype.name, 0) + n * dtype.itemsize
+        flops, a = 0, 0
+        b = y = calls * math.prod(kind.shape_b)
+    else:
+        flops = calls * 2 * math.prod(_sizes(kind).values())
+        a, b, y = (calls * math.prod(shape) for shape in shapes(kind))
+    size = {kind.dtype.name: (a + b + y) * kind.dtype.itemsize}
     return Total(calls, flops, a + b, y, b, size)
 
 
