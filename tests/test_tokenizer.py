@@ -226,6 +226,28 @@ def test_of_special_tokens_that_overlap_the_longest_is_found():
     assert parts == ["x", "<a>", "", "<ab", ">"]
 
 
+# Merges that only a text cut in the wrong place would make.
+ACROSS = [b"12", b"34", b"1234", b" a", b"b\n", b" ab\n", b"Sx", b"'S", b"s\n"]
+
+
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        ("1234", "12 3 4".split()),  # numbers, by three digits
+        ("it'Sx", "i t 'S x".split()),  # contractions, in capitals, too
+        ("b\nab", ["b", "\n", "a", "b"]),  # letters end before a line does
+        (" ab", [" a", "b"]),  # a space goes with the word behind it
+        ("s\n", ["s", "\n"]),
+    ],
+)
+def test_text_of_llama_3_is_split_before_it_is_merged(text, parts):
+    singles = [bytes([byte]) for byte in range(256)]
+    ranks = b"".join(rank(t, i) for i, t in enumerate([*singles, *ACROSS]))
+    tokenizer = load_tokenizer({"tokenizer.model": ranks})
+    found = tokenizer.encode(text, bos=False)
+    assert [tokenizer.piece(token) for token in found] == parts
+
+
 # ---- long text -------------------------------------------------------------------
 
 
