@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 from candidates.text import text_of  # noqa: E402
+
 from npllama.golden.trace import META, read_golden  # noqa: E402
 from npllama.npz import write_array, write_text, writing  # noqa: E402
 from npllama.weights import load  # noqa: E402
@@ -98,7 +99,7 @@ def candidate(backend: str, source: str, golden: Path, out: Path, dtype: str) ->
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; 1 if the backend cannot be run, with a line that says why."""
+    """Run the command line; 1, and a line that says why, if the backend cannot run."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -201,6 +201,7 @@ def as_gguf(source: str, target: Path) -> int:
     # Here, so that other programs are measured without npllama in memory.
     from candidates.gguf_file import write_gguf
     from candidates.text import named_weights
+
     from npllama.weights import load
 
     model = load(source)

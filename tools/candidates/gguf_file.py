@@ -29,7 +29,7 @@ OUTSIDE = {
 
 
 def gguf_name(name: str) -> str:
-    """llama.cpp's name of a tensor: blk.3.ffn_up.bias, model.layers.3.mlp.up_proj.bias."""
+    """llama.cpp's name: blk.3.ffn_up.bias of model.layers.3.mlp.up_proj.bias."""
     module, _, kind = name.rpartition(".")
     if module in OUTSIDE:
         return f"{OUTSIDE[module]}.{kind}"
