@@ -231,11 +231,9 @@ def check_beam_search(
     usual = {"early_stopping": early_stopping[0], "max_new_tokens": 3}
     known = tuple(lengths | usual | {"length_penalty": x} for x in (1.0, 0.0, -1.0))
     # At first there are fewer texts than beams: what fills them up is no text.
-    known += tuple(
-        case | {"model": LanguageModel(3, 0), "early_stopping": True}
-        for case in known[:2]
-        if True in early_stopping
-    )
+    if True in early_stopping:
+        stops = {"prompt": [0], "early_stopping": True, "length_penalty": 0.0}
+        known += (lengths | usual | {"model": LanguageModel(3, 0)} | stops,)
     says = "with a beam for every text, the best text of all is found, and the order"
     yield Law(says, cases(**few), partial(_widest, rules=rules), known)
     says = "a score is the text's log-probability over its length to the penalty"
