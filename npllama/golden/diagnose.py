@@ -71,8 +71,35 @@ def cut_off(scene: Scene) -> Finding | None:
     return None
 
 
+def sums_cut_off(scene: Scene) -> Finding | None:
+    """Truncation, seen where the candidate added two of its tensors.
+
+    Other faults can make numbers smaller too; but the residual stream is a plain sum,
+    and shows how its result was shortened.  Asked only where an error is small.
+    """
+    measures, floor = scene.row.measures, scene.row.floor
+    if not (measures and floor and measures.error < 10 * floor):
+        return None
+    for name in scene.candidate:
+        if (
+            not name.endswith((".post_attention", ".output"))
+            or name not in scene.golden
+        ):
+            continue
+        sources = made_from(name, scene.config.num_hidden_layers)
+        if any(source not in scene.candidate for source in sources):
+            continue
+        a, b, y = (scene.given(part) for part in (*sources, name))
+        cut, near = truncated(a + b, scene.dtype), rounded(a + b, scene.dtype)
+        differ = cut != near
+        if differ.sum() >= ENOUGH and (y == cut)[differ].mean() > SAME_DIGITS:
+            text = TEXTS["truncated"].format(scene.dtype)
+            return Finding("truncated", text, measures.error, True)
+    return None
+
+
 def leaning(scene: Scene) -> Finding | None:
-    """Truncation, seen in what several of them add up to."""
+    """Truncation, seen in what many errors add up to."""
     row = scene.row
     if row.note != LEANS_DOWN or row.measures is None:
         return None
@@ -150,8 +177,8 @@ def diagnose(scene: Scene) -> Finding | None:
     Finding, or None if none of them does
     """
     try:
-        finding = closest(scene, suspicions(scene)) or leaning(scene)
-        finding = cut_off(scene) or finding
+        finding = cut_off(scene) or sums_cut_off(scene)
+        finding = finding or closest(scene, suspicions(scene)) or leaning(scene)
     except ValueError:  # another shape: nothing can be computed with it
         return None
     sources = made_from(scene.row.name, scene.config.num_hidden_layers)

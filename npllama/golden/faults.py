@@ -23,7 +23,7 @@ import numpy as np
 from npllama.attention import softmax, vectorized
 from npllama.cache import new_cache
 from npllama.config import Rope
-from npllama.golden.floor import Step
+from npllama.golden.floor import Step, split_name
 from npllama.golden.record import Recorder
 from npllama.model import forward
 from npllama.ops import einsum, observing
@@ -290,10 +290,14 @@ def run_fault(
     -------
     array, or None if a fault makes the tensor impossible
     """
-    model, kept = fault.model, {}
-    recorder = Recorder(
-        model, lambda name, x: kept.update({name: x.copy()} if name == module else {})
-    )
+    model = fault.model
+    kept: list[np.ndarray] = []
+
+    def keep(name: str, x: np.ndarray) -> None:
+        if split_name(name)[1] == module:
+            kept[:] = [x.copy()]
+
+    recorder = Recorder(model, keep)
     cache = new_cache(
         model.config, len(tokens), steps[-1].end + 1, model.embed.dtype.name
     )
@@ -308,4 +312,4 @@ def run_fault(
                 attend=fault.attend,
                 positions=np.broadcast_to(positions, (len(tokens), len(positions))),
             )
-    return kept.get(module)
+    return kept[0] if kept else None

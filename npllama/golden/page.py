@@ -1,0 +1,248 @@
+"""The verdict on a candidate as a page: one file, nothing fetched from elsewhere.
+
+The plot has the tensors of a step from left to right, in the order in which they are
+computed, and their error upwards on a logarithmic scale.  The band is where rounding
+alone ends: from the noise floor up to as many times of it as are allowed.  A point
+above the band is a fault, and the first of them is where to look.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+
+from npllama.golden.compare import Row
+from npllama.golden.floor import split_name
+from npllama.golden.report import (
+    HEADER,
+    Report,
+    cells_of,
+    certainty,
+    ratio,
+    state,
+    summary,
+)
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1d2230; --soft: #5b6478; --paper: #fbfaf7;
+  --line: #d9d6cd; --band: #b9d3c3; --in: #2b6cb0; --out: #c2410c; --card: #ffffff; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8e6e1; --soft: #a3a9b8;
+  --paper: #16181d; --line: #363a44; --band: #2c4a3d; --in: #7fb2ec; --out: #ff9a62;
+  --card: #1e2128; } }
+body { margin: 0 auto; max-width: 64rem; padding: 2rem 1rem 4rem; color: var(--ink);
+  background: var(--paper); font: 16px/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+code, td, th, svg text { font-family: ui-monospace, Menlo, Consolas, monospace; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
+  border-left: 5px solid var(--in); padding: .8rem 1.1rem; }
+.outside.card { border-left-color: var(--out); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .8rem; }
+th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid var(--line);
+  white-space: nowrap; } th:first-child, td:first-child { text-align: left; }
+tr.outside td { color: var(--out); font-weight: 600; } .soft { color: var(--soft); }
+svg { width: 100%; min-width: 40rem; height: auto; } svg text { fill: var(--soft);
+  font-size: 11px; } .grid { stroke: var(--line); } .band { fill: var(--band); }
+.within-mark { fill: var(--in); } .outside-mark { fill: var(--out); }
+summary { cursor: pointer; margin: .6rem 0; }
+"""
+
+WIDTH, HEIGHT = 960, 340
+LEFT, RIGHT, TOP, BOTTOM = 64, 12, 14, 44
+
+
+class Scale:
+    """From tensor number and error to the point in the plot.
+
+    Parameters
+    ----------
+    rows : list of Row
+        All with measures.
+    factor : float
+        Floors that are allowed.
+    """
+
+    def __init__(self, rows: list[Row], factor: float):
+        errors = [row.measures.error for row in rows if row.measures]
+        limits = [row.floor * factor for row in rows if row.floor]
+        seen = [e for e in errors + limits if 0 < e < math.inf] or [1e-7, 1.0]
+        self.low = math.floor(math.log10(min(seen)) - 0.5)
+        self.high = max(math.ceil(math.log10(max(seen)) + 0.1), self.low + 1)
+        self.count = len(rows)
+
+    def x(self, i: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * (i + 0.5) / self.count
+
+    def y(self, error: float) -> float:
+        """Height of an error; one of zero lies on the lower edge."""
+        power = math.log10(error) if 0 < error < math.inf else self.low
+        power = self.high if error == math.inf else max(power, self.low)
+        share = (power - self.low) / (self.high - self.low)
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+
+def grid(scale: Scale) -> Iterator[str]:
+    """A line and a label per power of ten."""
+    step = max(1, (scale.high - scale.low) // 8)
+    for power in range(scale.low, scale.high + 1, step):
+        y = scale.y(10.0**power)
+        yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        yield f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">1e{power}</text>'
+
+
+def places(scale: Scale, rows: list[Row]) -> Iterator[str]:
+    """A label where each block begins, as many as there is room for."""
+    starts: dict[str, int] = {}
+    for i, row in enumerate(rows):
+        words = split_name(row.name)[1].split(".")
+        starts.setdefault(words[2] if words[:2] == ["model", "layers"] else "", i)
+    blocks = [(name, i) for name, i in starts.items() if name]
+    for name, i in blocks[:: max(1, len(blocks) // 24)]:
+        x, bottom = scale.x(i - 0.5), HEIGHT - BOTTOM
+        yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{bottom}"/>'
+        yield f'<text x="{x + 3:.1f}" y="{bottom + 16}">{escape(name)}</text>'
+    yield (
+        f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 8}" text-anchor="end">'
+        "block, in the order of execution</text>"
+    )
+
+
+def band(scale: Scale, rows: list[Row], factor: float) -> str:
+    """From the floor to its limit, as one area."""
+    known = [(i, row.floor) for i, row in enumerate(rows) if row.floor is not None]
+    above = [f"{scale.x(i):.1f},{scale.y(floor * factor):.1f}" for i, floor in known]
+    below = [f"{scale.x(i):.1f},{scale.y(floor):.1f}" for i, floor in reversed(known)]
+    return f'<polygon class="band" points="{" ".join(above + below)}"/>'
+
+
+def marks(scale: Scale, rows: list[Row]) -> Iterator[str]:
+    """A dot per tensor within, a triangle per tensor outside; names on hovering."""
+    for i, row in enumerate(rows):
+        if row.measures is None:
+            continue
+        x, y = scale.x(i), scale.y(row.measures.error)
+        title = f"<title>{escape(row.name)}: {escape(state(row))}</title>"
+        if row.verdict == "outside":
+            points = (
+                f"{x:.1f},{y - 6:.1f} {x - 5:.1f},{y + 4:.1f} {x + 5:.1f},{y + 4:.1f}"
+            )
+            yield f'<polygon class="outside-mark" points="{points}">{title}</polygon>'
+        else:
+            yield f'<circle class="within-mark" cx="{x:.1f}" cy="{y:.1f}" r="3">{title}</circle>'
+
+
+def plot(step: str, rows: list[Row], factor: float) -> str:
+    """Errors of one step, as an SVG."""
+    rows = [row for row in rows if row.measures is not None]
+    if not rows:
+        return "<p>No tensor of this step has measures.</p>"
+    scale = Scale(rows, factor)
+    outside = sum(row.verdict == "outside" for row in rows)
+    label = (
+        f"Relative error of {len(rows)} tensors of {step or 'the cache'} on a "
+        f"logarithmic scale, with the noise floor as a band; {outside} lie above it."
+    )
+    shapes = [
+        band(scale, rows, factor),
+        *grid(scale),
+        *places(scale, rows),
+        *marks(scale, rows),
+    ]
+    return (
+        f'<div class="scroll"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(label)}">{"".join(shapes)}</svg></div>'
+    )
+
+
+def plots(report: Report) -> Iterator[str]:
+    """A plot per step; that of the first fault is open."""
+    steps: dict[str, list[Row]] = {}
+    for row in report.comparison.rows:
+        if row.verdict != "missing":
+            steps.setdefault(split_name(row.name)[0], []).append(row)
+    first = report.comparison.first
+    shown = split_name(first.name)[0] if first else next(iter(steps))
+    for step, rows in steps.items():
+        state = " open" if step == shown else ""
+        drawn = plot(step, rows, report.comparison.factor)
+        yield f"<details{state}><summary>{escape(step or 'cache')}</summary>{drawn}</details>"
+
+
+def verdict(report: Report) -> Iterator[str]:
+    """What to do next."""
+    first = report.comparison.first
+    yield f'<div class="card {"within" if first is None else "outside"}">'
+    yield f"<p><strong>{escape(summary(report))}.</strong></p>"
+    if first is not None:
+        yield f"<p>First outside: <code>{escape(first.name)}</code>, {escape(first.note)}.</p>"
+        if report.sources:
+            items = "".join(
+                f"<li><code>{escape(row.name)}</code>: {escape(state(row))}</li>"
+                for row in report.sources
+            )
+            yield f"<p>Made from:</p><ul>{items}</ul>"
+        finding = report.finding
+        text = f"{finding.text} ({certainty(finding)})" if finding else None
+        yield f"<p>Diagnosis: {escape(text or 'none of the known faults explains it')}.</p>"
+    for remark in report.remarks:
+        yield f'<p class="soft">Note: {escape(remark)}.</p>'
+    yield "</div>"
+
+
+def measures(report: Report) -> Iterator[str]:
+    """The table of all tensors."""
+    heads = "".join(f'<th scope="col">{name}</th>' for name in ("tensor", *HEADER, ""))
+    yield f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>'
+    for row in report.comparison.rows:
+        cells = cells_of(row) or [""] * len(HEADER)
+        texts = [row.name, *cells, row.note if row.note else row.verdict]
+        if ratio(row) is not None and row.verdict == "within":
+            texts[-1] = "within"
+        inner = "".join(f"<td>{escape(text)}</td>" for text in texts)
+        yield f'<tr class="{row.verdict}">{inner}</tr>'
+    yield "</tbody></table></div>"
+    for row in report.comparison.rows:
+        if row.logits:
+            numbers = ", ".join(f"{k} {v:.4g}" for k, v in row.logits._asdict().items())
+            yield f"<p><code>{escape(row.name)}</code>: {escape(numbers)}</p>"
+
+
+def page(report: Report, title: str) -> str:
+    """The report as HTML.
+
+    Parameters
+    ----------
+    report : Report
+    title : str
+        What was compared with what.
+    """
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        *verdict(report),
+        "<h2>Error along the model</h2>",
+        '<p class="soft">The band reaches from the noise floor to the limit.  Dots are '
+        "within, triangles outside.</p>",
+        *plots(report),
+        "<h2>All tensors</h2>",
+        *measures(report),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>\n"
+        + "\n".join(parts)
+        + "\n</main></body></html>\n"
+    )
+
+
+def write_page(path: str | os.PathLike, text: str) -> None:
+    """Write a file beside its final name, and rename it when it is whole."""
+    part = Path(f"{path}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
