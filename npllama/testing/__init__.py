@@ -17,6 +17,10 @@ differ on purpose, the check has a *convention*, whose default is what transform
 does.  ``help(check_top_p)`` tells how the function is called and what the conventions
 are.  How many cases are tried is up to the profile of Hypothesis.
 
+A sampler of another form is wrapped: one that shortens a list of candidates writes
+minus infinity for what it left out, one that returns probabilities takes the logits of
+what has any.
+
 Nothing here uses the samplers of the package: truth is worked out anew, in plain
 steps and float64, with as much room as rounding in float32 needs and none where sums
 are exact.  `npllama.conformance` runs all checks on a package and reports.

@@ -80,9 +80,9 @@ class Rules:
     def score(self, text: Text, total: float, **options: Any) -> float:
         """What a whole text is ranked by, from its log-probability."""
         n = len(text)
-        if self.length != "new":
+        if self.length.endswith("without eos"):
             n -= text[-1] == options["eos"]
-        if self.length == "prompt and new":
+        if self.length.startswith("prompt"):
             n += len(options["prompt"])
         return total / max(n, 1) ** options["length_penalty"]
 
@@ -91,7 +91,7 @@ class Rules:
         power, n = options["length_penalty"], len(text)
         if options["early_stopping"] == "never" and power > 0:
             n = options["max_new_tokens"]
-        if self.length == "prompt and new":
+        if self.length.startswith("prompt"):
             n += len(options["prompt"])
         return total / n**power
 
@@ -192,7 +192,9 @@ def _one_beam(sampler: Callable, model: LanguageModel, **options: Any) -> None:
 @check
 def check_beam_search(
     *,
-    length: Literal["new", "new without eos", "prompt and new"] = "new",
+    length: Literal[
+        "new", "new without eos", "prompt and new", "prompt and new without eos"
+    ] = "new",
     ends: Literal["within beams", "any rank"] = "within beams",
     early_stopping: tuple = (False, True, "never"),
 ) -> Iterator[Law]:
@@ -206,9 +208,9 @@ def check_beam_search(
         The other keywords are length_penalty, early_stopping, max_new_tokens and eos
         (None: a text ends only by its length). Returns (new tokens, score) pairs,
         best first, at most num_beams.
-    length : {"new", "new without eos", "prompt and new"}
-        What is counted: new tokens (transformers), without the one that ends the
-        text, or the prompt and what follows it without the end (vLLM).
+    length : {"new", "new without eos", "prompt and new", "prompt and new without eos"}
+        What is counted: new tokens (transformers), perhaps without the one that ends
+        the text, perhaps with the prompt (vLLM: the last of the four).
     ends : {"within beams", "any rank"}
         A text may end where it is among the best `num_beams` candidates
         (transformers), or wherever it is among twice as many, and the search goes on
@@ -232,8 +234,8 @@ def check_beam_search(
     known = tuple(lengths | usual | {"length_penalty": x} for x in (1.0, 0.0, -1.0))
     # At first there are fewer texts than beams: what fills them up is no text.
     if True in early_stopping:
-        stops = {"prompt": [0], "early_stopping": True, "length_penalty": 0.0}
-        known += (lengths | usual | {"model": LanguageModel(3, 0)} | stops,)
+        first = {"prompt": [0], "early_stopping": True, "length_penalty": 0.0}
+        known += (lengths | usual | {"model": LanguageModel(3, 0)} | first,)
     says = "with a beam for every text, the best text of all is found, and the order"
     yield Law(says, cases(**few), partial(_widest, rules=rules), known)
     says = "a score is the text's log-probability over its length to the penalty"
