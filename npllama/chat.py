@@ -26,7 +26,6 @@ meta-llama/llama3, llama/tokenizer.py, `ChatFormat`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from npllama.tokenizer import SPACE, Tokenizer
 
@@ -200,18 +199,12 @@ def closing(tokenizer: Tokenizer, format: str) -> list[int]:
     return [] if end is None else [end]
 
 
-def detect_format(tokenizer: Tokenizer, config: Mapping[str, Any] | None = None) -> str:
+def detect_format(tokenizer: Tokenizer) -> str:
     """The form of conversation that a checkpoint was trained on, as far as is known.
 
     A chat template tells; without one, a vocabulary that has marks of turns.
-
-    Parameters
-    ----------
-    tokenizer : Tokenizer
-    config : mapping
-        The checkpoint's ``tokenizer_config.json``.
     """
-    template = str((config or {}).get("chat_template") or "")
+    template = tokenizer.chat_template
     if "<|start_header_id|>" in template:
         return "llama-3"
     if "[INST]" in template:

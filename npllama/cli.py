@@ -101,6 +101,7 @@ def run_generate(options: argparse.Namespace) -> None:
     config, rng = generation_config(options), generator(options)
     prompt = read_prompt(options.prompt)
     model, help_ = load(options.weights), helpers(options)
+    config = generation_config(options, model)
     watch = Stopwatch(len(encode_prompt(model, prompt)))
     if options.json or searching(config) or config.num_return_sequences > 1:
         begin = time.perf_counter()
@@ -234,6 +235,11 @@ def run_chat(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.weights}: no tokenizer inside, so no chat")
     style = options.format
     style = detect_format(model.tokenizer) if style == "auto" else style
+    config = generation_config(options, model)
+    if options.eos_token_id is None:
+        # What ends a turn does so whatever else the checkpoint wishes.
+        ends = stop_tokens(model.tokenizer, style).union(config.eos_token_id or ())
+        config = replace(config, eos_token_id=tuple(ends))
     print(f"[{style} turns; /reset begins anew, /quit or Ctrl-D ends]", file=sys.stderr)
     conversation = Conversation(model, style, options.system)
     while (message := ask()) is not None:

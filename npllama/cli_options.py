@@ -15,11 +15,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from npllama.options import GenerationConfig, load_generation_config
+from npllama.options import GenerationConfig, load_options, options_of
 from npllama.sampling import GreenList, SynthID
 from npllama.strategies import searching
 from npllama.task import Helpers, format_of
-from npllama.weights import load
+from npllama.weights import Model, load
 
 # The command line's own defaults, made for reading stories.
 DEFAULTS = {"max_new_tokens": 256, "temperature": 0.8}
@@ -107,23 +107,34 @@ def _json_or_word(text: str) -> Any:
     raise argparse.ArgumentTypeError(f"{text!r:.60} is not JSON")
 
 
-def generation_config(options: argparse.Namespace) -> GenerationConfig:
-    """The options as a config; a value out of range is a usage error."""
+def generation_config(
+    options: argparse.Namespace, model: Model | None = None
+) -> GenerationConfig:
+    """The options as a config; a value out of range is a usage error.
+
+    Defaults are, the later the stronger, the command line's own, those of the
+    model's makers, and those of the file that the user names.
+    """
     given = dict(DEFAULTS)
+    if model is not None:
+        given = _over(given, options_of(model))
     if options.generation_config:
-        base = load_generation_config(options.generation_config)
-        changed = (f for f in fields(base) if getattr(base, f.name) != f.default)
-        given |= {field.name: getattr(base, field.name) for field in changed}
-    for field in fields(GenerationConfig):
-        value = getattr(options, field.name, None)
-        if value is not None:
-            given[field.name] = _tuples(value)
+        given = _over(given, load_options(options.generation_config))
+    named = ((f.name, getattr(options, f.name, None)) for f in fields(GenerationConfig))
+    given = _over(given, {name: _tuples(v) for name, v in named if v is not None})
     try:
         config = _config(given)
         format_of(config)  # a malformed pattern is misuse, too
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from None
     return config
+
+
+def _over(given: dict[str, Any], stronger: dict[str, Any]) -> dict[str, Any]:
+    """Two sets of options as one; a length said in one way undoes the other way."""
+    if "max_length" in stronger:
+        given = {k: v for k, v in given.items() if k != "max_new_tokens"}
+    return given | stronger
 
 
 def _config(given: dict[str, Any]) -> GenerationConfig:

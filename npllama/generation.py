@@ -19,7 +19,7 @@ from npllama.decoding.common import Hypothesis
 from npllama.decoding.logprobs import TokenLogprob, text_logprobs, token_logprob
 from npllama.decoding.sample import sample
 from npllama.decoding.speculative import Round
-from npllama.options import GenerationConfig
+from npllama.options import GenerationConfig, options_of
 from npllama.strategies import Growth, growing, searching
 from npllama.task import (
     Helpers,
@@ -64,6 +64,7 @@ def generate(
     prompts : str, or token ids, or a list of either
         Text is encoded with a beginning-of-sequence token; ids are taken as given.
     config : GenerationConfig
+        By default what the checkpoint's ``generation_config.json`` says, if any.
     rng : np.random.Generator
         Where chance comes from; a fresh one by default.  Each row draws from a
         child of its own, so its text does not depend on its neighbours.
@@ -81,7 +82,7 @@ def generate(
     ValueError
         If a prompt is empty or too long, or a token is outside the vocabulary.
     """
-    config = config or GenerationConfig()
+    config = config or GenerationConfig(**options_of(model))
     rng = rng or np.random.default_rng()
     single = is_prompt(prompts)
     texts: Sequence[Any] = [prompts] if single else prompts
@@ -137,7 +138,7 @@ def pieces(
         As `generate`; also if several texts are asked for, or a strategy that
         knows its text only at the end.
     """
-    config = config or GenerationConfig()
+    config = config or GenerationConfig(**options_of(model))
     rng = rng or np.random.default_rng()
     if searching(config) is not None or max(_copies(config)) > 1:
         raise ValueError("beams and several texts cannot be streamed; use generate")

@@ -16,6 +16,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from npllama.weights import Model
+
 Ids = tuple[int, ...]
 
 
@@ -337,11 +339,16 @@ def _check_together(c: GenerationConfig) -> None:
 #  ---- a checkpoint's own wishes ----------------------------------------------
 
 
-def generation_config_from_hf(data: Mapping[str, Any]) -> GenerationConfig:
-    """Read the dictionary of a ``generation_config.json``.
+def options_from_hf(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a ``generation_config.json`` says, as `GenerationConfig` takes it.
 
     Entries that npllama does not know (cache and torch settings, versions) are
     passed over; those it knows are checked.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range.
     """
     known = {field.name for field in fields(GenerationConfig)}
     given = {k: v for k, v in data.items() if k in known and v is not None}
@@ -350,10 +357,19 @@ def generation_config_from_hf(data: Mapping[str, Any]) -> GenerationConfig:
             given[name] = tuple(given[name])
     if isinstance(given.get("sequence_bias"), Sequence):
         given["sequence_bias"] = {tuple(ids): b for ids, b in given["sequence_bias"]}
-    return GenerationConfig(**given)
+    try:
+        GenerationConfig(**given)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"generation_config.json: {error}") from None
+    return given
 
 
-def load_generation_config(path: str | os.PathLike) -> GenerationConfig:
+def options_of(model: Model) -> dict[str, Any]:
+    """What a checkpoint's makers wish, as `GenerationConfig` takes it."""
+    return options_from_hf(model.generation_config or {})
+
+
+def load_options(path: str | os.PathLike) -> dict[str, Any]:
     """Read a ``generation_config.json``, or the folder that holds one."""
     path = Path(path)
     path = path / "generation_config.json" if path.is_dir() else path
@@ -363,4 +379,4 @@ def load_generation_config(path: str | os.PathLike) -> GenerationConfig:
         raise ValueError(f"{path}: not JSON ({error})") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path}: expected a JSON object")
-    return generation_config_from_hf(data)
+    return options_from_hf(data)

@@ -63,6 +63,8 @@ class Tokenizer:
         The tokens of a text that has no special ones: the library's own code.
     leading_space : bool
         Whether a space is put in front of every text.
+    chat_template : str
+        How the checkpoint itself writes conversations, in Jinja, if it says so.
     """
 
     kind: Literal["sentencepiece", "tiktoken"]
@@ -72,6 +74,7 @@ class Tokenizer:
     vocabulary: Sequence[Token] = field(repr=False)
     merge: Callable[[str], list[int]] = field(repr=False)
     leading_space: bool
+    chat_template: str = field(default="", repr=False)
 
     @property
     def vocab_size(self) -> int:

@@ -56,7 +56,8 @@ def load_tokenizer(members: Mapping[str, bytes]) -> Tokenizer:
         their content), or else ``tokenizer.json`` of the LLaMA 3 kind.  Which
         tokens begin and end a sequence, and which were added to a SentencePiece
         model, is taken from ``special_tokens_map.json`` and
-        ``tokenizer_config.json``, if they are there.
+        ``tokenizer_config.json``, if they are there; the form of conversations
+        from the latter, or from ``chat_template.jinja``.
 
     Raises
     ------
@@ -67,6 +68,8 @@ def load_tokenizer(members: Mapping[str, bytes]) -> Tokenizer:
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if name in members:
             settings |= _reading(name, read_settings, members[name])
+    if content := members.get("chat_template.jinja"):
+        settings["chat_template"] = content.decode("utf-8", "replace")
     if content := members.get("tokenizer.model"):
         read = from_ranks if looks_like_ranks(content) else from_sentencepiece
         return _reading("tokenizer.model", read, content, settings)
@@ -86,14 +89,21 @@ def _reading(file: str, read: Callable[..., Any], *given: Any) -> Any:
 
 
 def read_settings(content: bytes) -> dict[str, Any]:
-    """The names of the tokens at both ends, and the added tokens."""
+    """The names of the tokens at both ends, the added tokens, the chat template."""
     data = json.loads(content)
     ends = {key: data[key] for key in ("bos_token", "eos_token") if data.get(key)}
     names = {
         k: t["content"] if isinstance(t, dict) else str(t) for k, t in ends.items()
     }
     added = (data.get("added_tokens_decoder") or {}).items()
-    return names | {"added": [(int(i), added_token(token)) for i, token in added]}
+    found: Settings = names | {}
+    found["added"] = [(int(i), added_token(token)) for i, token in added]
+    if template := data.get("chat_template"):
+        # Some checkpoints have several, by name: conversations, tools ...
+        several = template if isinstance(template, list) else [template]
+        texts = (t["template"] if isinstance(t, dict) else str(t) for t in several)
+        found["chat_template"] = "\n".join(texts)
+    return found
 
 
 def added_token(data: Settings) -> Token:
@@ -115,8 +125,14 @@ def assemble(
         raise ValueError("two special tokens have one name, or one has none")
     bos, eos = (special.get(settings[key]) for key in ("bos_token", "eos_token"))
     vocabulary = [token for _, token in sorted(tokens)]
+    template = settings.get("chat_template", "")
     return Tokenizer(
-        bos_id=bos, eos_id=eos, special=special, vocabulary=vocabulary, **rest
+        bos_id=bos,
+        eos_id=eos,
+        special=special,
+        vocabulary=vocabulary,
+        chat_template=template,
+        **rest,
     )
 
 

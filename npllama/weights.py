@@ -1,8 +1,9 @@
 """Chapter 4: the weights, one file that is the whole model.
 
 The file is a plain ``.npz``: arrays under the names that Hugging Face gives them,
-beside three small files that travel along: ``config.json``, the tokenizer, and
-``npllama.json`` (the dtype and where the weights came from).
+beside small files that travel along: ``config.json``, those of the tokenizer,
+``generation_config.json`` if there was one, and ``npllama.json`` (the dtype and where
+the weights came from).
 
 Every tensor is a view of the mapped file (see `npz`), so that loading costs no time
 and no copy.
@@ -65,6 +66,7 @@ class Model(NamedTuple):
     norm: np.ndarray  # (E,)
     lm_head: np.ndarray  # (V, E); the same array as `embed` when tied
     tokenizer: Tokenizer | None = None
+    generation_config: Mapping[str, Any] | None = None  # how its makers would run it
 
 
 #  ---- names ----------------------------------------------------------------
@@ -178,8 +180,9 @@ def load(path: str | os.PathLike, dtype: str = "float32") -> Model:
     path = locate(path)
     archive = read_npz(path)
     config, stored, tokenizer = checked(path, archive)
+    wishes = _json_object(archive.files, "generation_config.json")
     tensors = {name: widen(t, stored, dtype) for name, t in archive.tensors.items()}
-    return assemble(config, tensors, tokenizer)
+    return assemble(config, tensors, tokenizer)._replace(generation_config=wishes)
 
 
 def checked(path: Path, archive: Archive) -> tuple[Config, str, Tokenizer | None]:
@@ -203,6 +206,7 @@ def checked(path: Path, archive: Archive) -> tuple[Config, str, Tokenizer | None
         for name, tensor in archive.tensors.items():
             if tensor.dtype != STORED[stored]:
                 raise ValueError(f"tensor {name} is {tensor.dtype}, not {stored}")
+        _json_object(archive.files, "generation_config.json")  # is one, if it is there
         return config, stored, _tokenizer(archive.files)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

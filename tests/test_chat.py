@@ -1,6 +1,7 @@
 """Conversations as Meta writes them; what users say stays what users say."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -232,12 +233,9 @@ def test_form_that_is_unknown_or_cannot_be_written_is_refused():
         (RANKS, "{{ '<|start_header_id|>' + message['role'] }}", "llama-3"),
         (SP, "{{ bos_token + '[INST] ' + content + ' [/INST]' }}", "llama-2"),
         (RANKS, "{{ '<|im_start|>' + message['role'] }}", "plain"),
-        (SP, [{"name": "default", "template": "{{ '[INST]' }}"}], "llama-2"),
-        (RANKS, None, "llama-3"),
-        (SP, None, "plain"),
+        (RANKS, "", "llama-3"),
+        (SP, "", "plain"),
     ],
 )
 def test_template_tells_the_form_and_else_the_vocabulary(tokenizer, template, format):
-    assert detect_format(tokenizer, {"chat_template": template}) == format
-    if template is None:
-        assert detect_format(tokenizer) == detect_format(tokenizer, {}) == format
+    assert detect_format(replace(tokenizer, chat_template=template)) == format

@@ -93,6 +93,31 @@ def test_options_in_json_reach_the_config(capsys):
     assert first not in json.loads(banned)["texts"][0]["tokens"]
 
 
+@pytest.mark.parametrize(
+    "wishes, words, expected",
+    [
+        ({}, "", {"max_new_tokens": 256, "temperature": 0.8, "do_sample": True}),
+        ({}, "--max-length 9", {"max_new_tokens": None, "max_length": 9}),
+        ({"temperature": 1.0}, "", {"temperature": 1.0}),
+        ({"do_sample": False}, "", {"do_sample": False}),
+        ({"do_sample": True}, "--temperature 0", {"do_sample": False}),
+        ({"temperature": 0.3}, "--temperature 0.7", {"temperature": 0.7}),
+        ({"max_length": 50}, "", {"max_new_tokens": None, "max_length": 50}),
+        ({"max_length": 50}, "--max-new-tokens 7", {"max_new_tokens": 7}),
+        ({"max_new_tokens": 5}, "--max-length 9", {"max_new_tokens": None}),
+        ({"top_p": 0.9, "pad_token_id": 0}, "", {"top_p": 0.9}),
+    ],
+)
+def test_options_have_precedence_over_the_makers_wishes(wishes, words, expected):
+    import npllama
+    from npllama import cli
+
+    model = npllama.load("stories")._replace(generation_config=wishes)
+    options = cli.parser().parse_args(["generate", "x", *words.split()])
+    config = cli.generation_config(options, model)
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
 def test_a_schema_is_obeyed(capsys):
     schema = '{"type": "object", "properties": {"n": {"type": "boolean"}}, "required": ["n"]}'
     words = ("--json-schema", schema, "--seed", "0", "--json")

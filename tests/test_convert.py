@@ -21,6 +21,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import DISTINCT, configs, seeds
 
+from npllama.chat import detect_format
 from npllama.config import config_to_hf
 from npllama.npz import read_npz
 from npllama.rope import halves_order
@@ -210,6 +211,31 @@ def test_the_tokenizer_travels_along(tmp_path, out, shipped_tokenizer):
     assert files["tokenizer.model"] == shipped_tokenizer.content
     assert "tokenizer_config.json" in files and "tokenizer.json" not in files
     assert load(out).tokenizer.vocab_size == shipped_tokenizer.size
+
+
+def test_a_chat_model_keeps_its_form_and_its_makers_wishes(
+    tmp_path, out, shipped_tokenizer
+):
+    folder = tmp_path / "checkpoint"
+    write_folder(folder, replace(DISTINCT, vocab_size=shipped_tokenizer.size))
+    (folder / "tokenizer.model").write_bytes(shipped_tokenizer.content)
+    template = {"chat_template": "{{ bos_token + '[INST] ' + content + ' [/INST]' }}"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(template))
+    wishes = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "max_length": 64}
+    (folder / "generation_config.json").write_text(json.dumps(wishes))
+    convert(folder, out, "float32")
+    model = load(out)
+    assert detect_format(model.tokenizer) == "llama-2"
+    assert model.generation_config == wishes
+    words = ["chat", "--weights", str(out), "--max-new-tokens", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "npllama", *words],
+        input="the cat",
+        capture_output=True,
+        encoding="utf-8",
+        cwd=TOOL.parent.parent,
+    )
+    assert done.returncode == 0 and done.stderr.startswith("[llama-2 turns;")
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import npllama
 from npllama import GenerationConfig, Helpers, generate, pieces, stream
 from npllama.decoding.logprobs import text_logprobs
-from npllama.options import generation_config_from_hf, load_generation_config
+from npllama.options import load_options, options_from_hf, options_of
 
 SEEDS = st.integers(0, 10_000)
 
@@ -224,15 +224,29 @@ def test_a_generation_config_is_read_as_transformers_writes_it(tmp_path):
         '{"bos_token_id": 1, "eos_token_id": [2, 5], "temperature": 0.6, "top_p": 0.9,'
         ' "do_sample": true, "transformers_version": "4.49.0", "max_length": 4096}'
     )
-    config = load_generation_config(tmp_path)
+    config = GenerationConfig(**load_options(tmp_path))
     assert config == GenerationConfig(
         eos_token_id=(2, 5), temperature=0.6, top_p=0.9, do_sample=True, max_length=4096
     )
     with pytest.raises(ValueError, match="top_p is 7"):
-        generation_config_from_hf({"top_p": 7})
+        options_from_hf({"top_p": 7})
     file.write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
-        load_generation_config(file)
+        load_options(file)
+
+
+def test_what_the_makers_wish_holds_unless_a_config_is_given(stories):
+    # The shipped models wish for nothing but their own end.
+    eos = stories.config.eos_token_id
+    assert GenerationConfig(**options_of(stories)) == GenerationConfig(eos_token_id=eos)
+    wishing = stories._replace(generation_config={"max_new_tokens": 3, "top_k": 1})
+    assert len(generate(wishing, "Once").tokens) == 3
+    assert len(list(pieces(wishing, "Once"))) == 3
+    config = GenerationConfig(max_new_tokens=5)
+    assert generate(wishing, "Once", config) == generate(stories, "Once", config)
+    wrong = stories._replace(generation_config={"stop_strings": 7})
+    with pytest.raises(ValueError, match="generation_config.json: "):
+        generate(wrong, "Once")
 
 
 def test_as_many_texts_as_asked_for_come_from_speculation_too(stories):

@@ -392,6 +392,16 @@ def test_settings_name_the_tokens_at_both_ends(form):
     assert load_tokenizer(members("json") | named).eos_id == tokenizer.eos_id
 
 
+def test_chat_template_comes_from_either_of_its_files():
+    several = [{"name": "default", "template": "A"}, {"name": "tools", "template": "B"}]
+    for written, read in (("A", "A"), (several, "A\nB"), (None, ""), ("", "")):
+        found = load_tokenizer(members("json", chat_template=written))
+        assert found.chat_template == read
+    file = {"chat_template.jinja": "{{ bos }} \u00e9".encode()}
+    found = load_tokenizer(members("json", chat_template="old") | file)
+    assert found.chat_template == "{{ bos }} \u00e9"
+
+
 def test_tokens_added_by_fine_tuning_follow_those_of_the_model():
     size = SP.vocab_size
     added = {
