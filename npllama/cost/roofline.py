@@ -1,0 +1,271 @@
+"""What a machine could do with it: the roofline.
+
+A product takes its FLOPs from the processor and its bytes from the memory, and the
+two go on at the same time, so it takes as long as the slower:
+
+    time = max(FLOPs / (FLOP/s), bytes / (bytes/s))
+
+Its arithmetic intensity, FLOPs per byte, decides which.  Below the machine's ridge,
+(FLOP/s) / (bytes/s), it is bound by memory and the processor waits; above, by
+computing.  Decode has one position for every weight that is read, and lies far below;
+prefill has hundreds, and lies above; and a batch moves decode up until its own cached
+keys and values, which no row shares, are all that is read.
+
+A roofline is a bound: nothing gets there quite.
+
+References
+----------
+Williams et al. 2009, doi:10.1145/1498765.1498785.  Speculation: Leviathan et al. 2022,
+arXiv:2211.17192, theorem 3.8.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from npllama.config import Config
+from npllama.cost.formulas import (
+    Operator,
+    cache_elements,
+    decode,
+    generation,
+    operators,
+    parameters,
+)
+from npllama.cost.hardware import Hardware
+
+BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
+# What products are computed in: 4 bits are widened, a bfloat16 is as fast as a float16.
+ARITHMETIC = {"bf16": "fp16", "int4": "fp16"}
+
+
+class Dtypes(NamedTuple):
+    """What numbers are stored in, by kind; products run in that of the activations."""
+
+    weights: str = "fp16"
+    cache: str = "fp16"
+    activations: str = "fp16"
+
+    @property
+    def arithmetic(self) -> str:
+        """What products run in."""
+        return ARITHMETIC.get(self.activations, self.activations)
+
+    def sizes(self) -> tuple[float, float, float]:
+        """Bytes of an element of each kind."""
+        return tuple(BYTES[dtype] for dtype in self)  # type: ignore[return-value]
+
+
+def dtypes(weights: str, cache: str | None = None, activations: str | None = None):
+    """Dtypes by name; the cache and what is in flight are fp16 unless told, or fp32.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown; the message lists the known ones.
+    """
+    usual = "fp32" if weights == "fp32" else "fp16"
+    chosen = Dtypes(weights, cache or usual, activations or usual)
+    for dtype in chosen:
+        if dtype not in BYTES:
+            raise ValueError(f"no dtype {dtype!r}; there are {', '.join(BYTES)}")
+    return chosen
+
+
+#  ---- one operator -----------------------------------------------------------
+
+
+class Timed(NamedTuple):
+    """What one operator takes."""
+
+    name: str
+    flops: int
+    bytes: float
+    math: float  # seconds
+    memory: float  # seconds
+
+    @property
+    def seconds(self) -> float:
+        """The longer of the two."""
+        return max(self.math, self.memory)
+
+    @property
+    def bound(self) -> str:
+        """Which of them that is."""
+        return "compute" if self.math > self.memory else "memory"
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs per byte."""
+        return self.flops / self.bytes
+
+
+def timed(op: Operator, machine: Hardware, kinds: Dtypes) -> Timed:
+    """Put one operator under the roof of a machine."""
+    moved = op.bytes(*kinds.sizes())
+    math_time = op.flops / machine.rate(kinds.arithmetic)
+    return Timed(op.name, op.flops, moved, math_time, moved / machine.bandwidth)
+
+
+class Phase(NamedTuple):
+    """All operators of a prefill, or of one step of decode."""
+
+    operators: tuple[Timed, ...]
+    tokens: int  # read by a prefill, or made by the step
+
+    @property
+    def seconds(self) -> float:
+        """The sum over the operators, which run one after the other."""
+        return sum(op.seconds for op in self.operators)
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second, all rows together."""
+        return self.tokens / self.seconds
+
+    @property
+    def bound(self) -> str:
+        """What most of the time is spent on."""
+        memory = sum(op.seconds for op in self.operators if op.bound == "memory")
+        return "memory" if 2 * memory > self.seconds else "compute"
+
+
+def phase(
+    ops: Iterable[Operator], tokens: int, machine: Hardware, kinds: Dtypes
+) -> Phase:
+    """Put some operators under the roof."""
+    return Phase(tuple(timed(op, machine, kinds) for op in ops), tokens)
+
+
+#  ---- a whole text -----------------------------------------------------------
+
+
+class Prediction(NamedTuple):
+    """What continuing a prompt takes."""
+
+    prefill: Phase
+    decode: Phase  # one step, in the middle of the text
+    seconds: float  # the whole text
+
+    @property
+    def per_token(self) -> float:
+        """Seconds between two tokens of a row."""
+        return self.decode.seconds
+
+
+def predict(
+    config: Config,
+    machine: Hardware,
+    batch: int,
+    prompt: int,
+    new_tokens: int,
+    kinds: Dtypes,
+) -> Prediction:
+    """Time to first token, time per token and the whole, for rows of one length.
+
+    Parameters
+    ----------
+    prompt, new_tokens : int
+        Per row.
+    """
+    before, after = generation(config, batch, prompt, new_tokens)
+    middle = prompt + max(new_tokens - 2, 0) // 2
+    first = phase(before, batch * prompt, machine, kinds)
+    step = phase(decode(config, batch, middle), batch, machine, kinds)
+    rest = sum(timed(op, machine, kinds).seconds for op in after)
+    return Prediction(first, step, first.seconds + rest)
+
+
+def compute_bound_batch(
+    config: Config, machine: Hardware, cached: int, kinds: Dtypes
+) -> int | None:
+    """The smallest batch whose decode computes longer than it moves.
+
+    Weights are read once for all rows, everything else once for each.  With W bytes
+    of weights and m other bytes and f FLOPs per row, B rows compute for B f / P and
+    move for (W + B m) / M.  None if m alone takes longer: the cache of a long context
+    keeps decode bound by memory at any batch.
+    """
+    one, two = (
+        phase(operators(config, B, 1, cached), B, machine, kinds) for B in (1, 2)
+    )
+    math_row = sum(op.math for op in one.operators)
+    # The embedding's rows are weights that each row reads for itself.
+    memory_one, memory_two = (sum(op.memory for op in p.operators) for p in (one, two))
+    memory_row = memory_two - memory_one
+    if math_row <= memory_row:
+        return None
+    return max(1, math.ceil((memory_one - memory_row) / (math_row - memory_row)))
+
+
+#  ---- what fits --------------------------------------------------------------
+
+
+def weight_bytes(config: Config, kinds: Dtypes) -> float:
+    """Bytes of all weights."""
+    return sum(parameters(config).values()) * BYTES[kinds.weights]
+
+
+def token_bytes(config: Config, kinds: Dtypes) -> float:
+    """Bytes of the cache, per position of a row."""
+    return cache_elements(config) * BYTES[kinds.cache]
+
+
+def most_tokens(config: Config, machine: Hardware, kinds: Dtypes) -> int | None:
+    """Batch x context that fits beside the weights: positions of all rows.
+
+    None if the memory is unknown; 0 if the weights alone do not fit.
+    """
+    if machine.memory is None:
+        return None
+    left = machine.memory - weight_bytes(config, kinds)
+    return max(0, int(left // token_bytes(config, kinds)))
+
+
+def offload_seconds(held: float, memory: float, storage: float) -> float:
+    """Seconds per token for weights and cache that the memory cannot hold.
+
+    What does not fit has to come from storage for every token anew.
+
+    Parameters
+    ----------
+    held : float
+        Bytes of weights and cache.
+    memory : float
+        Bytes.
+    storage : float
+        Bytes per second.
+    """
+    return max(0.0, held - memory) / storage
+
+
+def speculative_speedup(acceptance: float, guesses: int, draft_cost: float) -> float:
+    r"""How much faster a draft makes decoding, on average.
+
+    $$\frac{1 - a^{g + 1}}{(1 - a)(g c + 1)}$$
+
+    Each round costs g passes of the draft and one of the target, and brings the
+    guesses up to the first that is not kept, and a token besides.
+
+    Parameters
+    ----------
+    acceptance : float
+        Probability a that a guess is kept, each as likely, 0 to 1.
+    guesses : int
+        g per round.
+    draft_cost : float
+        c, time of a pass of the draft as a part of one of the target.
+
+    References
+    ----------
+    Leviathan et al. 2022, theorem 3.8.
+    """
+    if not 0 <= acceptance <= 1 or guesses < 0 or draft_cost < 0:
+        raise ValueError(
+            "acceptance lies in [0, 1], guesses and draft_cost are 0 or more; found "
+            f"{acceptance}, {guesses} and {draft_cost}"
+        )
+    tokens = sum(acceptance**i for i in range(guesses + 1))
+    return tokens / (guesses * draft_cost + 1)
