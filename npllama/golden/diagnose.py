@@ -19,7 +19,7 @@ import numpy as np
 from npllama.golden.compare import LEANS_DOWN, relative_error
 from npllama.golden.faults import TEXTS, faults, run_fault
 from npllama.golden.floor import steps_of
-from npllama.golden.precision import rounded, truncated
+from npllama.golden.precision import activations_in, rounded, truncated
 from npllama.golden.suspects import (
     Scene,
     Suspicion,
@@ -57,7 +57,7 @@ def cut_off(scene: Scene) -> Finding | None:
     """Truncation, or a narrower format than was said, seen in the very digits."""
     y, exact = candidate_of(scene), scene.exact
     for dtype in ("bfloat16", "float16"):
-        if scene.dtype == "float16" or not (rounded(y, dtype) == y).all():
+        if not (rounded(y, dtype) == y).all():
             continue
         cut, near = truncated(exact, dtype), rounded(exact, dtype)
         differ = cut != near
@@ -90,10 +90,11 @@ def sums_cut_off(scene: Scene) -> Finding | None:
         if any(source not in scene.candidate for source in sources):
             continue
         a, b, y = (scene.given(part) for part in (*sources, name))
-        cut, near = truncated(a + b, scene.dtype), rounded(a + b, scene.dtype)
+        dtype = activations_in(scene.dtype)
+        cut, near = truncated(a + b, dtype), rounded(a + b, dtype)
         differ = cut != near
         if differ.sum() >= ENOUGH and (y == cut)[differ].mean() > SAME_DIGITS:
-            text = TEXTS["truncated"].format(scene.dtype)
+            text = TEXTS["truncated"].format(dtype)
             return Finding("truncated", text, measures.error, True)
     return None
 
@@ -103,7 +104,7 @@ def leaning(scene: Scene) -> Finding | None:
     row = scene.row
     if row.note != LEANS_DOWN or row.measures is None:
         return None
-    text = TEXTS["truncated"].format(scene.dtype)
+    text = TEXTS["truncated"].format(activations_in(scene.dtype))
     return Finding("truncated", text, row.measures.error, False)
 
 
