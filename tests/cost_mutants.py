@@ -27,7 +27,7 @@ MUTANTS = [
     ("model.py", "    begin(start, x)\n", "",
      COUNTER + "phases_are_told_apart_by_what_rows_hold_and_get"),
     # ---- one product
-    ("cost/product.py", "calls * 2 * math.prod(", "calls * math.prod(",
+    ("cost/product.py", "flops = 2 * math.prod(", "flops = math.prod(",
      COUNTER + "a_product_costs_what_its_loops_do"),
     ("cost/product.py", "(a + b + y) * kind.dtype.itemsize", "(a + b + y) * 4",
      COUNTER + "bytes_are_told_by_dtype"),
@@ -54,7 +54,7 @@ MUTANTS = [
      COUNTER + "a_long_text_keeps_sums_and_not_every_line"),
     ("cost/counter.py", "context.copy().run(", "context.run(",
      COUNTER + "work_carried_into_the_threads_of_a_pool_is_counted"),
-    ("cost/counter.py", "                here[line.lookup] += 1\n", "",
+    ("cost/counter.py", "                here[line.lookup][self.place] += 1\n", "",
      COUNTER + "a_lookup_moves_rows_and_computes_nothing"),
     # ---- the tree
     ("cost/report.py", "if leaf.name != \"embed_tokens\"", "if True",

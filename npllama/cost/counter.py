@@ -47,9 +47,9 @@ from npllama.cost.product import (
 from npllama.cost.report import as_csv, as_dict, lines, tree
 from npllama.ops import Kind, keeping
 
-# So many lines are kept before they are summed, and so many kinds before their
+# So many lines are kept before they are settled, and so many kinds before their
 # shapes are forgotten: attention has new ones at every step of a text.
-MOST_LINES, MOST_KINDS = 10_000, 100_000
+MOST_LINES, MOST_KINDS = 10_000, 20_000
 # Its first operand is what attention found: T positions, H heads, D numbers.
 BEHIND_ATTENTION = "BTHD,EHD->BTE"
 
@@ -78,38 +78,41 @@ class Pass(NamedTuple):
         return Kind("embed_tokens", LOOKUP, tokens, self.shape, self.dtype)
 
 
+Places = dict[Kind, dict[str, int]]  # calls by kind and place
+
+
+def _places() -> Places:
+    return defaultdict(lambda: defaultdict(int))
+
+
 class Tally:
     """What one thread has counted."""
 
     def __init__(self) -> None:
-        self.lines: list[Kind | Pass | str] = []  # not yet summed
+        self.lines: list[Kind | Pass | str] = []  # not yet settled
         self.phase, self.place, self.seen = "outside", "", 0
-        self.calls: dict[tuple[str, str], dict[Kind, int]] = {}  # by phase and place
+        # By phase; all layers have the same kinds.
+        self.calls: dict[str, Places] = defaultdict(_places)
         self.squares: dict[str, int] = defaultdict(int)  # FLOPs by phase
         self.folded: list[Product] = []
 
-    def sum(self) -> None:
+    def settle(self) -> None:
         """Sum the lines that have been written so far."""
-        n = len(self.lines)
-        here = self._here()
+        n, here = len(self.lines), self.calls[self.phase]
         for line in self.lines[:n]:
             if isinstance(line, Kind):
-                here[line] += 1
+                here[line][self.place] += 1
                 if line.equation == BEHIND_ATTENTION:
                     self._square(line)
             elif isinstance(line, Pass):
                 self.phase, self.seen = line.phase, line.seen
-                here = self._here()
-                here[line.lookup] += 1
+                here = self.calls[self.phase]
+                here[line.lookup][self.place] += 1
             else:
                 self.place = line
-                here = self._here()
         del self.lines[:n]
         if sum(map(len, self.calls.values())) > MOST_KINDS:
             self.fold()
-
-    def _here(self) -> dict[Kind, int]:
-        return self.calls.setdefault((self.phase, self.place), defaultdict(int))
 
     def _square(self, out: Kind) -> None:
         """Count what attention would do in full: two products of T queries with all."""
@@ -124,10 +127,12 @@ class Tally:
 
     def products(self) -> Iterator[Product]:
         """All that was summed."""
-        for (phase, place), kinds in self.calls.items():
-            for kind, n in kinds.items():
-                label = (phase, layer_of(place), kind.name, kind.equation)
-                yield Product(*label, shapes(kind), cost(kind, n))
+        for phase, kinds in self.calls.items():
+            for kind, places in kinds.items():
+                one, three = cost(kind), shapes(kind)
+                for place, n in places.items():
+                    label = (phase, layer_of(place), kind.name, kind.equation)
+                    yield Product(*label, three, one * n)
         yield from self.folded
 
 
@@ -152,7 +157,7 @@ class ThreadsLedger(threading.local):
         self.lines.append(Pass(start.tolist(), x.shape, x.dtype))
         if len(self.lines) > MOST_LINES:
             with self.lock:
-                self.tally.sum()
+                self.tally.settle()
 
 
 class FlopCounter:
@@ -178,11 +183,16 @@ class FlopCounter:
 
     # ---- what was counted
 
-    def products(self) -> list[Product]:
-        """All products, by phase, layer, name and shapes, of all threads together."""
+    def settle(self) -> None:
+        """Sum what was written down; it happens by itself when somebody asks."""
         with self._lock:
             for tally in self._tallies:
-                tally.sum()
+                tally.settle()
+
+    def products(self) -> list[Product]:
+        """All products, by phase, layer, name and shapes, of all threads together."""
+        self.settle()
+        with self._lock:
             return merged(p for tally in self._tallies for p in tally.products())
 
     def by(self, *fields: str) -> dict[Any, Total]:

@@ -40,6 +40,10 @@ class Total(NamedTuple):
         size = {n: self.bytes.get(n, 0) + other.bytes.get(n, 0) for n in names}
         return Total(*(a + b for a, b in zip(self[:5], other[:5])), size)
 
+    def __mul__(self, n):
+        size = {name: n * bytes_ for name, bytes_ in self.bytes.items()}
+        return Total(*(n * a for a in self[:5]), size)
+
     @property
     def moved(self) -> int:
         """Elements moved."""
@@ -83,20 +87,20 @@ def _sizes(kind: Kind) -> dict[str, int]:
     return dict(zip(letters, kind.shape_a + kind.shape_b))
 
 
-def cost(kind: Kind, calls: int = 1) -> Total:
-    """What some equal products cost.
+def cost(kind: Kind) -> Total:
+    """What one product costs.
 
     The second operand is what the model keeps, weights or cached keys and values;
     the first is in flight.
     """
     if kind.equation == LOOKUP:
         flops, a = 0, 0
-        b = y = calls * math.prod(kind.shape_b)
+        b = y = math.prod(kind.shape_b)
     else:
-        flops = calls * 2 * math.prod(_sizes(kind).values())
-        a, b, y = (calls * math.prod(shape) for shape in shapes(kind))
+        flops = 2 * math.prod(_sizes(kind).values())
+        a, b, y = map(math.prod, shapes(kind))
     size = {kind.dtype.name: (a + b + y) * kind.dtype.itemsize}
-    return Total(calls, flops, a + b, y, b, size)
+    return Total(1, flops, a + b, y, b, size)
 
 
 def merged(products: Iterable[Product]) -> list[Product]:

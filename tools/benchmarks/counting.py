@@ -58,7 +58,7 @@ def cost_of_counting(
                 times[way] = seconds(way)
             alone.append(times[step])
             watching.append(times[watched] - times[step])
-        summing.append(seconds(count.products) / steps)
+        summing.append(seconds(count.settle) / steps)
     took, added = median(alone), median(watching) + median(summing)
     return {"step": took, "added": added, "share": added / took}
 
