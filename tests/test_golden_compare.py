@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_golden_floor import golden
 
-from npllama.cli_options import UsageError
 from npllama.config import config_to_hf
 from npllama.golden.cli_compare import add_compare, run_compare
 from npllama.golden.compare import (
@@ -379,7 +378,7 @@ def test_exit_code_is_the_verdict(traced, files, capsys):
 def test_missing_floor_is_measured_if_the_weights_are_there(files, capsys):
     words = (files / "golden.npz", files / "mine.npz", "--dtype", "float16")
     with pytest.raises(
-        UsageError, match="float32, bfloat16, not for float16.*--weights"
+        ValueError, match="float32, bfloat16, not for float16.*--weights"
     ):
         command(*words)
     assert command(*words, "--weights", files / "model.npz") == 0
@@ -413,16 +412,16 @@ def test_larger_factor_lets_more_pass(traced, files, capsys):
 def test_file_that_is_no_trace_is_unusable(files, content):
     (files / "bad.npz").write_bytes(content)
     for words in (("golden.npz", "bad.npz"), ("bad.npz", "mine.npz")):
-        with pytest.raises(UsageError, match="bad.npz"):
+        with pytest.raises(ValueError, match="bad.npz"):
             command(*(files / word for word in words))
-    with pytest.raises(UsageError, match="missing.npz"):
+    with pytest.raises(ValueError, match="missing.npz"):
         command(files / "golden.npz", files / "missing.npz")
 
 
 def test_unknown_dtype_of_a_candidate_is_unusable(traced, files):
     _, _, candidate = traced
     write(files / "odd.npz", candidate, {"dtype": "int4"})
-    with pytest.raises(UsageError, match="int4.*bfloat16"):
+    with pytest.raises(ValueError, match="int4.*bfloat16"):
         command(files / "golden.npz", files / "odd.npz")
 
 

@@ -1,7 +1,8 @@
 """The command ``npllama golden compare GOLDEN CANDIDATE``.
 
 Its exit code is the verdict: 0 if rounding explains every difference, 1 if something
-leaves the noise floor, 2 if the files cannot be compared.
+leaves the noise floor, 2 if the files cannot be compared.  For that last one the
+functions here raise ValueError, and the command line turns it into the code.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import json
 import math
 from pathlib import Path
 
-from npllama.cli_options import UsageError
 from npllama.golden.compare import FACTOR
 from npllama.golden.page import page, write_page
 from npllama.golden.precision import FORMATS
@@ -79,8 +79,8 @@ def run_compare(options: argparse.Namespace) -> int:
 
     Raises
     ------
-    UsageError
-        If the files cannot be compared.
+    ValueError
+        If the files cannot be compared, read or written.
     """
     try:
         golden, candidate = read_golden(options.golden), read_trace(options.candidate)
@@ -89,8 +89,8 @@ def run_compare(options: argparse.Namespace) -> int:
         if options.html:
             names = (Path(path).name for path in (options.candidate, options.golden))
             write_page(options.html, page(report, " against ".join(names)))
-    except (ValueError, OSError) as error:
-        raise UsageError(str(error)) from None
+    except OSError as error:
+        raise ValueError(f"{error.filename}: {error.strerror}") from None
     if options.json:
         print(json.dumps(to_json(report), allow_nan=False))
     else:
