@@ -15,6 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from npllama.cli_options import UsageError, in_words
+from npllama.golden.cli_compare import add_compare, run_compare
 from npllama.golden.prompts import Job, Prompt, do, read_prompts, record_all
 from npllama.golden.record import FLOORS, Wanted
 
@@ -28,8 +29,9 @@ def add_commands(commands) -> None:
         help="record every tensor of a run, and compare a backend's with it",
         description="Record every tensor of a run, and compare a backend's with it.",
     )
-    inner = golden.add_subparsers(dest="golden", metavar="COMMAND", required=True)
+    inner = golden.add_subparsers(dest="action", metavar="COMMAND", required=True)
     add_record(inner)
+    add_compare(inner)
 
 
 def add_record(commands) -> None:
@@ -152,13 +154,13 @@ def progress(total: int):
         yield lambda done, total: bar.update()
 
 
-GOLDEN = {"record": run_record}
+GOLDEN = {"record": run_record, "compare": run_compare}
 
 
 def run_golden(options: argparse.Namespace) -> int | None:
     """Run one command of the golden reference."""
     try:
-        return GOLDEN[options.golden](options)
+        return GOLDEN[options.action](options)
     except UNUSABLE as error:
         words = in_words(error) if isinstance(error, OSError) else str(error)
         raise UsageError(words) from None
