@@ -4,6 +4,7 @@
     python tools/bench.py --sizes 110m --peers torch --json bench.json
     python tools/bench.py --sizes --attention        attention alone
     python tools/bench.py --sizes --decoding         what chance costs and guesses save
+    python tools/bench.py --sizes --roofline         the roofline's prediction for it
 
 For each size a model of random weights is written to a temporary folder, and every
 program reads it: npllama, transformers on torch, llama.cpp.  Measured are loading,
@@ -37,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.processes import Failure, Worker, interpreter, missing
 from benchmarks.random_model import write_model
 from benchmarks.report import FLOOR, OURS, machine, summary, table, without_variant
+from benchmarks.roofline import compare
 
 from npllama.config import PRESETS, preset
 
@@ -48,6 +50,8 @@ SAME = 5e-3  # Another function of the weights differs by more, as a part of the
 ATTENTION, ATTENTION_MEMORY = 4096, 8192
 # Decoding: sampling is measured where a step is short, lookup where it is long.
 CHANCE_SIZE, LOOKUP_SIZE, TEXT, DRAFTED = SHORT["15m"], SHORT["1.1b"], 96, 4
+# The smallest fits into some caches, and then is no matter of memory's bandwidth.
+ROOFLINE_SIZES = SHORT["110m"], SHORT["1.1b"]
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
 
 
@@ -226,6 +230,25 @@ def measure_decoding(plan: Plan, threads: int, folder: Path) -> dict[str, Any]:
     return results
 
 
+#  ---- the roofline -------------------------------------------------------------
+
+
+def measure_roofline(
+    plan: Plan, threads: int, sizes: dict[str, Any], folder: Path
+) -> dict[str, Any]:
+    """What the probe of this machine predicts, beside what was or is measured."""
+    probes, found = [], {}
+    with Worker("roofline", "probe", sys.executable, threads) as worker:
+        for name in ROOFLINE_SIZES:
+            progress(f"roofline: probe, then {name}")
+            probes.append(worker.ask("measure"))
+            found[name] = sizes.get(name) or measure_size(
+                name, plan, threads, {}, folder
+            )
+        probes.append(worker.ask("measure"))
+    return compare(found, probes, CONTEXT)
+
+
 #  ---- the command --------------------------------------------------------------
 
 
@@ -292,6 +315,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
            help=f"also time attention alone, at {ATTENTION} positions")
     option("--decoding", action="store_true",
            help="also time sampling and prompt lookup, and count the draft's guesses")
+    option("--roofline", action="store_true",
+           help="also hold the roofline's prediction for this machine to what it does")
     option("--quick", action="store_true", help="one short round instead of five")
     option("--json", type=Path, metavar="FILE", help="write all figures to FILE")
     # fmt: on
@@ -337,6 +362,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if options.decoding:
         with tempfile.TemporaryDirectory(prefix="npllama-bench-") as folder:
             results["decoding"] = measure_decoding(plan, options.threads, Path(folder))
+    if options.roofline:
+        with tempfile.TemporaryDirectory(prefix="npllama-bench-") as folder:
+            results["roofline"] = measure_roofline(
+                plan, options.threads, results["sizes"], Path(folder)
+            )
     progress("")
     return results
 

@@ -2,7 +2,7 @@
 
 The figures are those of the makers' data sheets, for dense products (some sheets
 advertise twice as much, for matrices half of whose entries are zero), and no program
-reaches them quite.  `this_machine` is measured instead.
+reaches them quite.  The machine at hand is measured instead, in `probe`.
 
 References
 ----------
@@ -13,15 +13,8 @@ same rates.  Apple, M1 Ultra (2022).
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable, Mapping
-from statistics import median
+from collections.abc import Mapping
 from typing import NamedTuple
-
-import numpy as np
-
-from npllama.ops import einsum
 
 
 class Hardware(NamedTuple):
@@ -38,6 +31,9 @@ class Hardware(NamedTuple):
         Bytes.
     storage : float
         Bytes per second from what holds more than the memory: a disk, or a host.
+    elementwise : float
+        Elements per second outside of products.  None where a compiler melts what
+        stands between two products into them, as on a GPU.
     """
 
     name: str
@@ -45,6 +41,7 @@ class Hardware(NamedTuple):
     bandwidth: float
     memory: float | None = None
     storage: float | None = None
+    elementwise: float | None = None
 
     def rate(self, dtype: str) -> float:
         """FLOP/s in a dtype, or in the next wider one that is known."""
@@ -89,53 +86,11 @@ def hardware(name: str) -> Hardware:
         If the name is unknown; the message lists the known ones.
     """
     if name == THIS_MACHINE:
+        # Here, so that looking up a table measures nothing.
+        from npllama.cost.probe import this_machine
+
         return this_machine()
     if name not in HARDWARE:
         known = ", ".join([*HARDWARE, THIS_MACHINE])
         raise ValueError(f"no hardware {name!r}; there are {known}")
     return HARDWARE[name]
-
-
-#  ---- this machine -----------------------------------------------------------
-
-# A matrix far larger than any cache, for the bandwidth, and the shapes of a prompt of
-# 256 tokens in a feed-forward, for the rate: what a forward pass itself is made of.
-PROBED = (8192, 8192)
-PROMPT, WIDE, NARROW = 256, 5632, 2048
-
-
-def this_machine() -> Hardware:
-    """Measure, in about two seconds, what a float32 forward pass gets here.
-
-    The bandwidth is that of a matrix-vector product, which reads every weight once,
-    as decode does; the rate that of a product with a prompt, as in prefill.  BLAS
-    chooses its threads as it does for the model.
-    """
-    rng = np.random.default_rng(0)
-    w = rng.standard_normal(PROBED, dtype=np.float32)  # (F, E)
-    x = rng.standard_normal((1, PROBED[1]), dtype=np.float32)  # (1, E)
-    seconds = typical(lambda: einsum("TE,FE->TF", x, w, "probe"))
-    bandwidth = w.nbytes / seconds
-    w = rng.standard_normal((WIDE, NARROW), dtype=np.float32)
-    x = rng.standard_normal((PROMPT, NARROW), dtype=np.float32)
-    seconds = typical(lambda: einsum("TE,FE->TF", x, w, "probe"))
-    flops = 2 * PROMPT * WIDE * NARROW / seconds
-    return Hardware(THIS_MACHINE, {"fp32": flops}, bandwidth, _memory())
-
-
-def typical(call: Callable[[], object], repeats: int = 9) -> float:
-    """Median seconds of a call, the first left out."""
-    times = []
-    for _ in range(repeats + 1):
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-    return median(times[1:])
-
-
-def _memory() -> float | None:
-    """Bytes of memory; None where the system does not tell."""
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, OSError, ValueError):
-        return None

@@ -104,7 +104,7 @@ def memory_bytes() -> int | None:
         return None
 
 
-def probe() -> Hardware:
+def this_machine() -> Hardware:
     """Measure this machine, in float32, with as many threads as BLAS takes."""
     matrices = weights(BEYOND_CACHES)
     return Hardware(
@@ -112,5 +112,5 @@ def probe() -> Hardware:
         {"fp32": product_rate(matrices)},
         memory_rate(matrices),
         memory_bytes(),
-        elementwise_rate(),
+        elementwise=elementwise_rate(),
     )

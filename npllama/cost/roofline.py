@@ -109,16 +109,37 @@ def timed(op: Operator, machine: Hardware, kinds: Dtypes) -> Timed:
     return Timed(op.name, op.flops, moved, math_time, moved / machine.bandwidth)
 
 
+SILU, SOFTMAX = 4, 5
+
+
+def elementwise(config: Config, ops: Iterable[Operator]) -> int:
+    """Elements that NumPy's functions walk through between the products.
+
+    How often, counted in the chapters: RMSNorm 3 times (square, scale, gain), the
+    residual sum once; a rotation 6 times for queries and keys, writing keys and
+    values into the cache once; softmax 5 times for every pair of a query and a key
+    (maximum, difference, exponential, sum, the mask); SiLU 4 times, its product with
+    `up_proj` once.
+    """
+    found = {op.name: op.flops for op in ops}
+    E, F, L = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    positions = found["q_proj"] // (2 * E * H * D)  # of all layers
+    each = 2 * (3 + 1) * E + 6 * (H + K) * D + 2 * K * D + (SILU + 1) * F
+    return positions * each + SOFTMAX * found["scores"] // (2 * D)
+
+
 class Phase(NamedTuple):
     """All operators of a prefill, or of one step of decode."""
 
     operators: tuple[Timed, ...]
     tokens: int  # read by a prefill, or made by the step
+    between: float = 0.0  # seconds outside of products
 
     @property
     def seconds(self) -> float:
         """The sum over the operators, which run one after the other."""
-        return sum(op.seconds for op in self.operators)
+        return sum(op.seconds for op in self.operators) + self.between
 
     @property
     def rate(self) -> float:
@@ -133,10 +154,17 @@ class Phase(NamedTuple):
 
 
 def phase(
-    ops: Iterable[Operator], tokens: int, machine: Hardware, kinds: Dtypes
+    config: Config,
+    ops: tuple[Operator, ...],
+    tokens: int,
+    machine: Hardware,
+    kinds: Dtypes,
 ) -> Phase:
     """Put some operators under the roof."""
-    return Phase(tuple(timed(op, machine, kinds) for op in ops), tokens)
+    between = 0.0
+    if machine.elementwise is not None:
+        between = elementwise(config, ops) / machine.elementwise
+    return Phase(tuple(timed(op, machine, kinds) for op in ops), tokens, between)
 
 
 #  ---- a whole text -----------------------------------------------------------
@@ -162,6 +190,7 @@ def predict(
     prompt: int,
     new_tokens: int,
     kinds: Dtypes,
+    causal: str = "square",
 ) -> Prediction:
     """Time to first token, time per token and the whole, for rows of one length.
 
@@ -169,13 +198,17 @@ def predict(
     ----------
     prompt, new_tokens : int
         Per row.
+    causal : "square", "triangle" or "blocks"
+        How queries meet keys; "blocks" is what this package does.
     """
-    before, after = generation(config, batch, prompt, new_tokens)
+    before, after = generation(config, batch, prompt, new_tokens, causal=causal)
     middle = prompt + max(new_tokens - 2, 0) // 2
-    first = phase(before, batch * prompt, machine, kinds)
-    step = phase(decode(config, batch, middle), batch, machine, kinds)
-    rest = sum(timed(op, machine, kinds).seconds for op in after)
-    return Prediction(first, step, first.seconds + rest)
+    first = phase(config, before, batch * prompt, machine, kinds)
+    step = phase(
+        config, decode(config, batch, middle, causal=causal), batch, machine, kinds
+    )
+    rest = phase(config, after, batch * (new_tokens - 1), machine, kinds)
+    return Prediction(first, step, first.seconds + rest.seconds)
 
 
 def compute_bound_batch(
@@ -189,7 +222,8 @@ def compute_bound_batch(
     keeps decode bound by memory at any batch.
     """
     one, two = (
-        phase(operators(config, B, 1, cached), B, machine, kinds) for B in (1, 2)
+        phase(config, operators(config, B, 1, cached), B, machine, kinds)
+        for B in (1, 2)
     )
     math_row = sum(op.math for op in one.operators)
     # The embedding's rows are weights that each row reads for itself.

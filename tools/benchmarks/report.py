@@ -105,6 +105,8 @@ def table(results: dict[str, Any]) -> str:
         lines += _attention_lines(results["attention"])
     if "decoding" in results:
         lines += _decoding_lines(results["decoding"])
+    if "roofline" in results:
+        lines += _roofline_lines(results["roofline"])
     facts = results["machine"]
     title = (
         f"{facts['cpu']}, {facts['threads']} of {facts['processors']} processors; Python {facts['python']}, "
@@ -113,6 +115,8 @@ def table(results: dict[str, Any]) -> str:
     end = "ratio: how many times faster npllama is, the median over rounds"
     if "decoding" in results:
         end += "; in decoding: than the way above it"
+    if "roofline" in results:
+        end += "; of the roofline: prediction / measurement"
     return "\n".join([title, "", *_align(_without_repeats(lines)), "", end])
 
 
@@ -181,6 +185,30 @@ def _decoding_lines(part: dict[str, Any]) -> list[Line]:
     for way, kept in part["pair"]["kept"].items():
         measure = f"kept of {part['pair']['guesses']} guesses"
         lines.append(("stories", measure, way, _figure(kept), "", "", "tokens", ""))
+    return lines
+
+
+def _roofline_lines(part: dict[str, Any]) -> list[Line]:
+    """What the probe found, then prediction and measurement of every size."""
+    lines: list[Line] = []
+    units = {
+        "flops": "GFLOP/s",
+        "bandwidth": "GB/s",
+        "elementwise": "1e9 elements/s",
+    }
+    for rate, unit in units.items():
+        found = [probe[rate] / 1e9 for probe in part["probes"]]
+        low, middle, high = (_figure(f(found)) for f in (min, median, max))
+        lines.append(("probe", rate, "this machine", middle, low, high, unit, ""))
+    for name, size in part["sizes"].items():
+        for measure, row in size.items():
+            measure = f"{measure} {row['tokens']}"
+            for who, key, ratio in (
+                (OURS, "measured", ""),
+                ("roofline", "predicted", f"{row['predicted_is_times']:.2f}"),
+            ):
+                cells = (_figure(row[key]), "", "", "token/s", ratio)
+                lines.append((name, measure, who, *cells))
     return lines
 
 
