@@ -237,11 +237,11 @@ def test_the_largest_model_at_its_full_context_costs_whole_numbers():
 @pytest.mark.parametrize(
     "wrong, words",
     [
-        ({"batch": 0}, "0 rows of 1 new positions"),
-        ({"new": 0}, "1 rows of 0 new positions"),
+        ({"batch": 0}, "batch: 0; it must be 1 or more"),
+        ({"new": 0}, "new positions: 0; it must be 1"),
         ({"causal": "half"}, "'half' is not one of square, triangle, blocks"),
-        ({"cached": -1}, "cached: -1 is no count"),
-        ({"cached": [1, 2]}, r"cached: \[1, 2\] is no count for each of 1 rows"),
+        ({"cached": -1}, "cached: -1; it must be 0 or more"),
+        ({"cached": [1, 2]}, r"cached: \[1, 2\], where the batch has 1 rows"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(wrong, words):
@@ -252,14 +252,14 @@ def test_sizes_that_cannot_be_are_refused(wrong, words):
 @pytest.mark.parametrize(
     "form, sizes, words",
     [
-        (prefill, (1, 0), "1 rows of 0"),
-        (prefill, (0, 1), "0 rows of 1"),
+        (prefill, (1, 0), "new positions: 0"),
+        (prefill, (0, 1), "batch: 0"),
         (prefill, (1, 1, -1), "cached: -1"),
-        (decode, (1, 5, 0), "1 rows of 0"),
+        (decode, (1, 5, 0), "new positions: 0"),
         (decode, (1, -1), "cached: -1"),
-        (generation, (1, 5, 0), "new_tokens: 0 are none"),
-        (textbook.without_cache, (1, 5, 0), "1 rows of 0"),
-        (activation_peak, (1, 0), "1 rows of 0"),
+        (generation, (1, 5, 0), "new_tokens: 0; it must be 1"),
+        (textbook.without_cache, (1, 5, 0), "new positions: 0"),
+        (activation_peak, (1, 0), "new positions: 0"),
     ],
 )
 def test_texts_that_cannot_be_are_refused(form, sizes, words):
@@ -267,8 +267,17 @@ def test_texts_that_cannot_be_are_refused(form, sizes, words):
         form(DISTINCT, *sizes)
 
 
+def test_numbers_of_rows_and_steps_may_be_of_any_size():
+    config = preset("llama-2-7b")
+    one, many = (total(operators(config, n, 1, 10**9)) for n in (1, 10**12))
+    assert many.flops == 10**12 * one.flops and many.cache == 10**12 * one.cache
+    assert decode(config, 1, 0, 10**12)[-1].calls == 10**12
+    assert operators(config, 2, 3, np.array([4, 4])) == operators(config, 2, 3, 4)
+    assert all(op.intensity == 0 for op in generation(config, 1, 9, 1).decode)
+
+
 def test_a_chunk_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="chunk: 0 positions"):
+    with pytest.raises(ValueError, match="chunk: 0; it must be 1"):
         prefill(DISTINCT, 1, 5, chunk=0)
 
 

@@ -5,16 +5,12 @@ and context.  `operators` says of every product of the model how many operations
 does and how many elements it moves; `counter` counts the same while a model runs,
 and the two agree to the last digit.
 
-*FLOPs.*  A product of (m, n) by (n, p) has m p entries, each the sum of n products:
-n multiplications and n additions, 2 m n p in all.  Written as an equation, that is
-twice the product of its letters.  A projection of B T positions from E to F costs
-2 B T E F; a lookup costs none.
+What a product costs is told in `product`: a projection of B T positions from E to F
+takes 2 B T E F FLOPs, a lookup none; and it moves B T E + E F + B T F elements.  Of
+these three kinds are told apart, since they may be stored in types of different
+sizes: weights, cached keys and values, and all that is in flight.
 
-*Elements moved (MOPs).*  Each operand is read once and the result written once:
-m n + n p + m p.  Three kinds are told apart, since they may be stored in types of
-different sizes: weights, cached keys and values, and all that is in flight.
-
-*Causal attention* is where counts differ, so every one is labelled: "square",
+Causal attention is where counts differ, so every one is labelled: "square",
 "triangle" or "blocks", as told in `meetings`.
 
 Norms, rotations, softmax, SiLU and the residual sums are not products; they cost a
@@ -24,12 +20,12 @@ of a model of some size, and are left out, as every published count does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from npllama.attention import QUERY_BLOCK
 from npllama.config import Config
-from npllama.cost.meetings import CAUSAL, Meetings, in_decode, in_one_pass
+from npllama.cost.meetings import CAUSAL, Meetings, in_decode, in_one_pass, together
 from npllama.cost.product import LOOKUP
 
 
@@ -52,7 +48,7 @@ class Operator(NamedTuple):
     @property
     def intensity(self) -> float:
         """Arithmetic intensity: FLOPs per element moved."""
-        return self.flops / self.mops
+        return self.flops / max(self.mops, 1)
 
     def bytes(self, weight: float = 2, cache: float = 2, activation: float = 2):
         """Bytes moved, for elements of the given sizes in bytes (int4: 0.5)."""
@@ -120,7 +116,7 @@ def one_pass(
     config: Config,
     batch: int,
     new: int,
-    cached: int | Sequence[int] = 0,
+    cached: int | Iterable[int] = 0,
     *,
     causal: str = "square",
     last: bool = False,
@@ -145,8 +141,7 @@ def one_pass(
         If a size is impossible, or `causal` unknown.
     """
     check_pass(batch, new, cached, causal)
-    starts = [cached] * batch if isinstance(cached, int) else list(cached)
-    met = in_one_pass(config, starts, new, causal, query_block, key_block)
+    met = in_one_pass(config, batch, new, cached, causal, query_block, key_block)
     return Work(1, batch * new, batch * (1 if last else new), met)
 
 
@@ -159,14 +154,17 @@ def decode_steps(
 
 
 def check_pass(
-    batch: int, new: int, cached: int | Sequence[int] = 0, causal: str = "square"
+    batch: int, new: int, cached: int | Iterable[int] = 0, causal: str = "square"
 ) -> None:
     """Raise ValueError if there cannot be such a pass."""
-    if batch < 1 or new < 1:
-        raise ValueError(f"{batch} rows of {new} new positions are nothing to compute")
-    starts = [cached] * batch if isinstance(cached, int) else list(cached)
-    if len(starts) != batch or min(starts) < 0:
-        raise ValueError(f"cached: {cached} is no count for each of {batch} rows")
+    for name, size in (("batch", batch), ("new positions", new)):
+        if size < 1:
+            raise ValueError(f"{name}: {size}; it must be 1 or more")
+    groups = together(batch, cached)
+    if sum(rows for rows, _ in groups) != batch:
+        raise ValueError(f"cached: {cached}, where the batch has {batch} rows")
+    if min(start for _, start in groups) < 0:
+        raise ValueError(f"cached: {cached}; it must be 0 or more")
     if causal not in CAUSAL:
         raise ValueError(f"causal: {causal!r} is not one of {', '.join(CAUSAL)}")
 
@@ -180,10 +178,10 @@ def tabulate(config: Config, work: Work, causal: str) -> tuple[Operator, ...]:
     H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     L = config.num_hidden_layers
 
-    def linear(name, equation, wide, narrow, layers=L, positions=work.positions):
-        """A product of every position with one matrix of (wide, narrow)."""
-        calls, elements = layers * work.passes, layers * wide * narrow
-        moved = layers * positions * (wide + narrow)
+    def linear(name, equation, inputs, outputs, layers=L, positions=work.positions):
+        """A product of every position with one matrix of (outputs, inputs)."""
+        calls, elements = layers * work.passes, layers * inputs * outputs
+        moved = layers * positions * (inputs + outputs)
         flops = 2 * positions * elements
         return Operator(name, equation, calls, flops, work.passes * elements, 0, moved)
 
@@ -216,7 +214,7 @@ def operators(
     config: Config,
     batch: int,
     new: int,
-    cached: int | Sequence[int] = 0,
+    cached: int | Iterable[int] = 0,
     *,
     causal: str = "square",
     last: bool = False,
@@ -255,7 +253,7 @@ def prefill(
     check_pass(batch, prompt, cached, causal)
     size = prompt if chunk is None else chunk
     if size < 1:
-        raise ValueError(f"chunk: {size} positions are none")
+        raise ValueError(f"chunk: {size}; it must be 1 or more")
     work = [
         one_pass(
             config, batch, min(size, prompt - t), cached + t, causal=causal, last=last
@@ -296,7 +294,7 @@ def generation(
     the model: ``new_tokens - 1`` steps of decode.
     """
     if new_tokens < 1:
-        raise ValueError(f"new_tokens: {new_tokens} are none to generate")
+        raise ValueError(f"new_tokens: {new_tokens}; it must be 1 or more")
     before = prefill(config, batch, prompt, cached, chunk=chunk, causal=causal)
     work = decode_steps(config, batch, new_tokens - 1, cached + prompt, causal)
     return Generation(before, tabulate(config, work, causal))

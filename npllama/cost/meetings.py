@@ -18,7 +18,7 @@ again when the values are weighted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from npllama.attention import KEY_BLOCK, QUERY_BLOCK, SCORES
@@ -89,27 +89,36 @@ def default_key_block(config: Config, batch: int, new: int, query_block: int) ->
     return max(KEY_BLOCK, SCORES // together)
 
 
+def together(batch: int, cached: int | Iterable[int]) -> list[tuple[int, int]]:
+    """Rows that are multiplied together, and the positions that each of them holds.
+
+    Rows of one length go together, others one by one.
+    """
+    if not isinstance(cached, Iterable):
+        return [(batch, cached)]
+    starts = list(cached)
+    alike = len(set(starts)) == 1
+    return [(len(starts), starts[0])] if alike else [(1, start) for start in starts]
+
+
 def in_one_pass(
     config: Config,
-    starts: Sequence[int],
+    batch: int,
     new: int,
+    cached: int | Iterable[int],
     causal: str,
     query_block: int = QUERY_BLOCK,
     key_block: int | None = None,
 ) -> Meetings:
-    """Meetings in a layer when rows that hold `starts` positions get `new` more.
-
-    Rows of one length go together, others one by one.
-    """
-    alike = len(set(starts)) == 1
-    groups = [(len(starts), starts[0])] if alike else [(1, start) for start in starts]
+    """Meetings in a layer when rows that hold `cached` positions get `new` more."""
+    groups = together(batch, cached)
     if causal == "square":
         met = [square(config, rows, new, start) for rows, start in groups]
     elif causal == "triangle":
         met = [triangle(config, rows, new, start) for rows, start in groups]
     else:
         if key_block is None:
-            key_block = default_key_block(config, len(starts), new, query_block)
+            key_block = default_key_block(config, batch, new, query_block)
         sizes = query_block, key_block
         met = [blocks(config, rows, new, start, *sizes) for rows, start in groups]
     return sum(met, NOBODY)
