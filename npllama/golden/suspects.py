@@ -250,28 +250,51 @@ def history(scene: Scene, kind: str) -> np.ndarray | None:
 
 
 def of_attention(scene: Scene) -> Iterator[Suspicion]:
-    """Scale, grouping and mask; of scores or of what attention returns."""
+    """Scale, grouping and mask, in what attention returns."""
     q = scene.given(scene.sibling("self_attn.q_rope"))
     k, v = (history(scene, f"self_attn.{n}") for n in ("k_rope", "v_proj"))
-    scores_only = scene.module.endswith("scores")
-    if q is None or k is None or (v is None and not scores_only):
+    if q is None or k is None or v is None:
         return
-    first = positions_of(scene)[:, 0]
-    start = np.broadcast_to(first, len(q))
-    G = q.shape[2] // k.shape[1]
+    start = np.broadcast_to(positions_of(scene)[:, 0], len(q))
     right: tuple[str, str, dict] = ("inputs", TEXTS["inputs"], {})
-    for key, text, options in (right, *wrong_attentions(q.shape[-1], G)):
-        if not scores_only:
-            y = dense_attention(q, k, v, start, **options)
-            yield Suspicion(key, text, y)
-        elif "mask_shift" not in options:
-            _, keys, _ = grouped(q, k, k, options.get("tile", False))
-            yield Suspicion(key, text, scores_of(q, keys, options.get("scale")))
+    wrong = wrong_attentions(q.shape[-1], q.shape[2] // k.shape[1])
+    for key, text, options in (right, *wrong):
+        yield Suspicion(key, text, dense_attention(q, k, v, start, **options))
+
+
+# A score below this is hidden: some backends write that instead of -inf.
+HIDDEN = -1e4
+
+
+def of_scores(scene: Scene) -> Iterator[Suspicion]:
+    """Scale and grouping; and the mask, which shows in what is hidden."""
+    q = scene.given(scene.sibling("self_attn.q_rope"))
+    k, y = history(scene, "self_attn.k_rope"), candidate_of(scene)
+    if q is None or k is None:
+        return
+
+    def scores(scale=None, tile=False):
+        return scores_of(q, grouped(q, k, k, tile)[1], scale)
+
+    at = positions_of(scene)[0]  # (T,)
+    right, G = scores(), q.shape[2] // k.shape[1]
+    others = []
+    for key, text, options in wrong_attentions(q.shape[-1], G):
+        if "mask_shift" not in options:
+            others.append(Suspicion(key, text, scores(**options)))
+        elif options["mask_shift"] is not None:
+            last = at + options["mask_shift"]  # (T,)
+            hidden = np.arange(y.shape[-1]) > last[:, None]  # (T, S)
+            if ((y < HIDDEN) == hidden).all():
+                yield Suspicion(key, text, np.where(hidden, y, right))
+    yield Suspicion("inputs", TEXTS["inputs"], right)
+    yield from others
 
 
 def of_product(scene: Scene) -> Iterator[Suspicion]:
     """A weight read transposed, or right: its product with the right input."""
-    weight, x = weight_of(scene), input_of_product(scene)
+    weight = weight_of(scene)
+    x = None if weight is None else input_of_product(scene)
     if weight is None or x is None:
         return
     w, bias = weight
@@ -370,7 +393,7 @@ SUSPECTS = {
     "model.norm": of_norm,
     "self_attn.q_rope": of_rope,
     "self_attn.k_rope": of_rope,
-    "self_attn.scores": of_attention,
+    "self_attn.scores": of_scores,
     "self_attn.attention": of_attention,
     "lm_head": of_head,
 }

@@ -4,9 +4,9 @@ import warnings
 
 import numpy as np
 import pytest
+from candidates import llamacpp
 from golden_models import CONFIGS, models, recorded, verdict
 
-from candidates import llamacpp
 from npllama.config import Rope
 
 MODELS = ("stories", *CONFIGS)
