@@ -168,7 +168,7 @@ def flash() -> Rows:
 
     def row(name: str, parts: Sequence, products: Sequence[int]) -> tuple[str, ...]:
         """Forward, backward and both."""
-        moved = [2 * heads * traffic.total(iter(part)).elements(D) for part in parts]
+        moved = [heads * traffic.total(iter(part)).bytes(D) for part in parts]
         flops = [heads * traffic.product_flops(N, D, n) for n in products]
         return (
             name,

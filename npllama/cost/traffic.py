@@ -1,96 +1,93 @@
-r"""What attention reads and writes: standard against tiled.
+"""What FlashAttention saves: traffic, not arithmetic.
 
-Standard attention computes S = Q K^T, then P = softmax(S), then O = P V, each a
-kernel of its own, and each N x N matrix goes to memory and comes back.
-FlashAttention loads tiles of Q, K and V that fit into the memory on the chip, and
-never writes S or P; in the backward pass it computes them again.  It does more
-arithmetic and takes less time, for memory is what attention waits for.
+A GPU computes out of a small fast memory and keeps its arrays in a large slow one.
+Standard attention runs as several programs, each of which reads its operands from the
+slow memory and writes its result back: the scores, N x N for every head, make the trip
+again and again.  FlashAttention takes a block of keys and values at a time, lets all
+queries pass by it, and never writes a score.  Its backward pass computes the scores a
+second time rather than fetch them: more FLOPs, and still much faster.
 
-Here the transfers are counted by walking through the algorithms' loops, load by
-load.  What is counted is algorithms 0 and 3 of the paper for the standard way, 1 and
-4 for the tiled one, without mask and dropout.
+Every load and store of a tile is counted here by walking the loops of the paper's
+algorithms; nothing is computed.  Sizes are those of one head, in elements.
 
 References
 ----------
-Dao et al. 2022, arXiv:2205.14135, algorithms 0, 1, 3, 4 and figure 2 (left).
+Dao et al. 2022, arXiv:2205.14135, algorithms 0 to 4 and figure 2.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
-
-from npllama.cost.textbook import product_flops
-
-HALF, SINGLE = 2, 4  # bytes: of Q, K, V, S, P, O; of the statistics of softmax
-
-
-class Setting(NamedTuple):
-    """Sizes of one attention; those of the paper's figure are the default."""
-
-    batch: int = 64
-    heads: int = 16
-    positions: int = 1024
-    head: int = 64
-    on_chip: int = 192 * 1024  # bytes of fast memory that a tile may take: an A100's
-
-    @property
-    def key_block(self) -> int:
-        """Keys in a tile: four tiles share the fast memory (algorithm 1, line 1)."""
-        fits = -(-self.on_chip // HALF // (4 * self.head))
-        return min(max(fits, 1), self.positions)
-
-    @property
-    def query_block(self) -> int:
-        """Queries in a tile."""
-        return min(self.key_block, self.head)
 
 
 class Traffic(NamedTuple):
-    """What one pass of attention moves and computes, all rows and heads."""
+    """Elements of the slow memory read and written, by rows that they come in."""
 
-    bytes: int
-    flops: int
+    vectors: int  # of D elements: queries, keys, values, results, gradients
+    scores: int  # single elements of the N x N
+    scalars: int  # the running maximum and sum of a query
+
+    def bytes(self, D: int) -> int:
+        """All of them, in float16; the running sums have to be in float32."""
+        return 2 * (self.vectors * D + self.scores) + 4 * self.scalars
 
 
-def standard(at: Setting, backward: bool) -> Traffic:
-    """Every kernel reads its operands and writes its result.
+def total(loads: Iterator[Traffic]) -> Traffic:
+    """The sum of loads and stores."""
+    return Traffic(*map(sum, zip(*loads)))
 
-    Forward: S = Q K^T, P = softmax(S), O = P V.  Backward, with dO given: dV = P^T
-    dO, dP = dO V^T, dS from P and dP, dQ = dS K, dK = dS^T Q.
+
+def standard_forward(N: int) -> Iterator[Traffic]:
+    """Algorithm 0: three programs, the scores in between."""
+    yield Traffic(2 * N, N * N, 0)  # read Q and K, write S
+    yield Traffic(0, 2 * N * N, 0)  # read S, write P
+    yield Traffic(2 * N, N * N, 0)  # read P and V, write O
+
+
+def standard_backward(N: int) -> Iterator[Traffic]:
+    """Algorithm 3: five programs."""
+    yield Traffic(2 * N, N * N, 0)  # read P and dO, write dV
+    yield Traffic(2 * N, N * N, 0)  # read dO and V, write dP
+    yield Traffic(0, 3 * N * N, 0)  # read P and dP, write dS
+    yield Traffic(2 * N, N * N, 0)  # read dS and K, write dQ
+    yield Traffic(2 * N, N * N, 0)  # read dS and Q, write dK
+
+
+def tiled_forward(N: int, columns: int, rows: int) -> Iterator[Traffic]:
+    """Algorithm 1: blocks of keys outside, blocks of queries inside.
+
+    Parameters
+    ----------
+    columns, rows : int
+        Keys and queries per block.
     """
-    forward = ("Q K S", "S P", "P V O")
-    gradients = ("P dO dV", "dO V dP", "P dP dS", "dS K dQ", "dS Q dK")
-    square, thin = at.positions**2, at.positions * at.head
-    large = {"S", "P", "dS", "dP"}
-    words = " ".join(gradients if backward else forward).split()
-    elements = sum(square if word in large else thin for word in words)
-    return _of_all_heads(at, HALF * elements, products=4 if backward else 2)
+    for j in range(0, N, columns):
+        n = min(columns, N - j)
+        yield Traffic(2 * n, 0, 0)  # read K and V of the block
+        for i in range(0, N, rows):
+            m = min(rows, N - i)
+            yield Traffic(2 * m, 0, 2 * m)  # read Q and O, maximum and sum
+            yield Traffic(m, 0, 2 * m)  # write O, maximum and sum
 
 
-def tiled(at: Setting, backward: bool) -> Traffic:
-    """For each tile of keys and values, all tiles of queries pass by.
-
-    Forward: a tile of Q, O and the running maximum and sum come in, and O and both
-    go out again.  Backward: Q, O, dO, dQ, maximum and sum come in, dQ goes out; dK
-    and dV are written when all queries have passed.
-    """
-    moved = 0
-    for keys in _tiles(at.positions, at.key_block):
-        moved += HALF * 2 * keys * at.head  # K, V
-        for queries in _tiles(at.positions, at.query_block):
-            tiles, statistics = (5, 2) if backward else (3, 4)
-            moved += HALF * tiles * queries * at.head + SINGLE * statistics * queries
-        if backward:
-            moved += HALF * 2 * keys * at.head  # dK, dV
-    return _of_all_heads(at, moved, products=5 if backward else 2)
+def tiled_backward(N: int, columns: int, rows: int) -> Iterator[Traffic]:
+    """Algorithm 4: the same loops; scores are computed again from Q and K."""
+    for j in range(0, N, columns):
+        n = min(columns, N - j)
+        yield Traffic(2 * n, 0, 0)  # read K and V of the block
+        for i in range(0, N, rows):
+            m = min(rows, N - i)
+            yield Traffic(4 * m, 0, 2 * m)  # read Q, O, dO and dQ, maximum and sum
+            yield Traffic(m, 0, 0)  # write dQ
+        yield Traffic(2 * n, 0, 0)  # write dK and dV
 
 
-def _tiles(n: int, size: int) -> list[int]:
-    """Sizes of the tiles of n positions."""
-    return [min(size, n - begin) for begin in range(0, n, size)]
+# Products of N x N by D: scores and values forward; dV, dP, dQ, dK backward; and the
+# scores once more where they were not kept.
+PRODUCTS = {"forward": 2, "backward": 4, "recomputed": 1}
 
 
-def _of_all_heads(at: Setting, moved: int, products: int) -> Traffic:
-    each = product_flops(at.positions, at.head, at.positions)
-    together = at.batch * at.heads
-    return Traffic(together * moved, together * products * each)
+def product_flops(N: int, D: int, products: int) -> int:
+    """FLOPs of so many products of one head: 2 N N D each."""
+    return 2 * N * N * D * products
