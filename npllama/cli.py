@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 import time
@@ -29,13 +28,13 @@ from npllama.cli_options import (
     helpers,
     in_words,
 )
-from npllama.config import Config
+from npllama.cost import cache_bytes, parameters
 from npllama.decoding import context_length
 from npllama.generation import Generation, Piece, generate, pieces
 from npllama.options import GenerationConfig
 from npllama.strategies import searching
 from npllama.task import encode_prompt
-from npllama.weights import Model, load, tensor_shapes
+from npllama.weights import Model, load
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -329,9 +328,8 @@ def describe(model: Model) -> dict[str, dict]:
     """Config, parameters per component, and bytes of weights and cache."""
     config = model.config
     element = model.embed.dtype.itemsize
-    parts = parameters(config)
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads
-    per_token *= config.head_dim * element
+    # With tied embeddings lm_head has no weights of its own.
+    parts = {name: n for name, n in parameters(config).items() if n}
     rope = {k: v for k, v in asdict(config.rope).items() if v is not None}
     numbers = {k: v for k, v in asdict(config).items() if k != "rope"}
     return {
@@ -340,26 +338,12 @@ def describe(model: Model) -> dict[str, dict]:
         "bytes, as computed with": {
             "dtype": model.embed.dtype.name,
             "weights": sum(parts.values()) * element,
-            "cache per token": per_token,
-            "cache of a full context": per_token * context_length(config),
+            "cache per token": cache_bytes(config, 1, element),
+            "cache of a full context": cache_bytes(
+                config, context_length(config), element
+            ),
         },
     }
-
-
-def parameters(config: Config) -> dict[str, int]:
-    """Number of weights per component, over all layers."""
-    component = {
-        "embed_tokens": "embedding",
-        "lm_head": "lm_head",
-        "self_attn": "attention",
-    }
-    component |= {"mlp": "feed-forward"}
-    counts: dict[str, int] = {}
-    for name, shape in tensor_shapes(config).items():
-        words = name.split(".")
-        part = next((component[word] for word in words if word in component), "norms")
-        counts[part] = counts.get(part, 0) + math.prod(shape)
-    return counts
 
 
 #  ---- main -------------------------------------------------------------------
