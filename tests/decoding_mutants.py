@@ -33,11 +33,11 @@ FAULTS = {
         (BEAM, "key=lambda hypothesis: -hypothesis.score",
          "key=lambda hypothesis: hypothesis.score"),
         # the first finished text ends the search
-        (BEAM, "    if len(finished) < num_beams:\n", "    if not finished:\n"),
-        (BEAM, 'may_rise = early_stopping == "never" and length_penalty > 0',
+        (BEAM, "    if len(finished) < rules.num_beams:\n", "    if not finished:\n"),
+        (BEAM, 'may_rise = rules.early_stopping == "never" and rules.length_penalty > 0',
          "may_rise = False"),
         (BEAM, "<= finished[-1].score", "<= finished[0].score"),
-        (BEAM, "    if early_stopping is True:\n", "    if early_stopping is None:\n"),
+        (BEAM, "if rules.early_stopping is True:", "if rules.early_stopping is None:"),
         # what follows a beam that is not there fills the list of finished texts
         (BEAM, "if reason and not -np.inf < beam.score < NOWHERE / 2", "if reason"),
         # beams exchange their texts, the cache keeps the old ones

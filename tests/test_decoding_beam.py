@@ -141,6 +141,23 @@ def test_groups_that_mind_each_other_never_choose_the_same_token(seed):
         assert len(set(chosen)) == 3
 
 
+@given(SEEDS)
+def test_group_that_loses_beams_to_endings_leaves_the_others_their_rows(seed):
+    model = small_model(seed, V=6)
+
+    def stop(tokens):
+        return None if tokens[-1] == 0 else "stop"
+
+    def compared(history, log_probs):
+        # What the search counts must be what the model says of these very texts.
+        for tokens, row in zip(history, log_probs):
+            told = text_logprobs(model, [*tokens, 5], len(tokens), 0)[0].logprob
+            assert math.isclose(row[5], told, abs_tol=1e-3)
+        return log_probs
+
+    group_beam_search(model, [1, 2], stop, 5, 6, 2, 1e-9, compared)
+
+
 #  ---- constrained beams ------------------------------------------------------
 
 

@@ -47,6 +47,15 @@ class Beam(NamedTuple):
     parent: int  # row of the cache that holds all but its last token
 
 
+class Rules(NamedTuple):
+    """How a search compares texts of several lengths, and when it has seen enough."""
+
+    num_beams: int
+    longest: int  # new tokens that a text may have
+    length_penalty: float
+    early_stopping: bool | str
+
+
 def beam_search(
     model: Model,
     prompt: Sequence[int],
@@ -95,10 +104,9 @@ def beam_search(
     "never" with a length penalty of 0.  vLLM counts the prompt in the length and
     the token that ends the text not.
     """
-    capacity = room(model, len(prompt), max_new_tokens)
-    longest = capacity - len(prompt)
+    longest, cache, logits = begin(model, prompt, max_new_tokens, num_beams)
+    rules = Rules(num_beams, longest, length_penalty, early_stopping)
     keep = max(2, 1 + len(eos)) * num_beams
-    cache, logits = prefill_beams(model, prompt, capacity, num_beams)
     beams = first_beams(num_beams)
     finished: list[Hypothesis] = []
 
@@ -106,37 +114,42 @@ def beam_search(
         return stop(tokens) or ("length" if len(tokens) >= longest else None)
 
     while True:
-        history = [[*prompt, *beam.tokens] for beam in beams]
+        history = histories(prompt, beams)
         candidates = successors(beams, process(history, log_softmax(logits)), keep, rng)
         ended, beams = split(candidates, ends, num_beams, length_penalty)
         finished = ranked(finished + ended)[:num_beams]
-        if not beams or done(
-            finished, beams[0], num_beams, longest, length_penalty, early_stopping
-        ):
+        if not beams or done(finished, beams[0], rules):
             return finished
-        cache = reorder(cache, [beam.parent for beam in beams])
-        logits = extend(model, np.array([beam.tokens[-1] for beam in beams]), cache)
+        cache, logits = advance(model, cache, beams)
 
 
-def prefill_beams(
-    model: Model, prompt: Sequence[int], capacity: int, num_beams: int
-) -> tuple[KVCache, np.ndarray]:
+def begin(
+    model: Model, prompt: Sequence[int], max_new_tokens: int, num_beams: int
+) -> tuple[int, KVCache, np.ndarray]:
     """Run the prompt once, then give every beam its copy of the cache.
 
     Returns
     -------
+    longest : int
+        New tokens that a text may have: `max_new_tokens`, or what the context holds.
     cache : KVCache
     logits : (B, V) float
     """
+    capacity = room(model, len(prompt), max_new_tokens)
     cache, logits = prefill(model, [prompt], capacity)
     k, v = (np.repeat(array, num_beams, axis=1) for array in (cache.k, cache.v))
     cache = KVCache(k, v, np.repeat(cache.length, num_beams))
-    return cache, np.repeat(logits, num_beams, axis=0)
+    return capacity - len(prompt), cache, np.repeat(logits, num_beams, axis=0)
 
 
 def first_beams(num_beams: int) -> list[Beam]:
     """All beams begin equal, so only the first one may have successors."""
     return [Beam([], 0.0 if b == 0 else NOWHERE, b) for b in range(num_beams)]
+
+
+def histories(prompt: Sequence[int], beams: Sequence[Beam]) -> list[list[int]]:
+    """What `process` is told of every beam: all tokens so far."""
+    return [[*prompt, *beam.tokens] for beam in beams]
 
 
 def successors(
@@ -243,23 +256,40 @@ def ranked(finished: Sequence[Hypothesis]) -> list[Hypothesis]:
     return sorted(finished, key=lambda hypothesis: -hypothesis.score)
 
 
-def done(
-    finished: Sequence[Hypothesis],
-    best: Beam,
-    num_beams: int,
-    longest: int,
-    length_penalty: float,
-    early_stopping: bool | str,
-) -> bool:
+def close(
+    beams: Sequence[Beam], finished: list[Hypothesis], rules: Rules
+) -> list[Hypothesis]:
+    """Finish the beams that are still open as they stand, and rank all texts."""
+    ended = [finish(beam, "length", rules.length_penalty) for beam in beams]
+    return ranked(finished + ended)[: rules.num_beams]
+
+
+def done(finished: Sequence[Hypothesis], best: Beam, rules: Rules) -> bool:
     """Whether enough texts are finished, and the growing ones may be given up."""
-    if len(finished) < num_beams:
+    if len(finished) < rules.num_beams:
         return False
-    if early_stopping is True:
+    if rules.early_stopping is True:
         return True
     # A positive penalty forgives length, so a text may still rise until the end.
-    may_rise = early_stopping == "never" and length_penalty > 0
-    length = longest if may_rise else len(best.tokens)
-    return best.score / length**length_penalty <= finished[-1].score
+    may_rise = rules.early_stopping == "never" and rules.length_penalty > 0
+    length = rules.longest if may_rise else len(best.tokens)
+    return best.score / length**rules.length_penalty <= finished[-1].score
+
+
+def advance(
+    model: Model, cache: KVCache, beams: Sequence[Beam]
+) -> tuple[KVCache, np.ndarray]:
+    """One more token for every beam, behind what its parent's row holds.
+
+    Writes into the cache.
+
+    Returns
+    -------
+    cache : KVCache
+    logits : (B, V) float
+    """
+    cache = reorder(cache, [beam.parent for beam in beams])
+    return cache, extend(model, np.array([beam.tokens[-1] for beam in beams]), cache)
 
 
 def reorder(cache: KVCache, parents: Sequence[int]) -> KVCache:

@@ -13,30 +13,25 @@ constraint, such as the forms of a verb); a list of one phrase demands just that
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from npllama.decoding.beam import (
     Beam,
+    Rules,
+    advance,
+    begin,
+    close,
     done,
-    finish,
     first_beams,
-    prefill_beams,
+    histories,
     ranked,
-    reorder,
     split,
     successors,
 )
-from npllama.decoding.common import (
-    Hypothesis,
-    Process,
-    Stop,
-    extend,
-    room,
-    unprocessed,
-)
+from npllama.decoding.common import Hypothesis, Process, Stop, unprocessed
 from npllama.sampling import log_softmax
 from npllama.weights import Model
 
@@ -50,6 +45,9 @@ class Progress(NamedTuple):
     bank: int  # tokens of phrases that stand in it
     complete: bool
     wanted: list[int]  # tokens that would bring it further
+
+
+Read = Callable[[Sequence[int]], Progress]  # of the new tokens of a text
 
 
 def constraints_of(
@@ -165,46 +163,39 @@ def constrained_beam_search(
     Hu et al. 2019, NAACL, "Improved lexically constrained decoding" (banks);
     transformers 4.49 `_constrained_beam_search`, whose conventions are followed.
     """
-    capacity = room(model, len(prompt), max_new_tokens)
-    longest = capacity - len(prompt)
+    longest, cache, logits = begin(model, prompt, max_new_tokens, num_beams)
+    rules = Rules(num_beams, longest, length_penalty, early_stopping)
     keep = max(2, 1 + len(eos)) * num_beams
-    cache, logits = prefill_beams(model, prompt, capacity, num_beams)
+    before = list(prompt) if prompt_counts else []
     beams = first_beams(num_beams)
     finished: list[Hypothesis] = []
-    before = list(prompt) if prompt_counts else []
 
-    def complete(tokens: Sequence[int]) -> bool:
-        return progress([*before, *tokens], constraints).complete
+    def read(tokens: Sequence[int]) -> Progress:
+        return progress([*before, *tokens], constraints)
 
     for step in range(longest):
-        history = [[*prompt, *beam.tokens] for beam in beams]
-        log_probs = process(history, log_softmax(logits))
+        if step > 0:
+            cache, logits = advance(model, cache, beams)
+        log_probs = process(histories(prompt, beams), log_softmax(logits))
         candidates = successors(beams, log_probs, keep)
         ended, going = split(candidates, stop, num_beams, length_penalty)
-        ended = [h for h in ended if complete(h.tokens[:-1])]
+        ended = [text for text in ended if read(text.tokens[:-1]).complete]
         finished = ranked(finished + ended)[:num_beams]
-        going += forced(beams, going, log_probs, before, constraints)
-        beams = take_in_turn(going, num_beams, before, constraints)
-        if not beams or done(
-            finished, candidates[0], num_beams, longest, length_penalty, early_stopping
-        ):
+        going += forced(beams, going, log_probs, read)
+        beams = take_in_turn(going, num_beams, read)
+        if not beams or done(finished, candidates[0], rules):
             return finished
-        if step < longest - 1:
-            cache = reorder(cache, [beam.parent for beam in beams])
-            logits = extend(model, np.array([b.tokens[-1] for b in beams]), cache)
-    open_ends = [b for b in beams if complete(b.tokens)]
-    if len(open_ends) < num_return_sequences:
-        open_ends = beams
-    finished += [finish(beam, "length", length_penalty) for beam in open_ends]
-    return ranked(finished)[:num_beams]
+    whole = [beam for beam in beams if read(beam.tokens).complete]
+    return close(
+        whole if len(whole) >= num_return_sequences else beams, finished, rules
+    )
 
 
 def forced(
     beams: Sequence[Beam],
     going: Sequence[Beam],
     log_probs: np.ndarray,
-    before: list[int],
-    constraints: Sequence[Constraint],
+    read: Read,
 ) -> list[Beam]:
     """Extensions of the beams that bring a phrase further and are not there yet.
 
@@ -215,7 +206,7 @@ def forced(
     known = [beam.tokens for beam in going]
     extra = []
     for b, beam in enumerate(beams):
-        for token in progress([*before, *beam.tokens], constraints).wanted:
+        for token in read(beam.tokens).wanted:
             tokens = [*beam.tokens, token]
             if tokens not in known:
                 known.append(tokens)
@@ -224,20 +215,14 @@ def forced(
     return extra
 
 
-def take_in_turn(
-    candidates: Sequence[Beam],
-    num_beams: int,
-    before: list[int],
-    constraints: Sequence[Constraint],
-) -> list[Beam]:
+def take_in_turn(candidates: Sequence[Beam], num_beams: int, read: Read) -> list[Beam]:
     """The best of every bank, then the second best of every bank, and so on.
 
     The fullest bank comes first in every round.
     """
     banks: dict[int, list[Beam]] = {}
     for beam in sorted(candidates, key=lambda beam: -beam.score):
-        bank = progress([*before, *beam.tokens], constraints).bank
-        banks.setdefault(bank, []).append(beam)
+        banks.setdefault(read(beam.tokens).bank, []).append(beam)
     rounds = [
         (place, -bank, beam)
         for bank, members in banks.items()

@@ -19,23 +19,18 @@ import numpy as np
 
 from npllama.decoding.beam import (
     Beam,
+    Rules,
+    advance,
+    begin,
+    close,
     done,
-    finish,
     first_beams,
-    prefill_beams,
+    histories,
     ranked,
-    reorder,
     split,
     successors,
 )
-from npllama.decoding.common import (
-    Hypothesis,
-    Process,
-    Stop,
-    extend,
-    room,
-    unprocessed,
-)
+from npllama.decoding.common import Hypothesis, Process, Stop, unprocessed
 from npllama.sampling import log_softmax
 from npllama.weights import Model
 
@@ -47,6 +42,22 @@ class Group:
     beams: list[Beam]
     finished: list[Hypothesis] = field(default_factory=list)
     done: bool = False
+
+    def choose(
+        self, candidates: Sequence[Beam], stop: Stop, rules: Rules, first: int
+    ) -> None:
+        """Go on with the best of the candidates, if the group is to go on.
+
+        Parameters
+        ----------
+        first : int
+            Row of the cache that holds the group's first beam.
+        """
+        size = rules.num_beams
+        ended, beams = split(candidates, stop, size, rules.length_penalty)
+        self.beams = [b._replace(parent=first + b.parent) for b in beams]
+        self.finished = ranked(self.finished + ended)[:size]
+        self.done = not beams or done(self.finished, candidates[0], rules)
 
 
 def group_beam_search(
@@ -99,41 +110,28 @@ def group_beam_search(
             f"{num_beam_groups}: every group has equally many"
         )
     size = num_beams // num_beam_groups
-    capacity = room(model, len(prompt), max_new_tokens)
-    longest = capacity - len(prompt)
+    longest, cache, logits = begin(model, prompt, max_new_tokens, num_beams)
+    rules = Rules(size, longest, length_penalty, early_stopping)
     keep = max(2, 1 + len(eos)) * size
-    cache, logits = prefill_beams(model, prompt, capacity, num_beams)
     groups = [Group(first_beams(size)) for _ in range(num_beam_groups)]
     going = groups
     for step in range(longest):
+        if step > 0:
+            beams = [beam for group in going for beam in group.beams]
+            cache, logits = advance(model, cache, beams)
         taken: list[int] = []
-        parents: list[int] = []
-        for g, group in enumerate(going):
-            rows = logits[g * size : (g + 1) * size]  # (B, V)
+        first = 0
+        for group in going:
+            rows = logits[first : first + len(group.beams)]  # (B, V)
             cost = diversity_penalty * np.bincount(taken, minlength=rows.shape[1])
-            history = [[*prompt, *beam.tokens] for beam in group.beams]
+            history = histories(prompt, group.beams)
             log_probs = process(history, log_softmax(rows) - cost.astype(rows.dtype))
-            candidates = successors(group.beams, log_probs, keep)
-            ended, group.beams = split(candidates, stop, size, length_penalty)
-            group.finished = ranked(group.finished + ended)[:size]
-            group.done = not group.beams or done(
-                group.finished,
-                candidates[0],
-                size,
-                longest,
-                length_penalty,
-                early_stopping,
-            )
+            group.choose(successors(group.beams, log_probs, keep), stop, rules, first)
+            first += len(rows)
             taken += [beam.tokens[-1] for beam in group.beams]
-            if not group.done:
-                parents += [g * size + beam.parent for beam in group.beams]
         going = [group for group in going if not group.done]
-        if not going or step == longest - 1:
+        if not going:
             break
-        cache = reorder(cache, parents)
-        last = [beam.tokens[-1] for group in going for beam in group.beams]
-        logits = extend(model, np.array(last), cache)
     for group in going:
-        open_ends = [finish(beam, "length", length_penalty) for beam in group.beams]
-        group.finished = ranked(group.finished + open_ends)[:size]
-    return ranked([h for group in groups for h in group.finished])[:num_beams]
+        group.finished = close(group.beams, group.finished, rules)
+    return ranked([text for group in groups for text in group.finished])[:num_beams]
