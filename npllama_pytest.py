@@ -19,6 +19,13 @@ def pytest_addoption(parser):
     group.addoption(
         "--sampler-report", metavar="FILE", help="also write the report as JSON"
     )
+    group.addoption(
+        "--sampler-examples",
+        metavar="N",
+        type=int,
+        default=100,
+        help="cases to try of every law (default 100)",
+    )
 
 
 def pytest_configure(config):

@@ -19,7 +19,6 @@ from npllama.conformance.report import Report, Result, hint
 from npllama.testing.laws import Law, counterexample
 
 NAME = "npllama.conformance"
-PROFILE = settings(max_examples=100, deadline=None, derandomize=True)
 
 
 class Trial(NamedTuple):
@@ -44,9 +43,10 @@ class Session:
             raise pytest.UsageError(f"--sampler: {problem}") from problem
         self.trials = [Trial(offer, law) for offer in offers for law in offer.laws]
         self.hints: dict[str, str] = {}
-        if not config.getoption("hypothesis_profile", None):
-            settings.register_profile(NAME, PROFILE)
-            settings.load_profile(NAME)
+        # The same cases in every run, so that a report can be compared with another.
+        many = max(config.getoption("sampler_examples"), 1)
+        settings.register_profile(NAME, max_examples=many, derandomize=True)
+        settings.load_profile(NAME)
         if all(NAME in arg for arg in config.args):
             self.leave_it_to_the_report(config)
 
