@@ -60,6 +60,36 @@ class Group:
         self.done = not beams or done(self.finished, candidates[0], rules)
 
 
+def group_size(num_beams: int, num_beam_groups: int) -> int:
+    """Beams of every group; ValueError if they cannot be split evenly."""
+    if num_beam_groups < 1 or num_beams % num_beam_groups:
+        raise ValueError(
+            f"num_beams {num_beams} is not a multiple of num_beam_groups "
+            f"{num_beam_groups}: every group has equally many"
+        )
+    return num_beams // num_beam_groups
+
+
+def distanced(
+    rows: np.ndarray, taken: Sequence[int], diversity_penalty: float
+) -> np.ndarray:
+    """Log-probabilities, lower for each time that an earlier group took the token.
+
+    Parameters
+    ----------
+    rows : (B, V) float
+        Logits of the beams of one group.
+    taken : token ids
+        What earlier groups chose at this step.
+
+    Returns
+    -------
+    (B, V) float
+    """
+    cost = diversity_penalty * np.bincount(taken, minlength=rows.shape[1])
+    return log_softmax(rows) - cost.astype(rows.dtype)
+
+
 def group_beam_search(
     model: Model,
     prompt: Sequence[int],
@@ -104,12 +134,7 @@ def group_beam_search(
     beams still open at the end are scored as they stand.  transformers lets a
     group that is done choose the padding token, which then costs later groups.
     """
-    if num_beam_groups < 1 or num_beams % num_beam_groups:
-        raise ValueError(
-            f"num_beams {num_beams} is not a multiple of num_beam_groups "
-            f"{num_beam_groups}: every group has equally many"
-        )
-    size = num_beams // num_beam_groups
+    size = group_size(num_beams, num_beam_groups)
     longest, cache, logits = begin(model, prompt, max_new_tokens, num_beams)
     rules = Rules(size, longest, length_penalty, early_stopping)
     keep = max(2, 1 + len(eos)) * size
@@ -123,9 +148,8 @@ def group_beam_search(
         first = 0
         for group in going:
             rows = logits[first : first + len(group.beams)]  # (B, V)
-            cost = diversity_penalty * np.bincount(taken, minlength=rows.shape[1])
-            history = histories(prompt, group.beams)
-            log_probs = process(history, log_softmax(rows) - cost.astype(rows.dtype))
+            log_probs = distanced(rows, taken, diversity_penalty)
+            log_probs = process(histories(prompt, group.beams), log_probs)
             group.choose(successors(group.beams, log_probs, keep), stop, rules, first)
             first += len(rows)
             taken += [beam.tokens[-1] for beam in group.beams]
