@@ -208,6 +208,7 @@ def traced():
     exact = golden(model)
     kinds = ("float32", "bfloat16")
     meta = {"config": config_to_hf(model.config), "format": FORMAT}
+    meta |= {"prompt_tokens": 20, "dtype": "float64"}
     meta |= {"floor": {dtype: floor(exact, model, dtype) for dtype in kinds}}
     meta["shapes"] = {name: list(x.shape) for name, x in exact.items()}
     return model, Trace(exact, meta), backend(model, exact["tokens"], 20)

@@ -121,16 +121,31 @@ BAD_META = {
     "heads of no size": ({"head_dim": True}, "head_dim is True"),
     "a floor that is no number": (
         {"floor": {"float32": {"a": {"rms": "low"}}}},
-        "the floor of float32",
+        "the floor of 'float32'",
     ),
     "a floor that is infinite": (
         {"floor": {"float32": {"a": {"rms": float("inf")}}}},
-        "the floor of float32",
+        "the floor of 'float32'",
     ),
-    "a floor that is a list": ({"floor": {"bfloat16": [1]}}, "the floor of bfloat16"),
+    "a floor that is a list": ({"floor": {"bfloat16": [1]}}, "the floor of 'bfloat16'"),
     "no shapes": ({"shapes": {}}, "no list of shapes"),
     "shapes that are a list": ({"shapes": []}, "shapes is"),
     "a tensor too many": ({"shapes": {"tokens": [1, 5]}}, "is not listed"),
+    "a floor too few": ({"floor": {"float32": {}}}, "has no floor in 'float32'"),
+    "a floor beyond all floats": (
+        {"floor": {"float32": {"a": {"rms": 10**400}}}},
+        "the floor of 'float32'",
+    ),
+    "no config": ({"config": {}}, "'num_attention_heads' is missing"),
+    "a prompt of no tokens": ({"prompt_tokens": 0}, "prompt_tokens is 0"),
+    "a longer prompt": ({"prompt_tokens": 4}, "its config gives"),
+    "a dtype nobody records": ({"dtype": "float16"}, "not float16"),
+    "a longer description": ({"said": " " * 2**25}, "bytes; 33554432 are the most"),
+    "bits of an unknown kind": ({"stored": {"a": "int4"}}, "stored as 'int4'"),
+    "pairs without heads": (
+        {"rope_layout": "interleaved", "head_dim": None},
+        "head_dim is None",
+    ),
 }
 
 
@@ -143,12 +158,18 @@ def test_a_description_that_makes_no_sense_is_one_line(golden, tmp_path, meta, w
 
 
 BAD_TENSORS = {
-    "missing": ({"prefill/lm_head": None}, "prefill/lm_head is missing"),
+    "not finite": ({"prefill/lm_head": np.full((1, 3, 13), np.nan)}, "not finite"),
+    "whole numbers": ({"prefill/lm_head": np.ones((1, 3, 13), int)}, "not float64"),
+    "tokens of another model": ({"tokens": np.full((1, 5), 13)}, "outside the vocab"),
+    "tokens before the first": ({"tokens": np.full((1, 5), -1)}, "outside the vocab"),
+    "a number alone": ({"cache.k": np.float64(1)}, "no heads of"),
+    "a number per draw and more": ({"u": np.ones((1, 1, 1))}, "two axes"),
+    "missing": ({"prefill/lm_head": None}, "prefill/lm_head' is missing"),
     "misshapen": ({"prefill/lm_head": np.zeros((1, 3, 14))}, r"is \[1, 3, 14\]"),
     "empty": ({"prefill/lm_head": np.zeros((1, 0, 13))}, "is empty"),
     "pickled": ({"prefill/lm_head": np.array([{}], object)}, "plain numbers"),
     "strings": ({"prefill/lm_head": np.array(["a"])}, "plain numbers"),
-    "fractions of tokens": ({"tokens": np.zeros((1, 5))}, "no tokens, integers"),
+    "fractions of tokens": ({"tokens": np.zeros((1, 5))}, "integers are needed"),
 }
 
 
@@ -157,6 +178,34 @@ def test_tensors_that_cannot_be_are_one_line(golden, tmp_path, tensors, words):
     path = rewritten(golden, tmp_path / "g.npz", tensors=tensors)
     with pytest.raises(ValueError, match=words) as caught:
         read_golden(path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+ALIEN = ["decode.2/lm_head", "decode.x/lm_head", "prefill/lm_head/x", "lm_head"]
+ALIEN += ["prefill/model.layers.99.output", "prefill/output", "prefill/tokens"]
+ALIEN += ["prefill/model.layers.0.lm_head", "prefill/model.layers.x.output"]
+
+
+@pytest.mark.parametrize("name", ALIEN)
+def test_a_tensor_that_the_model_does_not_have_is_refused(golden, tmp_path, name):
+    trace, extra = read_golden(golden), {name: np.ones((1, 3, 7))}
+    floor = {"float32": dict.fromkeys([*trace, name], {"rms": 0.1})}
+    shapes = {n: list(a.shape) for n, a in {**trace, **extra}.items()}
+    meta = {"shapes": shapes, "floor": floor}
+    path = rewritten(golden, tmp_path / "g.npz", meta, extra)
+    with pytest.raises(ValueError, match="not one of this model and its steps"):
+        read_golden(path)
+
+
+PATHS = ["../out", "a/../../out", "/out", "C:/out", "..\\out", "a\nb"]
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_name_that_leads_out_of_the_file_is_refused(tmp_path, name):
+    path = tmp_path / "c.npz"
+    np.savez(path, **{name: np.ones(2)})
+    with pytest.raises(ValueError, match="is no name of a tensor") as caught:
+        read_trace(path)
     assert len(str(caught.value).splitlines()) == 1
 
 

@@ -27,23 +27,29 @@ all that were run, and ``u`` (B, draws), the number in [0, 1) behind every draw.
 
 ``meta.json`` says the rest: the format, who computed it in which dtype, the config,
 the weights' SHA-256.  A candidate needs none of it: whatever arrays it has under these
-names are compared.  Three entries help to read one:
+names are compared.  Four entries help to read one:
 
     dtype        "bfloat16": what it computed in, where the arrays are wider
     stored       {name: "bfloat16"}: the array is uint16, the upper halves of float32
     rope_layout  "interleaved": pairs are neighbours (2i, 2i + 1), as Meta, llama2.c
                  and GGUF have them; q, k and the cached keys are reordered
+    head_dim     D, by which "interleaved" finds the heads
+
+The README beside this file shows how to write one.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from npllama.config import Config, config_from_hf
 from npllama.npz import read_npz
 from npllama.rope import halves_order
 from npllama.weights import widen
@@ -52,6 +58,8 @@ FORMAT = "npllama-golden-1"
 META = "meta.json"
 # Tensors whose coordinates follow the layout of RoPE's pairs.
 TURNED = ("q_proj", "k_proj", "q_rope", "k_rope", "cache.k")
+# JSON takes some twenty times its size in memory; no honest description is so long.
+MOST_META = 2**25
 
 
 class Trace(Mapping[str, np.ndarray]):
@@ -81,7 +89,7 @@ class Trace(Mapping[str, np.ndarray]):
             tensor = widen(tensor, "bfloat16", "float32")
         interleaved = self.meta.get("rope_layout") == "interleaved"
         if interleaved and name.endswith(TURNED):
-            D = self.meta.get("head_dim", tensor.shape[-1])
+            D = self.meta["head_dim"]
             heads = tensor.reshape(*tensor.shape[:-1], -1, D)
             tensor = heads[..., halves_order(D)].reshape(tensor.shape)
         return tensor
@@ -109,58 +117,175 @@ def read_trace(path: str | os.PathLike) -> Trace:
     archive = read_npz(path)
     try:
         meta = _meta(archive.files.get(META, b"{}"))
-        for name, dtype in meta.get("stored", {}).items():
-            if name in archive.tensors and dtype == "bfloat16":
-                if archive.tensors[name].dtype != np.uint16:
-                    raise ValueError(f"{name}: bfloat16 is stored as uint16")
-        head_dim = meta.get("head_dim")
         for name, tensor in archive.tensors.items():
-            _check_tensor(name, tensor, head_dim)
+            _check_name(name)
+            _check_tensor(name, tensor, meta)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return Trace(archive.tensors, meta)
 
 
+def _check_name(name: str) -> None:
+    """Raise ValueError if a file of this name would be unpacked somewhere else."""
+    folders = name.replace("\\", "/").split("/")
+    if ".." in folders or folders[0] == "" or ":" in name:
+        raise ValueError(f"{name!r:.80} is no name of a tensor")
+
+
+def _check_tensor(name: str, tensor: np.ndarray, meta: dict[str, Any]) -> None:
+    """Raise ValueError if it cannot be what its name and ``meta.json`` say."""
+    if tensor.size == 0:
+        raise ValueError(f"{name} is empty, of shape {tensor.shape}")
+    if name in ("tokens", "u") and tensor.ndim > 2:
+        raise ValueError(f"{name} is of shape {tensor.shape}; two axes are needed")
+    if name == "tokens" and tensor.dtype.kind not in "iu":
+        raise ValueError(f"tokens are {tensor.dtype}; integers are needed")
+    if name in meta.get("stored", {}) and tensor.dtype != np.uint16:
+        raise ValueError(f"{name} is {tensor.dtype}; bfloat16 is stored as uint16")
+    head_dim = meta.get("head_dim")
+    if head_dim and name.endswith(TURNED):
+        if tensor.ndim == 0 or tensor.shape[-1] % head_dim:
+            raise ValueError(
+                f"{name} is of shape {tensor.shape}: no heads of {head_dim} numbers"
+            )
+
+
+#  ---- golden traces ----------------------------------------------------------
+
+# Axes of the tensors of one step; S counts the positions up to the end of it.
+AXES = {
+    "model.embed_tokens": "BTE",
+    "model.norm": "BTE",
+    "lm_head": "BTV",
+    "input_layernorm": "BTE",
+    "self_attn.q_proj": "BTHD",
+    "self_attn.k_proj": "BTKD",
+    "self_attn.v_proj": "BTKD",
+    "self_attn.q_rope": "BTHD",
+    "self_attn.k_rope": "BTKD",
+    "self_attn.scores": "BHTS",
+    "self_attn.attention": "BTHD",
+    "self_attn.o_proj": "BTE",
+    "post_attention": "BTE",
+    "post_attention_layernorm": "BTE",
+    "mlp.gate_proj": "BTF",
+    "mlp.up_proj": "BTF",
+    "mlp.act_fn": "BTF",
+    "mlp.down_proj": "BTE",
+    "output": "BTE",
+    "cache.k": "LBKSD",
+    "cache.v": "LBKSD",
+}
+NAME = re.compile(r"(prefill|decode\.(\d{1,9}))/(?:model\.layers\.(\d{1,9})\.)?(.+)")
+
+
 def read_golden(path: str | os.PathLike) -> Trace:
     """Open a trace that `record` wrote, and make sure that all of it is there.
+
+    Every tensor is looked at once: what is compared with must be beyond doubt.
 
     Raises
     ------
     ValueError
-        As `read_trace`; also if a tensor is missing or misshapen, or a number that
-        must be finite is not.
+        As `read_trace`; also if a tensor is missing, of a shape that its config
+        does not give, or not finite, or if a noise floor is missing.
     """
     trace = read_trace(path)
     if trace.meta.get("format") != FORMAT:
         raise ValueError(
             f"{path}: not a golden trace; make one with: npllama golden record"
         )
-    shapes = trace.meta.get("shapes")
-    if not isinstance(shapes, dict) or not shapes:
-        raise ValueError(f"{path}: {META} has no list of shapes")
-    for name, shape in shapes.items():
-        if name not in trace:
-            raise ValueError(f"{path}: tensor {name} is missing")
-        found = list(trace.tensors[name].shape)
-        if found != shape:
-            raise ValueError(f"{path}: tensor {name} is {found}; {META} says {shape}")
-    for name in trace:
-        if name not in shapes:
-            raise ValueError(f"{path}: tensor {name} is not listed in {META}")
-    tokens = trace.get("tokens")
-    if tokens is None or tokens.ndim != 2 or tokens.dtype.kind not in "iu":
-        raise ValueError(f"{path}: it has no tokens, integers of (B, S)")
+    try:
+        _check_listed(trace)
+        config = config_from_hf(trace.meta.get("config", {}))
+        _check_tokens(trace, config)
+        for name, tensor in trace.tensors.items():
+            _check_golden(name, tensor, trace, config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return trace
 
 
-def _check_tensor(name: str, tensor: np.ndarray, head_dim: int | None) -> None:
-    if tensor.size == 0:
-        raise ValueError(f"{name} is empty, of shape {tensor.shape}")
-    if head_dim and name.endswith(TURNED) and tensor.shape[-1:] != ():
-        if tensor.shape[-1] % head_dim:
-            raise ValueError(
-                f"{name} ends in {tensor.shape[-1]} numbers, no heads of {head_dim}"
-            )
+def _check_listed(trace: Trace) -> None:
+    """Raise ValueError unless ``meta.json`` lists every tensor, floors included."""
+    shapes = trace.meta.get("shapes")
+    if not isinstance(shapes, dict) or not shapes:
+        raise ValueError(f"{META} has no list of shapes")
+    for name, shape in shapes.items():
+        if name not in trace:
+            raise ValueError(f"tensor {name!r:.80} is missing")
+        found = list(trace.tensors[name].shape)
+        if found != shape:
+            raise ValueError(f"tensor {name} is {found}; {META} says {shape!r:.40}")
+    for name in trace:
+        if name not in shapes:
+            raise ValueError(f"tensor {name} is not listed in {META}")
+    for dtype, floors in trace.meta.get("floor", {}).items():
+        for name in trace:
+            if name not in ("tokens", "u") and name not in floors:
+                raise ValueError(f"{META}: {name} has no floor in {dtype!r:.40}")
+
+
+def _check_tokens(trace: Trace, config: Config) -> None:
+    """Raise ValueError unless these can have been the tokens of the run."""
+    tokens, first = trace.get("tokens"), trace.meta.get("prompt_tokens")
+    if tokens is None or tokens.ndim != 2:
+        raise ValueError("it has no tokens, integers of (B, S)")
+    if type(first) is not int or not 1 <= first <= tokens.shape[1]:
+        raise ValueError(f"{META}: prompt_tokens is {first!r:.40}")
+    if not 0 <= tokens.min() <= tokens.max() < config.vocab_size:
+        raise ValueError(f"a token is outside the vocabulary of {config.vocab_size}")
+
+
+def _check_golden(name: str, tensor: np.ndarray, trace: Trace, config: Config) -> None:
+    """Raise ValueError if a tensor is not as `record` writes it."""
+    if name == "tokens":
+        return
+    dtype = "float64" if name == "u" else trace.meta.get("dtype")
+    if tensor.dtype.name != dtype or dtype not in ("float32", "float64"):
+        raise ValueError(f"tensor {name} is {tensor.dtype}, not {dtype}")
+    shape = golden_shape(name, trace, config)
+    if name != "u" and tensor.shape != shape:
+        raise ValueError(f"tensor {name} is {tensor.shape}; its config gives {shape}")
+    hidden = -np.inf if name.endswith(".scores") else 0.0
+    if not (np.isfinite(tensor) | (tensor == hidden)).all():
+        raise ValueError(f"tensor {name} has numbers that are not finite")
+
+
+def golden_shape(name: str, trace: Trace, config: Config) -> tuple[int, ...] | None:
+    """The shape that a tensor of a golden trace must have; None for ``u``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such tensor.
+    """
+    B, S = trace.tensors["tokens"].shape
+    first, T = trace.meta["prompt_tokens"], 1
+    if name == "u":
+        return None
+    axes = AXES.get(name) if name.startswith("cache.") else None
+    if found := NAME.fullmatch(name):
+        step, number, layer, module = found.groups()
+        T, S = (first, first) if step == "prefill" else (1, first + int(number) + 1)
+        inside = module not in ("model.embed_tokens", "model.norm", "lm_head")
+        known = layer is not None and int(layer) < config.num_hidden_layers
+        axes = AXES.get(module) if inside == known else None
+    if axes is None or S > trace.tensors["tokens"].shape[1]:
+        raise ValueError(f"tensor {name!r:.80} is not one of this model and its steps")
+    size = {
+        "B": B,
+        "T": T,
+        "S": S,
+        "E": config.hidden_size,
+        "F": config.intermediate_size,
+        "V": config.vocab_size,
+        "L": config.num_hidden_layers,
+        "H": config.num_attention_heads,
+        "K": config.num_key_value_heads,
+        "D": config.head_dim,
+    }
+    return tuple(size[axis] for axis in axes)
 
 
 # What an entry of meta.json has to be, if it is there.
@@ -179,6 +304,8 @@ MEANINGS: dict[str, type | tuple[type, ...]] = {
 
 def _meta(text: bytes) -> dict[str, Any]:
     """The entries of ``meta.json``, each of the type that it must have."""
+    if len(text) > MOST_META:
+        raise ValueError(f"{META}: {len(text)} bytes; {MOST_META} are the most")
     try:
         meta = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -196,6 +323,13 @@ def _meta(text: bytes) -> dict[str, Any]:
     head_dim = meta.get("head_dim", 2)
     if isinstance(head_dim, bool) or not 2 <= head_dim <= 2**16 or head_dim % 2:
         raise ValueError(f"{META}: head_dim is {head_dim}; an even number of them")
+    if layout == "interleaved" and "head_dim" not in meta:
+        raise ValueError(f'{META}: rope_layout "interleaved" needs head_dim')
+    for name, dtype in meta.get("stored", {}).items():
+        if dtype != "bfloat16":
+            raise ValueError(
+                f"{META}: {name!r:.80} is stored as {dtype!r:.40}; bfloat16 is known"
+            )
     for dtype, floors in meta.get("floor", {}).items():
         _check_floors(dtype, floors)
     return meta
@@ -206,5 +340,6 @@ def _check_floors(dtype: str, floors: Any) -> None:
     entries = floors.values() if isinstance(floors, dict) else [None]
     for entry in entries:
         rms = entry.get("rms") if isinstance(entry, dict) else None
-        if not isinstance(rms, (int, float)) or not 0 <= rms < float("inf"):
-            raise ValueError(f"{META}: the floor of {dtype} is damaged")
+        number = type(rms) in (int, float)
+        if not number or not 0 <= rms <= sys.float_info.max:
+            raise ValueError(f"{META}: the floor of {dtype!r:.40} is damaged")
