@@ -364,7 +364,7 @@ def test_text_is_a_tree_whose_parts_add_up():
     total = count.total
     assert lines[0].split() == "calls FLOPs share elements moved FLOPs/element".split()
     assert cells(lines[1])[:5] == [
-        *("total", str(total.calls), str(total.flops), "100.0", str(total.moved)),
+        *("total", str(total.calls), str(total.flops), "100.0", str(total.mops)),
     ]
     by_depth = {}
     for line in lines[1:-3]:
@@ -379,7 +379,7 @@ def test_text_is_a_tree_whose_parts_add_up():
         f"attention in prefill: {count.attention()['prefill']['executed']:,} FLOPs "
         f"executed; the full square, by the s x s formula, has {square:,}"
     )
-    assert lines[-1] == f"bytes moved as float32: {4 * total.moved:,}"
+    assert lines[-1] == f"bytes moved as float32: {4 * total.mops:,}"
 
 
 def test_text_may_show_every_layer():
@@ -399,10 +399,10 @@ def test_json_holds_the_same_numbers_at_every_node(dtype, each_layer):
         parts = node.get("parts", [])
         for part in parts:
             check(part)
-        for field in ("calls", "flops", "read", "written", "kept", "moved"):
+        for field in ("calls", "flops", "read", "written", "kept", "mops"):
             assert not parts or node[field] == sum(part[field] for part in parts)
-        assert node["moved"] == node["read"] + node["written"]
-        assert node["bytes"] == {dtype: node["moved"] * np.dtype(dtype).itemsize}
+        assert node["mops"] == node["read"] + node["written"]
+        assert node["bytes"] == {dtype: node["mops"] * np.dtype(dtype).itemsize}
 
     check(root)
     assert root["flops"] == count.total.flops

@@ -80,7 +80,7 @@ def numbers(cost):
     """What a counter and a formula must agree on."""
     if isinstance(cost, formulas.Operator):
         return cost.calls, cost.flops, cost.mops, cost.weights + cost.cache
-    return cost.calls, cost.flops, cost.moved, cost.kept
+    return cost.calls, cost.flops, cost.mops, cost.kept
 
 
 def run(config, start, lengths, attend=vectorized, last=False, dtype="float32"):

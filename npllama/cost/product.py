@@ -45,14 +45,14 @@ class Total(NamedTuple):
         return Total(*(n * a for a in self[:5]), size)
 
     @property
-    def moved(self) -> int:
-        """Elements moved."""
+    def mops(self) -> int:
+        """Elements moved: read or written."""
         return self.read + self.written
 
     @property
     def intensity(self) -> float:
         """FLOPs per element moved."""
-        return self.flops / max(self.moved, 1)
+        return self.flops / max(self.mops, 1)
 
     @property
     def byte_intensity(self) -> float:

@@ -79,7 +79,7 @@ def _rows(node: Node, flops: int, depth: int) -> Iterator[tuple[str, ...]]:
         f"{cost.calls:,}",
         f"{cost.flops:,}",
         f"{100 * cost.flops / flops:.1f}%",
-        f"{cost.moved:,}",
+        f"{cost.mops:,}",
         f"{cost.intensity:.2f}",
     )
     for part in node.parts:
@@ -92,7 +92,7 @@ def _rows(node: Node, flops: int, depth: int) -> Iterator[tuple[str, ...]]:
 def as_dict(node: Node) -> dict[str, Any]:
     """The tree as nested dictionaries, ready for JSON."""
     cost = node.total
-    data = {"name": node.name, **cost._asdict(), "moved": cost.moved}
+    data = {"name": node.name, **cost._asdict(), "mops": cost.mops}
     data |= {"flops_per_element": cost.intensity, "flops_per_byte": cost.byte_intensity}
     return data | (
         {"parts": [as_dict(part) for part in node.parts]} if node.parts else {}
