@@ -211,8 +211,12 @@ def held(layer: Layer, dtype: str) -> Layer:
 
     The heads of `wo`, an input, are merged: a row is all that feeds one output.
     """
-    layer = layer._replace(wo=layer.wo.reshape(len(layer.wo), -1))
-    return Layer(*(None if w is None else weights_in(w, dtype) for w in layer))
+    weights = {}
+    for word in Layer._fields:
+        w = getattr(layer, word)
+        w = w.reshape(len(w), -1) if word == "wo" else w
+        weights[word] = None if w is None else weights_in(w, dtype)
+    return Layer(**weights)
 
 
 def emulate(

@@ -1,9 +1,10 @@
-"""Models larger than memory: one layer at a time.
+"""Models larger than memory: one weight at a time.
 
-The forward pass asks for the layers in order and for each once.  So the weights may
-stay in the mapped file, in the 16 bits they are stored in; a layer is widened when it
-is asked for and let go when the next one is.  The pages that were read for it are
-given back to the system, or the whole file would end up in memory.
+The forward pass asks for the layers in order, and for each weight of a layer once.  So
+the weights may stay in the mapped file, in the 16 bits they are stored in; one is
+widened when it is asked for, and gone when its product is done.  The pages that were
+read for a layer are given back to the system with the next, or the whole file would
+end up in memory.
 
 It reads all weights again for every step, so it suits a prompt and a few tokens.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -32,33 +33,32 @@ class Table:
         return widen(self.stored[tokens], self.kind, self.dtype.name)
 
 
-class Layers(Sequence[Layer]):
-    """Blocks that are widened when they are asked for."""
+class StreamedLayer:
+    """A block whose weights are widened when they are asked for, one by one."""
+
+    def __init__(self, stored: Layer, kind: str, dtype: str):
+        self.stored, self.kind, self.dtype = stored, kind, dtype
+
+    def __getattr__(self, word: str) -> np.ndarray | None:
+        """A weight by its word in `Layer`."""
+        tensor = getattr(self.stored, word)
+        return None if tensor is None else widen(tensor, self.kind, self.dtype)
+
+
+class Layers(Sequence[StreamedLayer]):
+    """The blocks of a model in a mapped file."""
 
     def __init__(self, config: Config, tensors: Mapping[str, np.ndarray], kind, dtype):
-        self.config, self.tensors, self.kind, self.dtype = config, tensors, kind, dtype
+        self.tensors, self.kind, self.dtype = tensors, kind, dtype
         self.blocks = assemble(config, tensors).layers
-        self.last: tuple[int, Layer | None] = (-1, None)
 
     def __len__(self) -> int:
-        return self.config.num_hidden_layers
+        return len(self.blocks)
 
     def __getitem__(self, i):
-        """Block i; asked for again it is still there, until another is."""
-        if self.last[0] != i:
-            self.last = (-1, None)  # let go of one before the next is made
-            let_go(self.tensors)
-            stored = self.blocks[i]
-            wide = (
-                None if w is None else widen(w, self.kind, self.dtype) for w in stored
-            )
-            self.last = (i, Layer(*wide))
-        return self.last[1]
-
-    def __iter__(self) -> Iterator[Layer]:
-        for i in range(len(self)):
-            yield self[i]
-        self.last = (-1, None)
+        """Block i; what was read for others is let go."""
+        let_go(self.tensors)
+        return StreamedLayer(self.blocks[i], self.kind, self.dtype)
 
 
 def let_go(tensors: Mapping[str, np.ndarray]) -> None:
