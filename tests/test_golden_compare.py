@@ -198,6 +198,25 @@ def test_candidate_of_other_tokens_is_refused(tokens, message):
         compare(exact, y, {}, "float32")
 
 
+def test_integers_are_no_tensor():
+    exact = np.ones((1, 2, 3))
+    row = judge(NAME, exact.astype(np.uint16), exact, 1.0, "float32")
+    assert row.verdict == "outside" and "uint16" in row.note
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("fault", [None, "interleaved", "tile", "mask", "scale"])
+def test_several_rows_are_judged_as_one(fault, dtype):
+    model = random_model(9)
+    exact = golden(model, rows=3)
+    floors = floor(exact, model, dtype)
+    candidate = backend(model, exact["tokens"], 20, dtype, fault)
+    candidate = {name: np.array(x) for name, x in candidate.items()}
+    meta = {"config": config_to_hf(model.config), "floor": {dtype: floors}}
+    report = examine(Trace(exact, meta), Trace(candidate, {}), dtype=dtype)
+    assert (report.finding and report.finding.fault) == fault
+
+
 # ---- reports ----------------------------------------------------------------
 
 
@@ -230,6 +249,23 @@ def test_report_of_a_right_candidate_is_short(traced):
     assert report.within and "within the noise floor of float32" in text
     assert "diagnosis" not in text
     assert to_json(report)["verdict"] == "within"
+
+
+def test_floor_of_other_tensors_is_no_verdict(traced):
+    model, exact, candidate = traced
+    known = {"prefill/model.norm": exact.meta["floor"]["float32"]["prefill/model.norm"]}
+    poor = Trace(exact.tensors, exact.meta | {"floor": {"float32": known}})
+    logits = {
+        n: x for n, x in candidate.items() if n.endswith(("lm_head", "model.norm"))
+    }
+    text = to_text(examine(poor, Trace(logits, {})))
+    assert (
+        "all 1 tensors are within" in text and "no verdict, for prefill/lm_head" in text
+    )
+    del logits["prefill/model.norm"]
+    with pytest.raises(ValueError, match="none of the candidate's tensors.*--weights"):
+        examine(poor, Trace(logits, {}))
+    assert "all 5 tensors" in to_text(examine(poor, Trace(logits, {}), model))
 
 
 def test_report_names_tensor_inputs_and_fault(traced):

@@ -22,11 +22,11 @@ SHAPES = {
 HALVES = ("float32", "bfloat16", "float16")
 
 
-def golden(model, seed=0, scores=False, prompt=PROMPT, new=NEW):
+def golden(model, seed=0, scores=False, prompt=PROMPT, new=NEW, rows=1):
     """A trace in memory."""
     found = {}
     V = model.config.vocab_size
-    tokens = np.random.default_rng(seed).integers(0, V, (1, prompt))
+    tokens = np.random.default_rng(seed).integers(0, V, (rows, prompt))
     wanted = Wanted(new_tokens=new, scores=scores)
     run(model, tokens, wanted, lambda name, x: found.update({name: np.array(x)}))
     return found

@@ -11,7 +11,10 @@ Where do mine first differ?  And is that more than rounding?
     `streamed`   the same for models larger than memory
     `prompts`    the same for many prompts, on many machines
     `compare`    walk two such files side by side
-    `diagnose`   which of the usual faults explains the difference
-    `report`     the verdict as text, JSON or a page
+    `faults`     the usual mistakes, made on purpose
+    `suspects`   what a tensor would be with each of them
+    `diagnose`   which of them explains the difference
+    `report`     the verdict as text and JSON
+    `page`       the verdict as a page with a plot
     `cases`, `ops`  single operations, for the author of a kernel
 """

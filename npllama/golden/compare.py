@@ -166,9 +166,11 @@ def aligned(name: str, y: np.ndarray, exact: np.ndarray) -> np.ndarray:
     Raises
     ------
     ValueError
-        If the shapes cannot mean the same; the message has both.
+        If the shapes cannot mean the same (the message has both), or it has no floats.
     """
     shape = exact.shape
+    if y.dtype.kind != "f":
+        raise ValueError(f"its numbers are {y.dtype}, not floats")
     if y.shape == shape:
         return y
     if name.startswith("cache.") and y.ndim == exact.ndim == 5:

@@ -75,9 +75,16 @@ def examine(
             f"the golden trace has noise floors for {known}, not for {dtype}; give "
             "--weights to measure them"
         )
-    if floors is None:
+    if model is not None and not (
+        floors and all(n in floors for n in golden if "/" in n)
+    ):
         floors = floor(golden, model, dtype)
     comparison = compare(golden, candidate, floors, dtype, factor)
+    if not any(row.verdict in ("within", "outside") for row in comparison.rows):
+        raise ValueError(
+            f"the golden trace has a noise floor of {dtype} for none of the candidate's "
+            "tensors; give --weights to measure them"
+        )
     sources: tuple[Row, ...] = ()
     finding = None
     if comparison.first is not None:
@@ -195,16 +202,16 @@ def to_json(report: Report) -> dict[str, Any]:
 def summary(report: Report) -> str:
     """One sentence: how many tensors are within the floor."""
     rows = report.comparison.rows
-    found = [row for row in rows if row.verdict != "missing"]
+    found = [row for row in rows if row.verdict in ("within", "outside")]
     outside = sum(row.verdict == "outside" for row in found)
+    missing = sum(row.verdict == "missing" for row in rows)
     c = report.comparison
     verdict = (
         f"{outside} of {len(found)} tensors leave the noise floor"
         if outside
         else f"all {len(found)} tensors are within the noise floor"
     )
-    absent = f"; {len(rows) - len(found)} more are not in the candidate"
-    absent = absent if len(rows) > len(found) else ""
+    absent = f"; {missing} more are not in the candidate" if missing else ""
     return f"{verdict} of {c.dtype} (up to {c.factor:g} times it){absent}"
 
 
