@@ -1,4 +1,4 @@
-"""The command line: ``npllama generate | chat | info | golden``.
+"""The command line: ``npllama generate | chat | info | flops | roofline | golden``.
 
 Text goes to standard output, everything else to standard error, so that output can
 be piped.  Whatever goes wrong is one line that says what would be right; the exit
@@ -18,7 +18,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from npllama import cli_golden
+from npllama import cli_cost, cli_golden
 from npllama.cache import new_cache
 from npllama.chat import FORMATS, closing, detect_format, stop_tokens, turn_tokens
 from npllama.cli_options import (
@@ -28,7 +28,7 @@ from npllama.cli_options import (
     helpers,
     in_words,
 )
-from npllama.cost import cache_bytes, parameters
+from npllama.cost import FlopCounter, cache_bytes, parameters
 from npllama.decoding import context_length
 from npllama.generation import Generation, Piece, generate, pieces
 from npllama.options import GenerationConfig
@@ -58,6 +58,9 @@ def parser() -> Parser:
         "prompt", nargs="?", metavar="PROMPT", help="the text; '-' or none reads stdin"
     )
     make.add_argument("--json", action="store_true", help="print one JSON object")
+    make.add_argument(
+        "--flops", action="store_true", help="count the products, tell on stderr"
+    )
     talk = commands.add_parser(
         "chat", help="talk, turn by turn", description="Talk, turn by turn."
     )
@@ -81,6 +84,7 @@ def parser() -> Parser:
         )
     for command in (make, talk):
         add_generation_options(command)
+    cli_cost.add_commands(commands)
     cli_golden.add_commands(commands)
     return top
 
@@ -96,7 +100,17 @@ def generator(options: argparse.Namespace) -> np.random.Generator:
 
 
 def run_generate(options: argparse.Namespace) -> None:
-    """Continue one text: streamed as it comes, or printed when it is found."""
+    """Continue one text, and tell what it cost if asked."""
+    if not options.flops:
+        continue_text(options)
+        return
+    with FlopCounter() as count:
+        continue_text(options)
+    print(count, file=sys.stderr)
+
+
+def continue_text(options: argparse.Namespace) -> None:
+    """Print a text as it comes, or when it is found."""
     config, rng = generation_config(options), generator(options)
     prompt = read_prompt(options.prompt)
     model, help_ = load(options.weights), helpers(options)
@@ -353,6 +367,7 @@ RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "generate": run_generate,
     "chat": run_chat,
     "info": run_info,
+    **cli_cost.RUN,
     **cli_golden.RUN,
 }
 

@@ -25,6 +25,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -56,7 +57,8 @@ def weights(size: int) -> list[np.ndarray]:
     """Matrices of both widths in turn, of so many bytes, in small pages."""
     pool = np.frombuffer(mmap.mmap(-1, size), dtype=np.float32)
     pool[:] = 0.5
-    found, begin = [], 0
+    found: list[np.ndarray] = []
+    begin = 0
     while True:
         E, F = WIDTHS[len(found) % 2]
         if begin + E * F > len(pool):
@@ -86,7 +88,7 @@ def product_rate(matrices: list[np.ndarray]) -> float:
     rates = []
     for group in (some, one):
         flops = 2 * POSITIONS * sum(w.size for w in group)
-        rates.append(rate_of(lambda group=group: multiply(group, POSITIONS), flops))
+        rates.append(rate_of(partial(multiply, group, POSITIONS), flops))
     return len(rates) / sum(1 / rate for rate in rates)
 
 

@@ -122,7 +122,7 @@ def elementwise(config: Config, ops: Iterable[Operator]) -> int:
     `up_proj` once.
     """
     found = {op.name: op.flops for op in ops}
-    E, F, L = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    E, F = config.hidden_size, config.intermediate_size
     H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     positions = found["q_proj"] // (2 * E * H * D)  # of all layers
     each = 2 * (3 + 1) * E + 6 * (H + K) * D + 2 * K * D + (SILU + 1) * F
@@ -296,7 +296,7 @@ def speculative_speedup(acceptance: float, guesses: int, draft_cost: float) -> f
     ----------
     Leviathan et al. 2022, theorem 3.8.
     """
-    if not 0 <= acceptance <= 1 or guesses < 0 or draft_cost < 0:
+    if not (0 <= acceptance <= 1 and 0 <= guesses and 0 <= draft_cost < math.inf):
         raise ValueError(
             "acceptance lies in [0, 1], guesses and draft_cost are 0 or more; found "
             f"{acceptance}, {guesses} and {draft_cost}"

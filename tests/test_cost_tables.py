@@ -1,0 +1,213 @@
+"""The cost chapter's tables: equal to what is printed, and to what was published."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import npllama
+from npllama.cli import main
+from npllama.config import PRESETS, preset
+from npllama.cost import formulas, traffic
+from npllama.cost.hardware import hardware
+from npllama.cost.roofline import offload_seconds, speculative_speedup
+from npllama.cost.tables import TABLES, markdown, met
+from npllama.cost.textbook import product_flops
+
+README_OF_COST = (
+    Path(npllama.__file__)
+    .parent.joinpath("cost", "README.md")
+    .read_text(encoding="utf-8")
+)
+
+
+def column(name, head):
+    """A table's column, by its head, under the first one."""
+    top, *rows = TABLES[name]()
+    i = top.index(head)
+    return {row[0]: row[i] for row in rows}
+
+
+# ---- the README -------------------------------------------------------------
+
+
+def tables_in_the_readme():
+    """{name: table} of every table with the command that prints it above."""
+    found = re.findall(r"flops --table (\w+)\n```\n\n((?:\|.*\n)+)", README_OF_COST)
+    return dict(found)
+
+
+def test_readme_has_every_table_once_under_its_command():
+    assert set(tables_in_the_readme()) == set(TABLES)
+    assert README_OF_COST.count("--table ") == len(TABLES)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_table_of_the_readme_is_what_its_command_prints(name, capsys):
+    assert main(["flops", "--table", name]) == 0
+    assert capsys.readouterr().out == tables_in_the_readme()[name]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_table_is_as_well_json(name, capsys):
+    assert main(["flops", "--table", name, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert markdown(rows) + "\n" == tables_in_the_readme()[name]
+
+
+# ---- what was published -----------------------------------------------------
+
+PUBLISHED_INTENSITY = {
+    "projection": {
+        1: "1.999024",
+        8: "15.93774",
+        128: "240.9412",
+        512: "819.2",
+        4096: "2730.667",
+    },
+    "act-to-act, l = 128": {1: "1.969231"},
+    "act-to-act, l = 4096": {4096: "240.9412"},
+    "act-to-act, l = 32000": {4096: "247.2833"},
+    "FFN": {1: "1.999330", 128: "245.4746", 4096: "3453.490"},
+}
+
+
+@pytest.mark.parametrize("head", PUBLISHED_INTENSITY)
+def test_intensity_is_as_published(head):
+    found = column("intensity", head)
+    for n, text in PUBLISHED_INTENSITY[head].items():
+        assert found[str(n)].rstrip("0") == text.rstrip("0")
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 8, 128, 512, 4096])
+@pytest.mark.parametrize("seen", [128, 512, 4096, 32000])
+def test_intensities_are_the_fractions_of_the_text(n, seen):
+    d, h, ff = 4096, 32, 11008
+    ops = met(n, seen)
+    assert ops["q_proj"].intensity == 2 * n * d * d / ((2 * n + d) * d)
+    moved = (n + seen) * d // h + n * seen
+    assert ops["scores"].intensity == 2 * n * d * seen / h / moved
+    assert ops["values"].intensity == ops["scores"].intensity
+    assert ops["gate_proj"].intensity == 2 * n * d * ff / (d * (n + ff) + n * ff)
+
+
+def test_where_no_query_is_ahead_of_its_keys_the_table_is_the_models_own():
+    config = preset("llama-2-7b")
+    each = {op.name: op for op in formulas.operators(config, 1, 8, 120)}
+    for name, op in met(8, 128).items():
+        if name != "lm_head":
+            assert op == each[name]
+
+
+PUBLISHED_TOKEN = {
+    "projections, FLOPs": "4096 4096 4096 4096",
+    "projections, MOPs": "2048 2048 2048 2048",
+    "act-to-act, FLOPs": "64 256 2048 16384",
+    "FFN, two matrices, FLOPs": "5504 5504 5504 5504",
+    "FFN, three matrices, FLOPs": "8256 8256 8256 8256",
+    "total with two, FLOPs": "9664 9856 11648 25984",
+}
+
+
+def test_decoded_token_is_as_published_and_with_three_matrices_beside():
+    rows = {row[0]: row[1:] for row in TABLES["decode"]()}
+    assert rows["context"] == ("128", "512", "4096", "32768")
+    for title, numbers in PUBLISHED_TOKEN.items():
+        assert " ".join(rows[title]) == numbers
+
+
+def test_totals_of_a_decoded_token_are_sums_of_its_lines():
+    rows = {row[0]: [*map(int, row[1:])] for row in TABLES["decode"]()}
+    for unit in ("FLOPs", "MOPs"):
+        for ffn in ("two", "three"):
+            parts = ("projections", "act-to-act", f"FFN, {ffn} matrices")
+            sums = [sum(n) for n in zip(*(rows[f"{part}, {unit}"] for part in parts))]
+            assert rows[f"total with {ffn}, {unit}"] == sums
+
+
+def test_linear_layer_does_315_flops_per_byte_for_512_rows_and_1_for_one():
+    found = column("linear", "FLOPs/byte")
+    assert (found["512"], found["1"]) == ("315", "1")
+
+
+def test_cache_and_weights_are_as_published():
+    assert column("cache", "cache/token")["llama-2-7b"] == "512 KiB"
+    assert column("cache", "1,024 tokens")["llama-2-7b"] == "512 MiB"
+    assert column("cache", "weights")["llama-2-13b"] == "26.0 GB"
+    assert column("cache", "GQA saves")["llama-2-70b"] == "8x"
+    assert PRESETS["llama-2-70b"].num_key_value_heads == 8
+
+
+def test_model_larger_than_memory_takes_as_long_as_published():
+    _, row = TABLES["offload"]()
+    assert row == ("7.7 GB", "3.5 GB", "4 GB/s", "1.05", "0.95")
+    assert offload_seconds(3e9, 3.5e9, 4e9) == 0
+
+
+def test_ridge_of_an_a100_is_153_flops_per_byte():
+    assert column("ridge", "FLOPs/byte")["a100-80g"] == "153"
+    assert hardware("a100-80g").ridge("fp16") == 312e12 / 2039e9
+
+
+def test_speedup_that_the_readme_names_is_that_of_the_formula():
+    assert "--acceptance 0.8 --guesses 5 --draft-cost 0.05" in README_OF_COST
+    assert f"{speculative_speedup(0.8, 5, 0.05):.3f}" == "2.951"
+    assert "prints 2.951" in README_OF_COST
+
+
+# ---- attention's traffic ----------------------------------------------------
+
+
+def closed_form(N, D, blocks):
+    """Bytes of one head, tiled: K and V once, queries once per block of keys."""
+    forward = 2 * (2 * N * D + blocks * 3 * N * D) + 4 * blocks * 4 * N
+    backward = 2 * (4 * N * D + blocks * 5 * N * D) + 4 * blocks * 2 * N
+    return forward, backward
+
+
+@pytest.mark.parametrize("N, columns, rows", [(1024, 384, 64), (96, 96, 7), (10, 3, 4)])
+@pytest.mark.parametrize("D", [1, 64])
+def test_counted_tiles_are_their_closed_form(N, columns, rows, D):
+    blocks = -(-N // columns)
+    found = (
+        traffic.total(traffic.tiled_forward(N, columns, rows)).bytes(D),
+        traffic.total(traffic.tiled_backward(N, columns, rows)).bytes(D),
+    )
+    assert found == closed_form(N, D, blocks)
+
+
+@pytest.mark.parametrize("N, D", [(1024, 64), (5, 3)])
+def test_standard_attention_moves_its_squares_eleven_times(N, D):
+    forward = traffic.total(traffic.standard_forward(N)).bytes(D)
+    backward = traffic.total(traffic.standard_backward(N)).bytes(D)
+    assert forward == 2 * (4 * N * N + 4 * N * D)
+    assert backward == 2 * (7 * N * N + 8 * N * D)
+
+
+def test_traffic_of_the_papers_setting_is_near_what_it_published():
+    both = {row[0]: row for row in TABLES["flash"]()}
+    ours = float(both["tiled, 192 KiB on chip"][3])
+    assert both["published, FlashAttention"][3] == "4.4"
+    assert abs(ours / 4.4 - 1) < 0.1
+    # Eighteen trips of all scores, and everything thin, are the published 40.3 GB.
+    heads, N, D = 64 * 16, 1024, 64
+    trips, thin = 2 * heads * N * N, 12 * 2 * heads * N * D
+    assert both["published, standard"][3] == f"{(18 * trips + thin) / 1e9:.1f}"
+    assert both["standard"][3] == f"{(11 * trips + thin) / 1e9:.2f}"
+
+
+def test_flops_of_attention_are_two_products_forward_and_one_more_if_recomputed():
+    rows = {row[0]: row[4:] for row in TABLES["flash"]()}
+    one = 64 * 16 * product_flops(1024, 64, 1024) / 1e9
+    standard, tiled = rows["standard"], rows["tiled, 192 KiB on chip"]
+    assert standard == (f"{2 * one:.1f}", f"{4 * one:.1f}", f"{6 * one:.1f}")
+    assert tiled == (f"{2 * one:.1f}", f"{5 * one:.1f}", f"{7 * one:.1f}")
+    assert rows["published, standard"][2] == "66.6"
+    assert rows["published, FlashAttention"][2] == "75.2"
+
+
+def test_more_memory_on_the_chip_means_less_traffic():
+    rows = TABLES["flash"]()
+    tiled = [float(row[3]) for row in rows if row[0].startswith("tiled")]
+    assert tiled == sorted(tiled) and len(tiled) == 3
