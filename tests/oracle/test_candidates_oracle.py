@@ -143,14 +143,14 @@ def export(net, path, cached):
     ids = torch.arange(3, 8)[None]
     torch.onnx.export(
         Graph(),
-        (ids, ids, *past),
+        (ids, ids.clone(), *past),  # one tensor twice would become one input
         path,
         dynamo=True,
         verbose=False,
         external_data=False,
         input_names=["input_ids", "position_ids", *names],
         output_names=["logits", *(n.replace("past_key_values", "present") for n in names)],
-        dynamic_shapes=({1: T}, {1: T}, tuple({2: P} for _ in past)),
+        dynamic_shapes=({1: T}, {1: T}, *[tuple({2: P} for _ in past)] * cached),
     )  # fmt: skip
 
 
