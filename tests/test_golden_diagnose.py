@@ -5,10 +5,14 @@ import pytest
 from backend import backend, random_model
 from test_golden_floor import golden
 
+import npllama.golden.diagnose
+from npllama.config import config_to_hf
 from npllama.golden.compare import compare, judge
 from npllama.golden.diagnose import diagnose
 from npllama.golden.floor import floor
+from npllama.golden.report import examine
 from npllama.golden.suspects import Scene, made_from
+from npllama.golden.trace import Trace
 
 LAYER, NEXT = "prefill/model.layers.0.", "prefill/model.layers.1."
 # What is wrong, the first tensor that shows it, and the diagnosis.
@@ -95,6 +99,24 @@ def test_fault_between_two_tensors_is_found_with_the_model(dtype):
     at, finding = found_in(*case, outer, dtype)
     assert at == LAYER + "self_attn.o_proj"
     assert finding.fault == "interleaved"
+
+
+def test_block_that_a_candidate_skips_is_searched_too():
+    *case, candidate = made("gate and up", "float32")
+    late = {name: x for name, x in candidate.items() if name == NEXT + "output"}
+    at, finding = found_in(*case, late, "float32")
+    assert at == NEXT + "output"
+    assert finding.fault == "gate and up"
+
+
+def test_model_that_is_too_large_is_not_run_per_fault(monkeypatch):
+    model, exact, floors, candidate = made("interleaved", "float32")
+    logits = {name: x for name, x in candidate.items() if name.endswith("lm_head")}
+    monkeypatch.setattr(npllama.golden.diagnose, "WORK", 1e5)
+    meta = {"config": config_to_hf(model.config), "floor": {"float32": floors}}
+    report = examine(Trace(exact, meta), Trace(logits, {}), model)
+    assert report.finding is None
+    assert "too large" in " ".join(report.remarks)
 
 
 def test_truncation_of_activations_alone_is_seen_in_bfloat16():

@@ -18,7 +18,7 @@ import numpy as np
 
 from npllama.golden.compare import LEANS_DOWN, relative_error
 from npllama.golden.faults import TEXTS, faults, run_fault
-from npllama.golden.floor import steps_of
+from npllama.golden.floor import split_name, steps_of
 from npllama.golden.precision import activations_in, rounded, truncated
 from npllama.golden.suspects import (
     Scene,
@@ -122,25 +122,44 @@ def left_by(suspicion: Suspicion, y: np.ndarray, exact: np.ndarray) -> float:
     return relative_error(y[shown], tensor[shown])
 
 
+def too_large(scene: Scene) -> bool:
+    """Whether the model cannot be run once per fault, in reasonable time."""
+    model = scene.model
+    weights = sum(w.size for layer in model.layers for w in layer if w is not None)
+    return (weights + model.lm_head.size) * scene.golden["tokens"].size > WORK
+
+
 def from_the_whole(scene: Scene) -> Iterator[Suspicion]:
     """Every faulty model, run up to the tensor."""
-    model, module = scene.model, scene.module
     steps = steps_of(scene.golden)
     names = [step.name for step in steps]
-    if model is None or scene.step not in names:
-        return
-    tokens = np.asarray(scene.golden["tokens"])
-    weights = sum(w.size for layer in model.layers for w in layer if w is not None)
-    if (weights + model.lm_head.size) * tokens.size > WORK:
+    if scene.model is None or scene.step not in names or too_large(scene):
         return
     steps = steps[: names.index(scene.step) + 1]
-    words = module.split(".")
-    inside = words[:2] == ["model", "layers"]
-    at = [int(words[2])] if inside else range(len(model.layers))
-    for fault in faults(model, at):
-        tensor = run_fault(fault, tokens, steps, module)
+    tokens = np.asarray(scene.golden["tokens"])
+    for fault in faults(scene.model, unproved_blocks(scene)):
+        tensor = run_fault(fault, tokens, steps, scene.module)
         if tensor is not None:
             yield Suspicion(fault.key, fault.text, tensor)
+
+
+def unproved_blocks(scene: Scene) -> range:
+    """Blocks whose weights may be wrong: from the last one that the candidate shows
+    to be right up to that of the tensor."""
+    L = scene.config.num_hidden_layers
+    last, right = block_of(scene.module, L - 1), 0
+    for name in scene.golden:
+        if name == scene.row.name:
+            break
+        if name in scene.candidate:
+            right = max(right, block_of(split_name(name)[1], 0))
+    return range(min(right, last), last + 1)
+
+
+def block_of(module: str, otherwise: int) -> int:
+    """Number of the block that a module is in."""
+    words = module.split(".")
+    return int(words[2]) if words[:2] == ["model", "layers"] else otherwise
 
 
 def closest(scene: Scene, found: Iterator[Suspicion]) -> Finding | None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from npllama.config import config_from_hf
 from npllama.golden.compare import FACTOR, Comparison, Row, compare, seen_dtype
-from npllama.golden.diagnose import Finding, diagnose
+from npllama.golden.diagnose import Finding, diagnose, too_large
 from npllama.golden.floor import floor, split_name
 from npllama.golden.precision import check_dtype
 from npllama.golden.suspects import Scene, kind_of, made_from
@@ -86,7 +86,7 @@ def examine(
             "tensors; give --weights to measure them"
         )
     sources: tuple[Row, ...] = ()
-    finding = None
+    finding, limits = None, []
     if comparison.first is not None:
         config = config_from_hf(golden.meta["config"])
         first = comparison.first
@@ -94,7 +94,12 @@ def examine(
         names = made_from(first.name, config.num_hidden_layers)
         sources = tuple(row for row in comparison.rows if row.name in names)
         finding = diagnose(scene)
-    said = remarks(comparison, sources, finding, model is not None)
+        if finding is None and model is not None and too_large(scene):
+            limits.append(
+                "the model is too large to run it once per fault: only faults of the "
+                "operation itself were tested"
+            )
+    said = remarks(comparison, sources, finding, model is not None) + limits
     return Report(comparison, sources, finding, tuple(said))
 
 
