@@ -116,6 +116,8 @@ def read_trace(path: str | os.PathLike) -> Trace:
     """
     archive = read_npz(path)
     try:
+        if not archive.tensors:
+            raise ValueError("there are no arrays in it")
         meta = _meta(archive.files.get(META, b"{}"))
         for name, tensor in archive.tensors.items():
             _check_name(name)
