@@ -123,7 +123,8 @@ def run(folder, *arguments):
 def test_the_command_reports_every_law_and_writes_it_down(folder):
     record = folder / "report.json"
     sampler = ("--sampler", "their_samplers:factory")
-    done = run(folder, *sampler, "--sampler-report", str(record))
+    few = ("--sampler-examples", "5")
+    done = run(folder, *sampler, *few, "--sampler-report", str(record))
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert "  holds   at least one token stays" in lines
@@ -137,7 +138,7 @@ def test_the_command_reports_every_law_and_writes_it_down(folder):
     assert "6 laws hold, 1 is broken; 1 strategy offered, 48 not" in lines
     written = json.loads(record.read_text())
     assert [bool(r["example"]) for r in written["results"]].count(True) == 1
-    assert run(folder, "--sampler", "their_samplers:right").returncode == 0
+    assert run(folder, *few, "--sampler", "their_samplers:right").returncode == 0
 
 
 def test_the_command_without_a_sampler_that_can_be_had_is_a_usage_error(folder):
@@ -193,6 +194,19 @@ ZIPF = f"{MU} the k that Zipf's law says stay"
 START = "at the start, mu = 2 tau, the k that Zipf's law says stay"
 TOP_P = "top_p (takes_least=True, batched=True)"
 MIN_P = "min_p (takes_least=True, batched=True)"
+
+# Known disagreements that the kit does not see, and why:
+# - vLLM's order of the chain, clipped biases, the prompt in its length penalty: there
+#   are conventions for them, but nothing here that speaks to vLLM
+# - what a penalty is given, the output alone or the prompt, too, with padding or
+#   without: the caller decides
+# - half precision, in which a running sum can lose a whole nucleus: all is float32
+# - a row with nothing left, over which eta stumbles in transformers
+# - llama.cpp's min-p on a graphics card, its XTC's dice, its grammars
+# - state that a binding forgets between two tokens: the adapters hold it
+# - what transformers 5 has no more: group and constrained beams, contrastive search,
+#   DoLa; and the draft of version 4.44 that was not the target's distribution
+# - watermarks, token healing, reported log-probabilities
 
 # Where a library differs from transformers on purpose, or from its paper: the law is
 # broken by the kit's own conventions, and holds by those of the library.
