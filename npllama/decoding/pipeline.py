@@ -9,7 +9,7 @@ divides by the temperature last; ``sampler_order="llama.cpp"`` does so too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,18 @@ class Setting:
         """The prompt that a row continues."""
         return self.prompts[row % len(self.prompts)]
 
+    def prompts_of(self, history: History) -> list[Sequence[int]]:
+        """The prompt of every row."""
+        return [self.prompt(row) for row in range(len(history))]
+
+    def new_text(self, history: History) -> list[Sequence[int]]:
+        """What every row holds behind its prompt."""
+        return [tokens[len(self.prompt(row)) :] for row, tokens in enumerate(history)]
+
+    def new_lengths(self, history: History) -> np.ndarray:
+        """How many tokens every row holds behind its prompt, (B,) int64."""
+        return np.array([len(tokens) for tokens in self.new_text(history)])
+
 
 def pipeline(config: GenerationConfig, setting: Setting) -> Process:
     """All steps that `config` switches on, as one function.
@@ -70,8 +82,9 @@ def pipeline(config: GenerationConfig, setting: Setting) -> Process:
     function of (histories, logits) to logits
     """
     steps = [*setting.before, *guidance(config, setting)]
-    steps += penalties(config, setting)
-    steps += [*bans(config, setting), *setting.formats]
+    steps += [*biases(config), *penalties(config, setting), *repeats(config, setting)]
+    steps += [*bans(config, setting), *choices(config), *musts(config, setting)]
+    steps += [*final_bans(config, setting), *setting.formats]
     if config.do_sample:
         steps += shapes(config, setting)
     steps += last_words(config)
@@ -104,45 +117,49 @@ def guidance(config: GenerationConfig, setting: Setting) -> list[Process]:
     return [guide]
 
 
-def penalties(c: GenerationConfig, setting: Setting) -> list[Process]:
-    """What makes some tokens dearer or cheaper, by what the text holds already."""
-
-    def prompts(history: History) -> list[Sequence[int]]:
-        return [setting.prompt(row) for row in range(len(history))]
-
-    def new(history: History) -> list[Sequence[int]]:
-        return [tokens[len(p) :] for tokens, p in zip(history, prompts(history))]
-
+def biases(c: GenerationConfig) -> list[Process]:
+    """What the user likes or dislikes, whatever the text holds."""
     steps: list[Process] = []
     if c.sequence_bias:
         bias = {tuple(ids): b for ids, b in c.sequence_bias.items()}
         steps.append(lambda h, x: sampling.sequence_bias(x, h, bias))
     if c.logit_bias:
         steps.append(lambda h, x: sampling.logit_bias(x, c.logit_bias))
-    if c.encoder_repetition_penalty != 1:
-        theta = c.encoder_repetition_penalty
+    return steps
+
+
+def penalties(c: GenerationConfig, setting: Setting) -> list[Process]:
+    """What makes a token dearer or cheaper, by how often the text holds it already."""
+    last_n = c.repeat_last_n
+    steps: list[Process] = []
+    if (likeness := c.encoder_repetition_penalty) != 1:
         steps.append(
-            lambda h, x: sampling.encoder_repetition_penalty(x, prompts(h), theta)
-        )
-    if c.repetition_penalty != 1:
-        steps.append(
-            lambda h, x: sampling.repetition_penalty(
-                x, h, c.repetition_penalty, last_n=c.repeat_last_n
+            lambda h, x: sampling.encoder_repetition_penalty(
+                x, setting.prompts_of(h), likeness
             )
+        )
+    if (factor := c.repetition_penalty) != 1:
+        steps.append(
+            lambda h, x: sampling.repetition_penalty(x, h, factor, last_n=last_n)
         )
     # OpenAI and vLLM count these two over the new text only.
-    if c.frequency_penalty:
-        steps.append(
-            lambda h, x: sampling.frequency_penalty(
-                x, new(h), c.frequency_penalty, last_n=c.repeat_last_n
-            )
-        )
-    if c.presence_penalty:
-        steps.append(
-            lambda h, x: sampling.presence_penalty(
-                x, new(h), c.presence_penalty, last_n=c.repeat_last_n
-            )
-        )
+    per_count = {
+        sampling.frequency_penalty: c.frequency_penalty,
+        sampling.presence_penalty: c.presence_penalty,
+    }
+    for penalise, cost in per_count.items():
+        if cost:
+            steps.append(_on_new_text(setting, penalise, cost, last_n))
+    return steps
+
+
+def _on_new_text(setting: Setting, penalise, cost: float, last_n) -> Process:
+    return lambda h, x: penalise(x, setting.new_text(h), cost, last_n=last_n)
+
+
+def repeats(c: GenerationConfig, setting: Setting) -> list[Process]:
+    """What would say a whole passage again."""
+    steps: list[Process] = []
     if c.dry_multiplier:
         steps.append(
             lambda h, x: sampling.dry(
@@ -155,10 +172,8 @@ def penalties(c: GenerationConfig, setting: Setting) -> list[Process]:
                 sequence_breakers=c.dry_sequence_breakers,
             )
         )
-    if c.no_repeat_ngram_size:
-        steps.append(
-            lambda h, x: sampling.no_repeat_ngram(x, h, c.no_repeat_ngram_size)
-        )
+    if size := c.no_repeat_ngram_size:
+        steps.append(lambda h, x: sampling.no_repeat_ngram(x, h, size))
     if c.encoder_no_repeat_ngram_size:
         steps.append(lambda h, x: _encoder_ngrams(x, h, setting, c))
     return steps
@@ -174,41 +189,48 @@ def _encoder_ngrams(logits, history, setting, config) -> np.ndarray:
     return np.stack(rows)
 
 
+def lengths(history: History) -> np.ndarray:
+    """Tokens of every row, (B,) int64."""
+    return np.array([len(tokens) for tokens in history])
+
+
 def bans(c: GenerationConfig, setting: Setting) -> list[Process]:
-    """What may not come, or must."""
+    """What may not come, or not yet."""
     eos = list(setting.eos)
-
-    def lengths(history: History) -> np.ndarray:
-        return np.array([len(tokens) for tokens in history])
-
-    def begins(history: History) -> np.ndarray:
-        return np.array([len(setting.prompt(row)) for row in range(len(history))])
-
     steps: list[Process] = []
     if c.bad_words_ids:
         steps.append(lambda h, x: sampling.bad_words(x, h, c.bad_words_ids, eos))
     if c.min_length and eos:
         steps.append(lambda h, x: sampling.min_length(x, lengths(h), c.min_length, eos))
-    if c.min_new_tokens and eos:
+    if (least := c.min_new_tokens) and eos:
         steps.append(
             lambda h, x: sampling.min_new_tokens(
-                x, lengths(h), begins(h), c.min_new_tokens, eos
+                x, setting.new_lengths(h), 0, least, eos
             )
         )
+    return steps
+
+
+def choices(c: GenerationConfig) -> list[Process]:
+    """What alone may come."""
+    steps: list[Process] = []
     if c.allowed_token_ids is not None:
         steps.append(lambda h, x: sampling.allowed_tokens(x, c.allowed_token_ids))
-    if c.prefix_allowed_tokens_fn is not None:
-        beams = c.num_beams if c.num_beams > 1 else 1
+    if (allow := c.prefix_allowed_tokens_fn) is not None:
         steps.append(
             lambda h, x: sampling.prefix_allowed_tokens(
-                x, h, c.prefix_allowed_tokens_fn, num_beams=min(beams, len(x))
+                x, h, allow, num_beams=min(c.num_beams, len(x))
             )
         )
-    if c.forced_bos_token_id is not None:
-        steps.append(
-            lambda h, x: sampling.forced_bos(x, lengths(h), c.forced_bos_token_id)
-        )
-    if c.forced_eos_token_id is not None:
+    return steps
+
+
+def musts(c: GenerationConfig, setting: Setting) -> list[Process]:
+    """What has to come, at the beginning and at the end."""
+    steps: list[Process] = []
+    if (bos := c.forced_bos_token_id) is not None:
+        steps.append(lambda h, x: sampling.forced_bos(x, lengths(h), bos))
+    if (eos := c.forced_eos_token_id) is not None:
         last = max(setting.ends)
 
         def missing(history: History) -> np.ndarray:
@@ -216,26 +238,27 @@ def bans(c: GenerationConfig, setting: Setting) -> list[Process]:
             ends = [setting.ends[r % len(setting.ends)] for r in range(len(history))]
             return lengths(history) - np.array(ends) + last
 
-        steps.append(
-            lambda h, x: sampling.forced_eos(x, missing(h), last, c.forced_eos_token_id)
-        )
+        steps.append(lambda h, x: sampling.forced_eos(x, missing(h), last, eos))
+    return steps
+
+
+def final_bans(c: GenerationConfig, setting: Setting) -> list[Process]:
+    """What transformers looks at behind all that has to come."""
+    eos, new_lengths = list(setting.eos), setting.new_lengths
+    steps: list[Process] = []
     if c.remove_invalid_values:
         steps.append(lambda h, x: sampling.remove_invalid_values(x))
     if c.exponential_decay_length_penalty and eos:
         start, factor = c.exponential_decay_length_penalty
         steps.append(
             lambda h, x: sampling.exponential_decay_length_penalty(
-                x, lengths(h) - begins(h), start, factor, eos
+                x, new_lengths(h), start, factor, eos
             )
         )
     if c.suppress_tokens:
         steps.append(lambda h, x: sampling.suppress(x, c.suppress_tokens))
-    if c.begin_suppress_tokens:
-        steps.append(
-            lambda h, x: sampling.begin_suppress(
-                x, lengths(h) - begins(h), c.begin_suppress_tokens, 0
-            )
-        )
+    if first := c.begin_suppress_tokens:
+        steps.append(lambda h, x: sampling.begin_suppress(x, new_lengths(h), first, 0))
     return steps
 
 
@@ -263,56 +286,44 @@ def temperatures(c: GenerationConfig) -> list[Process]:
     return []
 
 
+# Option: its sampler, and the value that cuts nothing off; in transformers' order.
+TRUNCATIONS: dict[str, tuple[Callable[..., np.ndarray], float | None]] = {
+    "top_n_sigma": (sampling.top_n_sigma, 0),
+    "top_h": (sampling.top_h, None),
+    "top_k": (sampling.top_k, 0),
+    "top_p": (sampling.top_p, 1),
+    "min_p": (sampling.min_p, None),
+    "top_a": (sampling.top_a, 0),
+    "tfs_z": (sampling.tail_free, 1),
+    "typical_p": (sampling.typical_p, 1),
+    "epsilon_cutoff": (sampling.epsilon_cutoff, 0),
+    "eta_cutoff": (sampling.eta_cutoff, 0),
+}
+# These can be told how many tokens to leave.
+LEAVING = {"top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
+LLAMACPP_FIRST = ["top_n_sigma", "top_k", "typical_p", "top_p", "min_p"]
+
+
 def truncations(c: GenerationConfig) -> list[Process]:
     """Everything that cuts unlikely tokens off, one after the other."""
     # Beams must be able to go on when every best token ends the text.
     n_eos = 1 if c.eos_token_id is None else len(c.eos_token_id)
-    keep = n_eos + 1 if c.num_beams > 1 else 1
-    steps = {
-        "top_n_sigma": (
-            c.top_n_sigma > 0,
-            lambda x: sampling.top_n_sigma(x, c.top_n_sigma),
-        ),
-        "top_h": (c.top_h is not None, lambda x: sampling.top_h(x, c.top_h)),
-        "top_k": (
-            c.top_k > 0,
-            lambda x: sampling.top_k(x, c.top_k, min_tokens_to_keep=keep),
-        ),
-        "top_p": (
-            c.top_p < 1,
-            lambda x: sampling.top_p(x, c.top_p, min_tokens_to_keep=keep),
-        ),
-        "min_p": (
-            c.min_p is not None,
-            lambda x: sampling.min_p(x, c.min_p, min_tokens_to_keep=keep),
-        ),
-        "top_a": (c.top_a > 0, lambda x: sampling.top_a(x, c.top_a)),
-        "tfs_z": (c.tfs_z < 1, lambda x: sampling.tail_free(x, c.tfs_z)),
-        "typical_p": (
-            c.typical_p < 1,
-            lambda x: sampling.typical_p(x, c.typical_p, min_tokens_to_keep=keep),
-        ),
-        "epsilon_cutoff": (
-            c.epsilon_cutoff > 0,
-            lambda x: sampling.epsilon_cutoff(
-                x, c.epsilon_cutoff, min_tokens_to_keep=keep
-            ),
-        ),
-        "eta_cutoff": (
-            c.eta_cutoff > 0,
-            lambda x: sampling.eta_cutoff(x, c.eta_cutoff, min_tokens_to_keep=keep),
-        ),
-    }
-    order = list(steps)
+    keep = {"min_tokens_to_keep": n_eos + 1 if c.num_beams > 1 else 1}
+    order = list(TRUNCATIONS)
     if c.sampler_order == "llama.cpp":
-        order = ["top_n_sigma", "top_k", "typical_p", "top_p", "min_p"]
-        order += [name for name in steps if name not in order]
-    return [_of_logits(steps[name][1]) for name in order if steps[name][0]]
+        order.sort(key=[*LLAMACPP_FIRST, *order].index)
+    return [
+        _cutting(
+            TRUNCATIONS[name][0], getattr(c, name), keep if name in LEAVING else {}
+        )
+        for name in order
+        if getattr(c, name) != TRUNCATIONS[name][1]
+    ]
 
 
-def _of_logits(function) -> Process:
+def _cutting(cut: Callable, value: float, options: dict[str, int]) -> Process:
     """A step that does not look at the history."""
-    return lambda history, logits: function(logits)
+    return lambda history, logits: cut(logits, value, **options)
 
 
 def _xtc(c: GenerationConfig, setting: Setting) -> Process:
