@@ -2,13 +2,62 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
+from typing import Any
 
 from npllama.cost.hardware import Hardware
-from npllama.cost.roofline import Dtypes, Prediction
+from npllama.cost.roofline import Dtypes, Phase, Prediction
 
 MARKS = {"prefill": "o", "decode": "s"}
+# Where names stand, seen from the mark: below the one, right of the other.
+PLACES: dict[str, dict[str, Any]] = {
+    "prefill": {"xytext": (0, -8), "ha": "center", "va": "top"},
+    "decode": {"xytext": (24, 0), "ha": "left", "va": "center"},
+}
+FORMATS = ("png", "svg", "pdf")
+
+
+def together(part: Phase) -> dict[tuple[float, float], list[str]]:
+    """{(FLOPs per byte, FLOP/s): names}; those near each other are one."""
+    found: dict[float, tuple[tuple[float, float], list[str]]] = {}
+    for op in part.operators:
+        if op.flops:
+            near = round(5 * math.log10(op.intensity))
+            place = (op.intensity, op.flops / op.seconds)
+            found.setdefault(near, (place, []))[1].append(op.name)
+    return dict(found.values())
+
+
+def draw_operators(axes: Any, phases: dict[str, Phase]) -> None:
+    """A mark for operators that are alike, their names below each other."""
+    for name, part in phases.items():
+        groups = together(part)
+        x, y = zip(*groups)
+        axes.scatter(x, y, marker=MARKS[name], label=name, zorder=3)
+        for place, names in groups.items():
+            axes.annotate(
+                "\n".join(names),
+                place,
+                textcoords="offset points",
+                fontsize=7,
+                **PLACES[name],
+            )
+
+
+def draw_roof(axes: Any, machine: Hardware, kinds: Dtypes, reach: list[float]) -> None:
+    """Memory's slope, arithmetic's ceiling, and the ridge between them."""
+    roof, ridge = machine.rate(kinds.arithmetic), machine.ridge(kinds.arithmetic)
+    low, high = min(ridge / 8, *reach) / 2, max(ridge, *reach) * 4
+    axes.plot([low, ridge, high], [low * machine.bandwidth, roof, roof], color="0.3")
+    axes.axvline(ridge, color="0.7", linestyle=":")
+    axes.annotate(
+        f"ridge {ridge:.0f}",
+        (ridge, low * machine.bandwidth),
+        (4, 0),
+        textcoords="offset points",
+    )
 
 
 def draw_roofline(
@@ -28,7 +77,7 @@ def draw_roofline(
         If the name ends in no format that can be drawn, or its folder is missing.
     """
     ending = Path(path).suffix.removeprefix(".").lower()
-    if ending not in ("png", "svg", "pdf"):
+    if ending not in FORMATS:
         raise ValueError(f"{path}: the name must end in .png, .svg or .pdf")
     if not Path(path).parent.is_dir():
         raise ValueError(f"{path}: there is no folder {Path(path).parent}")
@@ -36,29 +85,17 @@ def draw_roofline(
 
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
-    roof, ridge = machine.rate(kinds.arithmetic), machine.ridge(kinds.arithmetic)
     phases = {"prefill": found.prefill, "decode": found.decode}
-    shown = [op for part in phases.values() for op in part.operators if op.flops]
-    low = min(0.5, *(op.intensity / 2 for op in shown))
-    high = max(4 * ridge, *(op.intensity * 2 for op in shown))
-    axes.plot([low, ridge, high], [low * machine.bandwidth, roof, roof], color="0.3")
-    axes.axvline(ridge, color="0.7", linestyle=":")
-    axes.annotate(f"ridge {ridge:.0f}", (ridge, low * machine.bandwidth))
-    for name, part in phases.items():
-        ops = [op for op in part.operators if op.flops]
-        reached = [op.flops / op.seconds for op in ops]
-        axes.scatter(
-            [op.intensity for op in ops], reached, marker=MARKS[name], label=name
-        )
-        for op, rate in zip(ops, reached):
-            place, away = (op.intensity, rate), (4, 4 if name == "prefill" else -10)
-            axes.annotate(op.name, place, away, textcoords="offset points", fontsize=7)
+    reach = [x for part in phases.values() for x, _ in together(part)]
+    draw_roof(axes, machine, kinds, reach)
+    draw_operators(axes, phases)
     axes.set(xscale="log", yscale="log", title=title)
+    axes.margins(y=0.2)
     axes.set(xlabel="FLOPs per byte", ylabel="FLOP/s at most")
-    axes.legend()
-    part_file = Path(f"{path}.{os.getpid()}.part")
+    axes.legend(loc="upper left")
+    temporary = Path(f"{path}.{os.getpid()}.part")
     try:
-        figure.savefig(part_file, format=ending)
-        os.replace(part_file, path)
+        figure.savefig(temporary, format=ending)
+        os.replace(temporary, path)
     finally:
-        part_file.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
