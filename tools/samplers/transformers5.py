@@ -4,6 +4,9 @@ What `generate` would leave out, a top-p of 1 for example, is left out here, too
 searches run on a model whose logits are a function of the text.
 """
 
+# What torch and transformers take and return is not told in types.
+# mypy: ignore-errors
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
