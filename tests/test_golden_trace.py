@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import DISTINCT, random_model, seeds
 
+from npllama.cache import new_cache
+from npllama.cli import main
+from npllama.golden import trace as trace_module
 from npllama.golden.record import Wanted, record
-from npllama.golden.trace import FORMAT, META, read_golden, read_trace
+from npllama.golden.trace import AXES, FORMAT, META, read_golden, read_trace
+from npllama.model import forward
 from npllama.rope import halves_order, rotate, rotate_neighbours
 from npllama.weights import locate, widen
 
@@ -110,6 +116,41 @@ def test_interleaved_pairs_come_out_as_halves(tmp_path_factory, seed, folded):
     np.testing.assert_allclose(rotate(q, np.cos(angle), np.sin(angle)), q_rope)
 
 
+# ---- what the README says ---------------------------------------------------
+
+README = Path(trace_module.__file__).with_name("README.md").read_text("utf-8")
+
+
+def test_candidate_written_as_the_readme_says_is_within_the_floor(
+    tmp_path, monkeypatch, capsys
+):
+    model = random_model(DISTINCT, 0, "float64")
+    wanted = Wanted(2, floors=("float32", "bfloat16"))
+    record(model, [[1, 5, 9]], tmp_path / "golden.npz", wanted)
+
+    def my_model(tokens):
+        return forward(model, tokens, new_cache(DISTINCT, *tokens.shape, "float64"))
+
+    monkeypatch.chdir(tmp_path)
+    first, second = re.findall(r"```python\n(.*?)```", README, re.S)
+    for code, dtype in ((first, "float32"), (second, "bfloat16")):
+        exec(code, {"my_model": my_model})
+        assert main(["golden", "compare", "golden.npz", "candidate.npz"]) == 0
+        told = f"all 3 tensors are within the noise floor of {dtype}"
+        assert told in capsys.readouterr().out
+
+
+def test_the_readme_lists_every_tensor_under_its_axes():
+    listed = {}
+    for names, axes in re.findall(r"^\| (`.*?) \| (\(.*?\)) \|", README, re.M):
+        first, *more = re.findall(r"`(?:model\.layers\.0\.)?([\w.]+)`", names)
+        folder = first.rpartition(".")[0]
+        for name in (first, *(n if "." in n else f"{folder}.{n}" for n in more)):
+            listed[name] = "".join(re.findall("[A-Z]", axes))
+    assert listed.pop("u") == "B"
+    assert listed == AXES
+
+
 # ---- what is refused --------------------------------------------------------
 
 
@@ -139,7 +180,7 @@ BAD_META = {
     "no config": ({"config": {}}, "'num_attention_heads' is missing"),
     "a prompt of no tokens": ({"prompt_tokens": 0}, "prompt_tokens is 0"),
     "a longer prompt": ({"prompt_tokens": 4}, "its config gives"),
-    "a dtype nobody records": ({"dtype": "float16"}, "not float16"),
+    "a dtype nobody records": ({"dtype": "float16"}, "not 'float16'"),
     "a longer description": ({"said": " " * 2**25}, "bytes; 33554432 are the most"),
     "bits of an unknown kind": ({"stored": {"a": "int4"}}, "stored as 'int4'"),
     "pairs without heads": (
@@ -159,7 +200,7 @@ def test_a_description_that_makes_no_sense_is_one_line(golden, tmp_path, meta, w
 
 BAD_TENSORS = {
     "not finite": ({"prefill/lm_head": np.full((1, 3, 13), np.nan)}, "not finite"),
-    "whole numbers": ({"prefill/lm_head": np.ones((1, 3, 13), int)}, "not float64"),
+    "whole numbers": ({"prefill/lm_head": np.ones((1, 3, 13), int)}, "not 'float64'"),
     "tokens of another model": ({"tokens": np.full((1, 5), 13)}, "outside the vocab"),
     "tokens before the first": ({"tokens": np.full((1, 5), -1)}, "outside the vocab"),
     "a number alone": ({"cache.k": np.float64(1)}, "no heads of"),

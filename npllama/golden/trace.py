@@ -245,7 +245,7 @@ def _check_golden(name: str, tensor: np.ndarray, trace: Trace, config: Config) -
         return
     dtype = "float64" if name == "u" else trace.meta.get("dtype")
     if tensor.dtype.name != dtype or dtype not in ("float32", "float64"):
-        raise ValueError(f"tensor {name} is {tensor.dtype}, not {dtype}")
+        raise ValueError(f"tensor {name} is {tensor.dtype}, not {dtype!r:.40}")
     shape = golden_shape(name, trace, config)
     if name != "u" and tensor.shape != shape:
         raise ValueError(f"tensor {name} is {tensor.shape}; its config gives {shape}")
