@@ -1,0 +1,291 @@
+"""The roofline: what binds, what fits, what guesses gain, and what a probe measures."""
+
+import itertools
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from benchmarks import report
+from benchmarks import roofline as bench_roofline
+from hypothesis import given
+from hypothesis import strategies as st
+
+from npllama.config import PRESETS, preset
+from npllama.cost import FlopCounter, decode, operators, probe
+from npllama.cost.hardware import HARDWARE, Hardware, hardware
+from npllama.cost.roofline import (
+    BYTES,
+    compute_bound_batch,
+    dtypes,
+    elementwise,
+    most_tokens,
+    offload_seconds,
+    phase,
+    predict,
+    speculative_speedup,
+    timed,
+    token_bytes,
+    weight_bytes,
+)
+
+configs = st.sampled_from(sorted(PRESETS)).map(preset)
+machines = st.sampled_from(sorted(HARDWARE)).map(hardware)
+kinds_of = st.builds(dtypes, st.sampled_from(sorted(BYTES)), st.sampled_from([*BYTES]))
+sizes = st.integers(1, 5000)
+HALF = dtypes("fp16")
+
+
+# ---- data sheets ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, teraflops, gigabytes_per_second, gigabytes",
+    [
+        ("a100-80g", 312, 2039, 80),
+        ("a100-40g", 312, 1555, 40),
+        ("h100", 989.4, 3350, 80),
+        ("h200", 989.4, 4800, 141),
+        ("rtx-4090", 330.3, 1008, 24),
+        ("rtx-4060", 60.5, 272, 8),
+    ],
+)
+def test_machines_are_those_of_the_data_sheets(
+    name, teraflops, gigabytes_per_second, gigabytes
+):
+    machine = hardware(name)
+    assert machine.rate("fp16") == teraflops * 1e12
+    assert machine.bandwidth == gigabytes_per_second * 1e9
+    assert machine.memory == gigabytes * 1e9
+
+
+def test_ridge_of_an_a100_with_80_gb_is_153_flops_per_byte():
+    assert round(hardware("a100-80g").ridge("fp16")) == 153
+
+
+def test_type_without_a_figure_has_the_rate_of_the_next_wider_one():
+    machine = Hardware("some", {"fp32": 1.0, "fp16": 2.0}, 1.0)
+    rates = [machine.rate(dtype) for dtype in ("fp32", "fp16", "int8", "int4")]
+    assert rates == [1, 2, 2, 2]
+
+
+def test_unknown_machine_is_told_the_known_ones():
+    with pytest.raises(ValueError, match="abacus.*a100-80g.*rtx-4060.*this-machine"):
+        hardware("abacus")
+
+
+@pytest.mark.parametrize("wrong", [("fp3",), ("fp16", "fp3"), ("fp16", "fp16", "fp3")])
+def test_unknown_type_is_told_the_known_ones(wrong):
+    with pytest.raises(ValueError, match="'fp3'.*fp32, fp16, bf16, int8, int4"):
+        dtypes(*wrong)
+
+
+# ---- an operator, a phase ---------------------------------------------------
+
+
+@given(configs, machines, kinds_of, sizes, sizes, st.integers(0, 5000))
+def test_operator_takes_the_longer_time_and_the_ridge_tells_which(
+    config, machine, kinds, batch, new, cached
+):
+    ridge = machine.ridge(kinds.arithmetic)
+    for op in operators(config, batch, new, cached):
+        on_it = timed(op, machine, kinds)
+        assert on_it.seconds == max(on_it.math, on_it.memory)
+        assert on_it.math == op.flops / machine.rate(kinds.arithmetic)
+        if not math.isclose(on_it.intensity, ridge, rel_tol=1e-9):
+            assert on_it.bound == ("compute" if on_it.intensity > ridge else "memory")
+
+
+def test_bytes_of_an_operator_are_those_of_its_kinds():
+    kinds = dtypes("int4", "int8", "fp32")
+    for op in operators(preset("llama-2-7b"), 2, 3, 5):
+        moved = op.weights / 2 + op.cache + 4 * op.activations
+        assert timed(op, hardware("h100"), kinds).bytes == moved
+
+
+@given(configs, machines, st.integers(1, 64), st.integers(1, 2000), st.integers(2, 40))
+def test_a_text_takes_as_long_as_its_parts(config, machine, batch, prompt, new):
+    found = predict(config, machine, batch, prompt, new, HALF)
+    steps = [
+        phase(config, decode(config, batch, n), batch, machine, HALF).seconds
+        for n in range(prompt, prompt + new - 1)
+    ]
+    whole = found.prefill.seconds + sum(steps)
+    assert found.seconds == pytest.approx(whole, rel=1e-2)
+    assert min(steps) <= found.per_token * (1 + 1e-9)
+    assert found.per_token <= max(steps) * (1 + 1e-9)
+    assert found.prefill.rate * found.prefill.seconds == pytest.approx(batch * prompt)
+
+
+def test_prompt_is_bound_by_computing_and_a_token_by_memory():
+    for machine in HARDWARE.values():
+        found = predict(preset("llama-2-7b"), machine, 1, 2048, 2, HALF)
+        assert (found.prefill.bound, found.decode.bound) == ("compute", "memory")
+
+
+# ---- batches ----------------------------------------------------------------
+
+
+def longer_by_computing(config, machine, batch, cached):
+    ops = phase(config, decode(config, batch, cached), batch, machine, HALF).operators
+    return sum(op.math for op in ops) >= sum(op.memory for op in ops) * (1 - 1e-12)
+
+
+@given(configs, machines, st.integers(0, 300))
+def test_decode_turns_compute_bound_at_the_batch_that_is_told(config, machine, cached):
+    batch = compute_bound_batch(config, machine, cached, HALF)
+    if batch is None:
+        assert not longer_by_computing(config, machine, 10**7, cached)
+    else:
+        assert longer_by_computing(config, machine, batch, cached)
+        assert batch == 1 or not longer_by_computing(config, machine, batch - 1, cached)
+
+
+def test_long_context_without_shared_keys_never_turns():
+    a100, config = hardware("a100-80g"), preset("llama-2-7b")
+    assert compute_bound_batch(config, a100, 4096, HALF) is None
+    batch = compute_bound_batch(config, a100, 0, HALF)
+    assert a100.ridge() < batch < 1.1 * a100.ridge()
+
+
+# ---- what fits --------------------------------------------------------------
+
+
+@given(configs, machines, kinds_of)
+def test_as_many_positions_fit_as_are_told_and_no_more(config, machine, kinds):
+    fit = most_tokens(config, machine, kinds)
+    weights, each = weight_bytes(config, kinds), token_bytes(config, kinds)
+    if fit:
+        assert weights + fit * each <= machine.memory
+    assert weights + (fit + 1) * each > machine.memory or fit == 0
+    assert most_tokens(config, machine._replace(memory=None), kinds) is None
+
+
+def test_what_fits_needs_no_storage():
+    assert offload_seconds(7.7e9, 3.5e9, 4e9) == pytest.approx(1.05)
+    assert offload_seconds(3.5e9, 3.5e9, 4e9) == 0
+
+
+# ---- speculation ------------------------------------------------------------
+
+
+@given(st.floats(0, 0.999), st.integers(0, 20), st.floats(0, 2))
+def test_speedup_is_theorem_3_8(a, n, c):
+    expected = (1 - a ** (n + 1)) / ((1 - a) * (n * c + 1))
+    assert speculative_speedup(a, n, c) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("a, n", [(0.0, 3), (0.3, 4), (0.9, 2), (1.0, 5)])
+def test_speedup_of_a_free_draft_is_the_mean_of_kept_guesses_and_one_more(a, n):
+    mean = 0.0
+    for fates in itertools.product((True, False), repeat=n):
+        kept = next((i for i, fate in enumerate(fates) if not fate), n)
+        chance = math.prod(a if fate else 1 - a for fate in fates)
+        mean += chance * (kept + 1)
+    assert speculative_speedup(a, n, 0) == pytest.approx(mean)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [(-0.1, 1, 0), (1.1, 1, 0), (math.nan, 1, 0), (0.5, -1, 0), (0.5, 1, -1)]
+    + [(0.5, 1, math.nan), (0.5, 1, math.inf)],
+)
+def test_speedup_of_impossible_drafts_is_refused(wrong):
+    with pytest.raises(ValueError, match="acceptance"):
+        speculative_speedup(*wrong)
+
+
+# ---- between the products ---------------------------------------------------
+
+
+@given(configs, st.integers(1, 9), st.integers(1, 99), st.integers(0, 99))
+def test_functions_walk_through_each_position_alike_and_each_pair(
+    config, batch, new, cached
+):
+    def walked(batch, new, cached):
+        return elementwise(config, operators(config, batch, new, cached))
+
+    H, L = config.num_attention_heads, config.num_hidden_layers
+    found = walked(batch, new, cached)
+    assert found == batch * walked(1, new, cached)
+    assert walked(batch, new, cached + 1) - found == 5 * batch * H * new * L
+    assert found > 5 * batch * new * config.intermediate_size * L
+
+
+def test_time_between_products_counts_where_it_was_measured():
+    config, a100 = preset("stories110m"), hardware("a100-80g")
+    ops = operators(config, 1, 256)
+    plain = phase(config, ops, 256, a100, HALF)
+    slow = phase(config, ops, 256, a100._replace(elementwise=1e9), HALF)
+    assert plain.between == 0
+    assert slow.seconds - plain.seconds == pytest.approx(elementwise(config, ops) / 1e9)
+
+
+# ---- the probe --------------------------------------------------------------
+
+
+def test_rate_is_that_of_the_median_call_after_one_that_is_forgotten(monkeypatch):
+    lasts = iter([9.0, 2.0, 8.0, 2.5, 0.1, 4.0])
+    clock = SimpleNamespace(now=0.0)
+
+    def work():
+        clock.now += next(lasts)
+
+    monkeypatch.setattr(probe.time, "perf_counter", lambda: clock.now)
+    assert probe.rate_of(work, 10) == pytest.approx(10 / 2.5)
+
+
+def test_probe_reads_every_weight_and_multiplies_prompts(monkeypatch):
+    monkeypatch.setattr(probe, "ROUNDS", 1)
+    matrices = probe.weights(2**26)
+    assert {w.shape for w in matrices} == {(2048, 768), (5632, 2048)}
+    with FlopCounter() as count:
+        probe.memory_rate(matrices)
+    assert sum(p.total.kept for p in count.products()) == 2 * sum(
+        w.size for w in matrices
+    )
+    with FlopCounter() as count:
+        probe.product_rate(matrices)
+    assert {p.shapes[0][0] for p in count.products()} == {probe.POSITIONS}
+
+
+def test_probe_tells_a_machine_that_computes_in_fp32(monkeypatch):
+    monkeypatch.setattr(probe, "ROUNDS", 1)
+    monkeypatch.setattr(probe, "BEYOND_CACHES", 2**26)
+    machine = hardware("this-machine")
+    assert machine.name == "this-machine" and set(machine.flops) == {"fp32"}
+    rates = (*machine.flops.values(), machine.bandwidth, machine.elementwise)
+    assert all(np.isfinite(rate) and rate > 0 for rate in rates)
+
+
+# ---- the benchmark ----------------------------------------------------------
+
+
+def test_benchmark_holds_the_prediction_to_what_was_measured():
+    rates = {"flops": 2e11, "bandwidth": 2e10, "elementwise": 2e9}
+    half = {name: rate / 2 for name, rate in rates.items()}
+    measured = {"npllama": {"median": 100.0}}
+    size = {
+        "prefill": {"tokens": 256, "programs": measured},
+        "decode": {"tokens": 64, "programs": measured},
+    }
+    found = bench_roofline.compare({"stories110m": size}, [rates, half, rates], 64)
+    config = preset("stories110m")
+    machine = Hardware("x", {"fp32": 2e11}, 2e10, elementwise=2e9)
+    kinds = dtypes("fp32")
+    first = predict(config, machine, 1, 256, 1, kinds, "blocks").prefill.rate
+    step = predict(config, machine, 1, 64, 64, kinds, "blocks").decode.rate
+    rows = found["sizes"]["stories110m"]
+    assert rows["prefill"]["predicted_is_times"] == first / 100
+    assert rows["decode"]["predicted_is_times"] == step / 100
+    facts = dict.fromkeys(("cpu", "threads", "processors", "python", "numpy", "blas"))
+    printed = report.table({"machine": facts, "sizes": {}, "roofline": found})
+    assert f"{step / 100:.2f}" in printed and "prediction / measurement" in printed
+
+
+def test_phase_without_operators_of_one_kind_is_bound_by_the_other():
+    ops = operators(preset("llama-2-7b"), 1, 1)
+    fast = Hardware("fast", {"fp16": 1e30}, 1.0)
+    slow = Hardware("slow", {"fp16": 1.0}, 1e30)
+    bounds = [phase(preset("llama-2-7b"), ops, 1, m, HALF).bound for m in (fast, slow)]
+    assert bounds == ["memory", "compute"]
