@@ -68,39 +68,43 @@ def examine(
         If they cannot be compared: no tensor in common, other tokens, no floor.
     """
     dtype = dtype_of(candidate) if dtype is None else check_dtype(dtype)
-    floors = golden.meta.get("floor", {}).get(dtype)
-    if floors is None and model is None:
-        known = ", ".join(golden.meta.get("floor", {})) or "no dtype"
-        raise ValueError(
-            f"the golden trace has noise floors for {known}, not for {dtype}; give "
-            "--weights to measure them"
-        )
-    if model is not None and not (
-        floors and all(n in floors for n in golden if "/" in n)
-    ):
-        floors = floor(golden, model, dtype)
+    floors = floors_for(golden, model, dtype)
     comparison = compare(golden, candidate, floors, dtype, factor)
     if not any(row.verdict in ("within", "outside") for row in comparison.rows):
         raise ValueError(
             f"the golden trace has a noise floor of {dtype} for none of the candidate's "
             "tensors; give --weights to measure them"
         )
-    sources: tuple[Row, ...] = ()
-    finding, limits = None, []
-    if comparison.first is not None:
-        config = config_from_hf(golden.meta["config"])
-        first = comparison.first
-        scene = Scene(golden, candidate, first, dtype, factor, config, model)
-        names = made_from(first.name, config.num_hidden_layers)
-        sources = tuple(row for row in comparison.rows if row.name in names)
-        finding = diagnose(scene)
-        if finding is None and model is not None and too_large(scene):
-            limits.append(
-                "the model is too large to run it once per fault: only faults of the "
-                "operation itself were tested"
-            )
-    said = remarks(comparison, sources, finding, model is not None) + limits
+    first = comparison.first
+    if first is None:
+        return Report(comparison, (), None, tuple(remarks(comparison)))
+    config = config_from_hf(golden.meta["config"])
+    scene = Scene(golden, candidate, first, dtype, factor, config, model)
+    names = made_from(first.name, config.num_hidden_layers)
+    sources = tuple(row for row in comparison.rows if row.name in names)
+    finding = diagnose(scene)
+    said = remarks(comparison) + limits(scene, sources, finding)
     return Report(comparison, sources, finding, tuple(said))
+
+
+def floors_for(golden: Trace, model: Model | None, dtype: str):
+    """The floors that a trace brings along, or those measured with the model.
+
+    Returns
+    -------
+    mapping of name to {"rms": float}
+    """
+    floors = golden.meta.get("floor", {}).get(dtype)
+    names = [name for name in golden if "/" in name]
+    if model is not None and not (floors and all(name in floors for name in names)):
+        return floor(golden, model, dtype)
+    if floors is None:
+        known = ", ".join(golden.meta.get("floor", {})) or "no dtype"
+        raise ValueError(
+            f"the golden trace has noise floors for {known}, not for {dtype}; give "
+            "--weights to measure them"
+        )
+    return floors
 
 
 def dtype_of(candidate: Trace) -> str:
@@ -112,21 +116,11 @@ def dtype_of(candidate: Trace) -> str:
     return "float32" if said == "float64" else check_dtype(said)
 
 
-def remarks(
-    comparison: Comparison, sources: tuple[Row, ...], finding, has_model: bool
-) -> list[str]:
-    """What the reader should know about how far the verdict reaches."""
+def remarks(comparison: Comparison) -> list[str]:
+    """How far the verdict reaches."""
     said = []
     found = [row for row in comparison.rows if row.verdict != "missing"]
     modules = {kind_of(split_name(row.name)[1]) for row in found}
-    missing = [row.name for row in sources if row.verdict == "missing"]
-    if missing:
-        said.append(
-            f"not in the candidate: {', '.join(missing)}; the fault may lie there or "
-            "before"
-        )
-    if comparison.first is not None and finding is None and not has_model:
-        said.append("with --weights more faults can be tested")
     if modules == {"lm_head"}:
         said.append("only logits were compared: where an error begins cannot be said")
     if not modules & {"self_attn.q_rope", "self_attn.k_rope", "cache.k"}:
@@ -138,6 +132,25 @@ def remarks(
         said.append(f"no floor is known, so no verdict, for {listed(unknown)}")
     if comparison.extra:
         said.append(f"not in the golden trace: {listed(comparison.extra)}")
+    return said
+
+
+def limits(scene: Scene, sources: tuple[Row, ...], finding) -> list[str]:
+    """How far the diagnosis reaches."""
+    said = []
+    missing = [row.name for row in sources if row.verdict == "missing"]
+    if missing:
+        said.append(
+            f"not in the candidate: {', '.join(missing)}; the fault may lie there or "
+            "before"
+        )
+    if finding is None and scene.model is None:
+        said.append("with --weights more faults can be tested")
+    elif finding is None and too_large(scene):
+        said.append(
+            "the model is too large to run it once per fault: only faults of the "
+            "operation itself were tested"
+        )
     return said
 
 
