@@ -141,7 +141,7 @@ def as_json(text: Generation) -> dict:
     data = text._asdict()
     for name in ("logprobs", "prompt_logprobs"):
         if data[name] is not None:
-            data[name] = [entry._asdict() for entry in data[name]]
+            data[name] = [entry and entry._asdict() for entry in data[name]]
     return data
 
 

@@ -45,7 +45,8 @@ class Generation(NamedTuple):
     finish_reason: str  # "eos", "length", "context", "stop", "time", "format"
     score: float | None = None  # what the strategy ranked by, if it ranked
     logprobs: list[TokenLogprob] | None = None
-    prompt_logprobs: list[TokenLogprob] | None = None  # from the second token on
+    # One per token of the prompt; nothing is before the first, so that is None.
+    prompt_logprobs: list[TokenLogprob | None] | None = None
     speculation: dict[str, int] | None = None  # rounds, and tokens drafted, accepted
 
 
@@ -264,7 +265,7 @@ def generation_of(
         logprobs = seen or text_logprobs(task.model, whole, start, top)
     if config.prompt_logprobs:
         top = config.logprobs or 0
-        prompt_logprobs = text_logprobs(task.model, task.given, 1, top)
+        prompt_logprobs = [None, *text_logprobs(task.model, task.given, 1, top)]
     return Generation(
         task.given,
         found.tokens,

@@ -164,7 +164,8 @@ def test_logprobs_are_those_of_teacher_forcing(stories):
         found = generate(stories, "Once upon", config, np.random.default_rng(0))
         whole = found.prompt_tokens + found.tokens
         forced = text_logprobs(stories, whole, 1, 3)
-        reported = found.prompt_logprobs + found.logprobs
+        assert found.prompt_logprobs[0] is None
+        reported = found.prompt_logprobs[1:] + found.logprobs
         assert [e.token for e in reported] == whole[1:]
         for mine, true in zip(reported, forced):
             assert abs(mine.logprob - true.logprob) < 1e-3

@@ -91,7 +91,7 @@ def progress(tokens: Sequence[int], constraints: Sequence[Constraint]) -> Progre
     A phrase that breaks off has to begin anew, and the token that broke it is not
     looked at as the beginning of another (the convention of transformers).
     """
-    height = max(len(phrase) for constraint in constraints for phrase in constraint)
+    height = max((len(p) for constraint in constraints for p in constraint), default=0)
     pending, fulfilled = list(constraints), 0
     current: Constraint | None = None
     matched: Phrase = ()
