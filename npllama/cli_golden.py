@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
-from pathlib import Path
 
 from npllama.cli_options import UsageError, in_words
 from npllama.golden.cli_compare import add_compare, run_compare
-from npllama.golden.prompts import Job, Prompt, do, read_prompts, record_all
+from npllama.golden.prompts import Job, Prompt, read_prompts, record_all, record_job
 from npllama.golden.record import FLOORS, Wanted
 
 UNUSABLE = (ValueError, FileNotFoundError, IsADirectoryError, PermissionError)
@@ -87,8 +86,7 @@ def run_record(options: argparse.Namespace) -> None:
         if options.dask or options.workers > 1:
             raise UsageError("--workers and --dask need many prompts: --prompts FILE")
         prompt = options.prompt if options.tokens is None else token_ids(options.tokens)
-        Path(options.output).unlink(missing_ok=True)
-        print(do(job(options, prompt, wanted, options.output, 0)))
+        print(record_job(job(options, prompt, wanted, options.output, 0)))
         return
     prompts = read_prompts(options.prompts)
     width = max(5, len(str(len(prompts))))

@@ -132,6 +132,9 @@ def test_prompts_are_lines_or_json(tmp_path):
     assert read_prompts(file) == ["one", "  two words ", "three"]
     file.write_text('{"prompt": "é"}\n{"tokens": [1, 2]}\n', encoding="utf-8")
     assert read_prompts(file) == ["é", [1, 2]]
+    # As Windows writes it, and with an end of line that is none in JSON.
+    file.write_bytes('\ufeff{"prompt": "a\u2028b"}\r\n'.encode())
+    assert read_prompts(file) == ["a\u2028b"]
 
 
 @pytest.mark.parametrize(

@@ -244,6 +244,34 @@ def test_what_cannot_be_recorded_is_one_line_and_exit_code_two(
     assert not list(tmp_path.iterdir())
 
 
+def test_what_stood_there_is_only_replaced_by_a_whole_trace(capsys, tmp_path):
+    path = tmp_path / "g.npz"
+    path.write_bytes(b"before")
+    for words in (["--tokens", "99999"], ["--tokens", "1", "--only", "nothing"]):
+        words = ["golden", "record", "stories-draft", *words, "-o", str(path)]
+        assert called(capsys, *words)[0] == 2
+        assert path.read_bytes() == b"before"
+    words = ["golden", "record", "stories-draft", "--tokens", "1", "--no-floor", "-o"]
+    assert called(capsys, *words, str(path))[0] == 0
+    assert read_golden(path)["tokens"].tolist() == [[1]]
+
+
+def test_a_trace_never_takes_the_place_of_its_model(capsys, tmp_path):
+    model = saved(tmp_path / "m.npz", DISTINCT, "float32")
+    before = model.read_bytes()
+    words = ["golden", "record", str(model), "--tokens", "1", "-o", str(model)]
+    code, _, err = called(capsys, *words)
+    assert code == 2 and "is the model" in err and model.read_bytes() == before
+
+
+def test_a_floor_that_cannot_be_measured_is_said_before_the_run(tmp_path):
+    class Never:
+        config = DISTINCT
+
+    with pytest.raises(ValueError, match="int3"):
+        record(Never(), [[1]], tmp_path / "g.npz", Wanted(floors=("int3",)))
+
+
 def test_equal_runs_write_equal_files(tmp_path):
     model = random_model(DISTINCT, 0, "float64")
     for name in ("a", "b"):

@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, as_completed
 from functools import lru_cache
+from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,34 +65,52 @@ class Job(NamedTuple):
         return json.loads(json.dumps(request))
 
 
-def do(job: Job) -> str:
-    """Record one prompt, unless its file is there already; return the path.
+def record_job(job: Job) -> str:
+    """Record one prompt; what stood under the path is replaced when all went well.
 
     Raises
     ------
     ValueError, OSError
-        If the model or the prompt cannot be used, or the file is that of another job.
+        If the model or the prompt cannot be used, or the path is that of the model.
     """
-    hashed = _hash(str(locate(job.weights)))
-    asked = {"request": job.request(), "weights_sha256": hashed}
-    if os.path.exists(job.path):
-        found = read_golden(job.path).meta
-        if any(found.get(key) != value for key, value in asked.items()):
-            raise ValueError(
-                f"{job.path}: holds another run; remove it or choose another place"
-            )
-        return job.path
-    path = Path(job.path)
+    path, weights = Path(job.path), locate(job.weights)
+    if path.exists() and path.samefile(weights):
+        raise ValueError(f"{path}: is the model; choose another place for the trace")
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{path.name}.part*"):  # by a run that was killed
+    for left in path.parent.glob(f"{escape(path.name)}.part*"):  # by a killed run
         left.unlink(missing_ok=True)
     # One model at a time is enough for the floors too: they start from float32.
     model = _model(job.weights, job.dtype, job.stream)
     floors = _model(job.weights, "float32", job.stream) if job.wanted.floors else None
     tokens = encode_prompt(model, job.prompt)
     rng = None if job.seed is None else np.random.default_rng(job.seed)
-    record(model, [tokens], path, job.wanted, rng=rng, plain=floors, weights=asked)
+    about = identity(job)
+    record(model, [tokens], path, job.wanted, rng=rng, plain=floors, weights=about)
     return job.path
+
+
+def do(job: Job) -> str:
+    """Record one prompt, unless its file is there already; return the path.
+
+    Raises
+    ------
+    ValueError, OSError
+        As `record_job`; also if the file is that of another job.
+    """
+    if not os.path.exists(job.path):
+        return record_job(job)
+    found = read_golden(job.path).meta
+    if any(found.get(key) != value for key, value in identity(job).items()):
+        raise ValueError(
+            f"{job.path}: holds another run; remove it or choose another place"
+        )
+    return job.path
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """The entries of ``meta.json`` by which a job knows its own trace."""
+    hashed = _hash(str(locate(job.weights)))
+    return {"request": job.request(), "weights_sha256": hashed}
 
 
 @lru_cache(maxsize=2)
@@ -114,10 +133,11 @@ def read_prompts(path: str | os.PathLike) -> list[Prompt]:
         If it is not UTF-8, has no prompts, or a line of JSON is no prompt.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error})") from None
-    lines = [line for line in text.splitlines() if line.strip()]
+    # Not splitlines: JSON may hold other ends of lines inside of its texts.
+    lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
         raise ValueError(f"{path}: there are no prompts in it")
     structured = lines[0].lstrip().startswith("{")

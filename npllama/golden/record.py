@@ -31,7 +31,8 @@ from npllama.cache import new_cache
 from npllama.config import config_to_hf
 from npllama.decoding.common import context_length
 from npllama.golden.floor import floor
-from npllama.golden.trace import FORMAT, META, Trace
+from npllama.golden.precision import check_dtype
+from npllama.golden.trace import FORMAT, META, MOST_META, Trace
 from npllama.model import forward
 from npllama.npz import read_npz, write_array, write_text, writing
 from npllama.ops import einsum, note, observing
@@ -265,8 +266,13 @@ def record(
         meta["floor"] = {
             dtype: floor(trace, plain or model, dtype) for dtype in wanted.floors
         }
+        text = json.dumps(meta)
+        if len(text) > MOST_META:
+            raise ValueError(
+                f"too many tensors to describe ({len(shapes)}): keep fewer"
+            )
         with zipfile.ZipFile(part, "a", zipfile.ZIP_STORED) as archive:
-            write_text(archive, META, json.dumps(meta))
+            write_text(archive, META, text)
 
 
 @contextmanager
@@ -296,6 +302,8 @@ def check_prompt(model: Model, prompt, wanted: Wanted) -> np.ndarray:
         )
     if wanted.new_tokens < 0:
         raise ValueError(f"new_tokens is {wanted.new_tokens}; it must be 0 or more")
+    for dtype in wanted.floors:
+        check_dtype(dtype)
     longest = context_length(model.config)
     if (total := max(lengths) + wanted.new_tokens) > longest:
         raise ValueError(f"{total} tokens do not fit in a context of {longest}")
