@@ -19,7 +19,7 @@ import numpy as np
 from npllama.golden.compare import LEANS_DOWN, relative_error
 from npllama.golden.faults import TEXTS, faults, run_fault
 from npllama.golden.floor import split_name, steps_of
-from npllama.golden.precision import activations_in, rounded, truncated
+from npllama.golden.precision import FORMATS, activations_in, rounded, truncated
 from npllama.golden.suspects import (
     Scene,
     Suspicion,
@@ -68,6 +68,11 @@ def cut_off(scene: Scene) -> Finding | None:
         if scene.dtype == "float32" and (y == near)[differ].mean() > SAME_DIGITS:
             text = TEXTS["narrow"].format(dtype, dtype)
             return Finding("narrow", text, 0.0, True)
+        # Cut more than once the digits are others, but still all numbers are smaller.
+        error = relative_error(y, exact)
+        small = scene.dtype == "float32" and error < 2.0 ** (2 - FORMATS[dtype].digits)
+        if small and (np.abs(y) < np.abs(exact))[differ].mean() > SAME_DIGITS:
+            return Finding("truncated", TEXTS["truncated"].format(dtype), error, False)
     return None
 
 

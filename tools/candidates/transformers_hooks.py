@@ -29,8 +29,8 @@ def build(model: Model, dtype: str) -> LlamaForCausalLM:
     """The same model in transformers, every weight rounded to `dtype`."""
     if dtype not in DTYPES:
         raise ValueError(f"transformers runs in {', '.join(DTYPES)}, not {dtype!r}")
-    config = LlamaConfig(**config_to_hf(model.config), attn_implementation="eager")
-    net = LlamaForCausalLM(config).eval()
+    numbers = config_to_hf(model.config) | {"attn_implementation": "eager"}
+    net = LlamaForCausalLM(LlamaConfig(**numbers)).eval()
     # Not net.to(dtype): that also rounds a buffer, the speeds of RoPE, which a model
     # loaded in this dtype keeps in float32.  Far positions would turn by wrong angles.
     for parameter in net.parameters():
