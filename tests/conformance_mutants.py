@@ -54,7 +54,7 @@ SEEN = {
         ("entropy", "held <= allowed"),
         ("entropy", "size = values.size"),
     ],
-    "top_h-entropy=renormalised-ties=lowest": [("entropy", "held = held / mass")],
+    "top_h-entropy=renormalised-ties=lowest": [("entropy", "return held / mass")],
     "top_n_sigma": [("entropy", "exact.max() - n * exact.std(ddof=exact.size > 1)")],
     "tail_free-convention=llama.cpp-ties=lowest": [("entropy", "np.cumsum(share) >= z / 2")],
     "tail_free-convention=webui-ties=lowest": [("entropy", "more = 0")],

@@ -270,8 +270,8 @@ MUTANTS = [
     ),
     (
         ENTROPY,
-        "held = held / mass + np.log(mass)",
-        "held = held / mass",
+        "return held / mass + np.log(mass)",
+        "return held / mass",
         T_TRUNCATION + "test_top_h_by_the_paper_bounds_the_entropy_of_what_stays",
     ),
     (

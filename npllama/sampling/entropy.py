@@ -126,6 +126,18 @@ def eta_cutoff(
     return keep_only(logits, kept)
 
 
+def _top_log_probs(values: Row, max_tokens: int) -> Probs:
+    """Log-probabilities of the most probable tokens among themselves, falling."""
+    size = min(max_tokens, values.size)
+    return log_softmax(np.sort(np.partition(values, -size)[-size:])[::-1])
+
+
+def _among_themselves(held: Probs, probs: Probs) -> Probs:
+    """For every n, the entropy of the first n tokens renormalised, from its sum."""
+    mass = np.cumsum(probs)
+    return held / mass + np.log(mass)
+
+
 def top_h(
     logits: ArrayLike,
     alpha: float,
@@ -170,14 +182,12 @@ def top_h(
     one_of("entropy", entropy, ("original", "renormalised"))
 
     def kept(values: Row) -> Mask:
-        size = min(max_tokens, values.size)
-        logp = log_softmax(np.sort(np.partition(values, -size)[-size:])[::-1])
+        logp = _top_log_probs(values, max_tokens)
         probs = np.exp(logp)
         held = np.cumsum(-probs * logp)
         allowed = alpha * held[-1]
         if entropy == "renormalised":
-            mass = np.cumsum(probs)
-            held = held / mass + np.log(mass)
+            held = _among_themselves(held, probs)
         # A probability that underflows to 0 adds no entropy: it must not pass.
         count = int(np.count_nonzero((held <= allowed) & (probs > 0)))
         return largest(values, max(count, 1), "lowest")

@@ -156,24 +156,7 @@ def frequency_penalty(
 ) -> Row:
     """Lower the logit of every token by `penalty` for each time it occurred.
 
-    Parameters
-    ----------
-    logits : (V,) or (B, V) float32
-    tokens : (T,) int, or B of them
-        The output alone (OpenAI's service, vLLM).
-    penalty : float
-        Finite; vLLM and OpenAI allow -2 to 2.
-    last_n : int, optional
-        Count only so many of the last tokens; llama.cpp 64.
-
-    Returns
-    -------
-    (V,) or (B, V) float32
-
-    Raises
-    ------
-    ValueError
-        If the penalty is not finite, or an id is no token.
+    Parameters, result and errors are those of `presence_penalty`.
     """
     if not math.isfinite(penalty):
         raise ValueError(f"frequency_penalty must be finite, got {penalty}")

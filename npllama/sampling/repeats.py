@@ -172,6 +172,16 @@ def _largest_power(base: float) -> float:
     return math.log(largest) // math.log(base) if base > 1.000001 else math.inf
 
 
+def _check_dry(
+    multiplier: float, base: float, allowed_length: int, breakers: list[Ids]
+) -> None:
+    """Raise ValueError for an option of `dry` that is out of its range."""
+    if not (0 <= multiplier < math.inf and 1 <= base < math.inf):
+        raise ValueError(f"dry needs m >= 0 and base >= 1, got {multiplier} and {base}")
+    if allowed_length < 1 or not all(b.size for b in breakers):
+        raise ValueError("dry needs an allowed_length >= 1 and no empty breaker")
+
+
 def dry(
     logits: ArrayLike,
     tokens: Tokens,
@@ -222,12 +232,9 @@ def dry(
     p-e-w 2024, text-generation-webui pull request 5677; llama.cpp,
     `llama_sampler_dry_apply`. Not in transformers or vLLM.
     """
-    if not (0 <= multiplier < math.inf and 1 <= base < math.inf):
-        raise ValueError(f"dry needs m >= 0 and base >= 1, got {multiplier} and {base}")
     size = checked(logits).shape[-1]
-    sizes = [token_ids(b, size, "sequence_breakers").size for b in sequence_breakers]
-    if allowed_length < 1 or 0 in sizes:
-        raise ValueError("dry needs an allowed_length >= 1 and no empty breaker")
+    breakers = [token_ids(b, size, "sequence_breakers") for b in sequence_breakers]
+    _check_dry(multiplier, base, allowed_length, breakers)
     window, most = window_of(last_n), _largest_power(base)
 
     def change(row: Row, history: Ids) -> Row:

@@ -19,6 +19,7 @@ the surviving tokens, adding up to 1 again. So `top_p` after `top_k` is not
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -137,6 +138,12 @@ def _count_to(values: Row, enough: Callable[[Probs], int]) -> int:
         size *= 4
 
 
+def _nucleus_size(mass: Probs, p: float, crossing: str) -> int:
+    """Count the tokens whose running sum stays below p, and the one that crosses."""
+    side: Literal["left", "right"] = "left" if crossing == "exclusive" else "right"
+    return int(np.searchsorted(mass, p, side=side)) + 1
+
+
 def top_p(
     logits: ArrayLike,
     p: float,
@@ -184,11 +191,7 @@ def top_p(
     # At p = 1 rounding could complete the sum before the last token.
     if p == 1:
         return checked(logits).copy()
-    side: Literal["left", "right"] = "left" if crossing == "exclusive" else "right"
-
-    def enough(mass: Probs) -> int:
-        # The tokens whose running sum stays below p, and the one that crosses.
-        return int(np.searchsorted(mass, p, side=side)) + 1
+    enough = partial(_nucleus_size, p=p, crossing=crossing)
 
     def kept(values: Row) -> Mask:
         count = max(_count_to(values, enough), min_tokens_to_keep)
@@ -315,6 +318,14 @@ def top_a(logits: ArrayLike, a: float) -> Row:
     return keep_only(logits, kept)
 
 
+def _throws(u: ArrayLike, logits: Row) -> Probs:
+    """Return u as numbers in [0, 1), one per row of the logits."""
+    u = np.asarray(u, np.float64)
+    if u.shape != logits.shape[:-1] or not ((u >= 0) & (u < 1)).all():
+        raise ValueError(f"xtc needs one u in [0, 1) per row, got {u}")
+    return u
+
+
 def xtc(
     logits: ArrayLike,
     u: ArrayLike,
@@ -363,9 +374,8 @@ def xtc(
             "xtc needs probability and threshold in [0, 1], "
             f"got {probability} and {threshold}"
         )
-    logits, u = checked(logits), np.asarray(u, np.float64)
-    if u.shape != logits.shape[:-1] or not ((u >= 0) & (u < 1)).all():
-        raise ValueError(f"xtc needs one u in [0, 1) per row, got {u}")
+    logits = checked(logits)
+    u = _throws(u, logits)
 
     def kept(values: Row) -> Mask:
         good = np.count_nonzero(softmax(values) >= threshold)

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from npllama.testing.laws import Law, check, shown
+from npllama.testing.laws import Law, Violation, check, shown
 from npllama.testing.masks import applied, expect_first, not_written
 from npllama.testing.strategies import array, cases, row
 from npllama.testing.truth import GONE, alive, log_softmax, softmax
@@ -32,7 +32,8 @@ def _stretches(sampler: Callable, logits: NDArray, **options: Any) -> None:
     right = _stretched(logits, **options)
     same = alive(out) == alive(right)
     near = np.allclose(_normalised(out), _normalised(right), rtol=1e-4, atol=1e-4)
-    assert same and near, f"found {shown(out)}, expected {shown(array(right))}"
+    if not (same and near):
+        raise Violation(f"found {shown(out)}, expected {shown(array(right))}")
 
 
 def _rows_alone(
@@ -41,7 +42,8 @@ def _rows_alone(
     together = applied(sampler, logits, unconditional, scale)
     for one, a, b in zip(together, logits, unconditional):
         alone = applied(sampler, a, b, scale)
-        assert (one == alone).all(), f"{shown(one)}, alone {shown(alone)}"
+        if not (one == alone).all():
+            raise Violation(f"{shown(one)}, alone {shown(alone)}")
 
 
 @check
@@ -124,8 +126,9 @@ def check_chain(
         found = alive(out)
         if found != alive(right):
             expect_first(logits, found, *2 * (len(alive(right)),), "any")
-        near = np.allclose(softmax(out), softmax(right), atol=1e-4)
-        assert near, f"probabilities {shown(softmax(out))}, not {shown(softmax(right))}"
+        probs, wanted = softmax(out), softmax(right)
+        if not np.allclose(probs, wanted, atol=1e-4):
+            raise Violation(f"probabilities {shown(probs)}, not {shown(wanted)}")
 
     options = {
         "temperature": st.sampled_from([1.0, 2.0, 0.5]),

@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from npllama.testing.laws import Law, check, shown
+from npllama.testing.laws import Law, Violation, check, shown
 from npllama.testing.masks import applied, expect_first, not_written
 from npllama.testing.strategies import (
     array,
@@ -32,13 +32,14 @@ BELOW_ONE = 1 - 2.0**-53
 
 
 def close(out: NDArray, expected: NDArray, relative: float = 1e-5) -> None:
-    """Raise AssertionError unless the logits agree and the same ones are removed."""
+    """Raise Violation unless the logits agree and the same ones are removed."""
     same = (out > GONE) == (expected > GONE)
     scale = relative * (1 + abs(np.where(expected > GONE, expected, 0)))
     with np.errstate(invalid="ignore"):
         near = (out == expected) | (abs(out - expected) <= scale)
     right = bool((same & near).all())
-    assert right, f"found {shown(out)}, expected {shown(array(expected))}"
+    if not right:
+        raise Violation(f"found {shown(out)}, expected {shown(array(expected))}")
 
 
 # ---- one token --------------------------------------------------------------
@@ -59,7 +60,10 @@ def check_greedy(*, ties: Literal["lowest", "any"] = "lowest") -> Iterator[Law]:
         found = int(sampler(logits.copy()))
         best = np.flatnonzero(logits == logits.max())
         right = found == best[0] if ties == "lowest" else found in best
-        assert right, f"chose {found}, expected {shown(best[:1])} ({ties} of equals)"
+        if not right:
+            raise Violation(
+                f"chose {found}, expected {shown(best[:1])} ({ties} of equals)"
+            )
 
     says = "the most probable token is chosen"
     known = ({"logits": row(0, 1, 1)}, {"logits": row(-math.inf, -5)})
@@ -67,6 +71,32 @@ def check_greedy(*, ties: Literal["lowest", "any"] = "lowest") -> Iterator[Law]:
     yield Law(
         "the array passed in is not written into", cases(logits=logits()), not_written
     )
+
+
+def _shares_of_u(sampler: Callable, probs: NDArray) -> None:
+    # Each piece of [0, 1) of this length belongs to one token as a whole.
+    grid = (np.arange(64) + 0.5) / 64
+    drawn = Counter(int(sampler(probs.copy(), float(u))) for u in grid)
+    for i, p in enumerate(probs):
+        if drawn[i] != round(64 * p):
+            raise Violation(
+                f"token {i} owns {drawn[i]}/64 of u, expected {p * 64:g}/64"
+            )
+
+
+def _possible(sampler: Callable, probs: NDArray, u: float) -> None:
+    token = int(sampler(probs.copy(), u))
+    right = 0 <= token < len(probs) and probs[token] > 0
+    if not right:
+        raise Violation(f"drew {token}, which has probability 0")
+
+
+def _inverse(sampler: Callable, probs: NDArray, n: int) -> None:
+    u = n / 64
+    token = int(sampler(probs.copy(), u))
+    expected = int(np.flatnonzero(np.cumsum(probs) > u)[0])
+    if token != expected:
+        raise Violation(f"u = {u:g} drew {token}, expected {expected}")
 
 
 @check
@@ -81,30 +111,10 @@ def check_draw(*, order: Literal["ids", "any"] = "ids") -> Iterator[Law]:
         running sum exceeds u; or in another order (largest first), so that only how
         much of [0, 1) each token owns is looked at.
     """
-
-    def shares_of_u(sampler: Callable, probs: NDArray) -> None:
-        # Each piece of [0, 1) of this length belongs to one token as a whole.
-        grid = (np.arange(64) + 0.5) / 64
-        drawn = Counter(int(sampler(probs.copy(), float(u))) for u in grid)
-        for i, p in enumerate(probs):
-            right = drawn[i] == round(64 * p)
-            assert right, f"token {i} owns {drawn[i]}/64 of u, expected {p * 64:g}/64"
-
-    def possible(sampler: Callable, probs: NDArray, u: float) -> None:
-        token = int(sampler(probs.copy(), u))
-        right = 0 <= token < len(probs) and probs[token] > 0
-        assert right, f"drew {token}, which has probability 0"
-
-    def inverse(sampler: Callable, probs: NDArray, n: int) -> None:
-        u = n / 64
-        token = int(sampler(probs.copy(), u))
-        expected = int(np.flatnonzero(np.cumsum(probs) > u)[0])
-        assert token == expected, f"u = {u:g} drew {token}, expected {expected}"
-
     yield Law(
         "every token owns exactly its probability of all u",
         cases(probs=probabilities()),
-        shares_of_u,
+        _shares_of_u,
         ({"probs": np.array([0.25, 0.5, 0.25])},),
     )
     some = probabilities()
@@ -112,7 +122,7 @@ def check_draw(*, order: Literal["ids", "any"] = "ids") -> Iterator[Law]:
     yield Law(
         "a token of probability 0 is never drawn, whatever u",
         cases(probs=some, u=ends),
-        possible,
+        _possible,
         (
             {"probs": np.array([0.0, 1.0, 0.0]), "u": 0.0},
             {"probs": np.array([0.0, 1.0, 0.0]), "u": BELOW_ONE},
@@ -123,7 +133,7 @@ def check_draw(*, order: Literal["ids", "any"] = "ids") -> Iterator[Law]:
     if order == "ids":
         half = {"probs": np.array([0.5, 0.5]), "n": 32}
         says = "the token is the first whose running sum exceeds u"
-        yield Law(says, cases(probs=some, n=st.integers(0, 63)), inverse, (half,))
+        yield Law(says, cases(probs=some, n=st.integers(0, 63)), _inverse, (half,))
 
 
 def too_far(counts: Counter, probs: NDArray) -> str | None:
@@ -168,13 +178,15 @@ def check_sample(*, draws: int = 1000) -> Iterator[Law]:
         problem = too_far(drawn, softmax(logits))
         shares = [round(drawn[i] / draws, 3) for i in range(len(logits))]
         wanted = shown(softmax(logits).round(3))
-        assert not problem, (
-            f"shares {shares} of {draws} draws, expected {wanted}: {problem}"
-        )
+        if problem:
+            raise Violation(
+                f"shares {shares} of {draws} draws, expected {wanted}: {problem}"
+            )
 
     def repeats(sampler: Callable, logits: NDArray, seed: int) -> None:
         tokens = {int(sampler(logits.copy(), seed)) for _ in range(3)}
-        assert len(tokens) == 1, f"one seed drew {sorted(tokens)}"
+        if len(tokens) != 1:
+            raise Violation(f"one seed drew {sorted(tokens)}")
 
     few = [row(0, 1, 2), row(0, -math.inf, 0.5, 0), row(*[-2.0] * 12)]
     says = "every token is drawn as often as its probability says"
@@ -212,7 +224,7 @@ def check_temperature(
             out = sampler(logits.copy(), 0.0)
         except Exception:
             return
-        raise AssertionError(f"expected an exception, found {shown(np.asarray(out))}")
+        raise Violation(f"expected an exception, found {shown(np.asarray(out))}")
 
     def coldest(sampler: Callable, logits: NDArray) -> None:
         found = alive(applied(sampler, logits, 0.0))

@@ -14,7 +14,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from npllama.testing.laws import Law, check, shown
+from npllama.testing.laws import Law, Violation, check, shown
 from npllama.testing.masks import (
     Options,
     applied,
@@ -69,7 +69,8 @@ def _together(sampler: Callable, logits: NDArray, mass: float) -> None:
     out = applied(sampler, logits, mass)
     for value in set(logits.tolist()):
         same = {float(x) for x in out[logits == value]}
-        assert len(same) == 1, f"of equals some stay and some go: {shown(out)}"
+        if len(same) != 1:
+            raise Violation(f"of equals some stay and some go: {shown(out)}")
 
 
 def _cut(sampler: Callable, logits: NDArray, mass: float) -> None:

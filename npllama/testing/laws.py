@@ -31,7 +31,7 @@ class Law(NamedTuple):
 
     says: str  # the statement, about the world and not about code
     cases: st.SearchStrategy[Case]
-    # (sampler, **case), raising AssertionError where the case breaks the law.
+    # (sampler, **case), raising Violation where the case breaks the law.
     holds: Callable[..., None]
     known: tuple[Case, ...] = ()  # tried first
 
@@ -62,7 +62,7 @@ def shown(value: Any) -> str:
 
 def told(law: Law, case: Case, problem: Exception) -> str:
     """A broken law in words."""
-    found = str(problem) if isinstance(problem, AssertionError) else raised(problem)
+    found = str(problem) if isinstance(problem, Violation) else raised(problem)
     lines = [law.says, *(f"  {name} = {shown(x)}" for name, x in case.items())]
     return "\n".join([*lines, *(f"  {line}" for line in found.splitlines())])
 

@@ -14,7 +14,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from npllama.testing.laws import Case, Law, shown
+from npllama.testing.laws import Case, Law, Violation, shown
 from npllama.testing.strategies import batches, cases, logits, of_values
 from npllama.testing.truth import GONE, alive, is_first, nearly, ranked, softmax
 
@@ -30,9 +30,10 @@ def applied(sampler: Callable, logits: NDArray, *options: Any) -> NDArray:
         As large as the one passed in, and without NaN.
     """
     out = np.asarray(sampler(logits.copy(), *options))
-    same = out.shape == logits.shape
-    assert same, f"logits of shape {logits.shape} came back in shape {out.shape}"
-    assert not np.isnan(out).any(), f"NaN came back: {shown(out)}"
+    if out.shape != logits.shape:
+        raise Violation(f"{logits.shape} logits came back in shape {out.shape}")
+    if np.isnan(out).any():
+        raise Violation(f"NaN came back: {shown(out)}")
     return out
 
 
@@ -42,14 +43,17 @@ def kept(sampler: Callable, logits: NDArray, *options: Any) -> set[int]:
 
 
 def ids(found: set[int]) -> str:
-    """A set of ids in words."""
-    return "{" + ", ".join(map(str, sorted(found))) + "}" if found else "none"
+    """A set of ids in words, a large one cut."""
+    few = [str(i) for i in sorted(found)[:24]]
+    rest = [f"... {len(found)} in all"] if len(found) > 24 else []
+    return "{" + ", ".join(few + rest) + "}" if found else "none"
 
 
 def expect(logits: NDArray, found: set[int], right: bool, instead: str) -> None:
-    """Raise AssertionError, with the probabilities, unless `found` is right."""
-    probs = shown(softmax(logits).round(6))
-    assert right, f"probabilities {probs}\nkept {ids(found)}, expected {instead}"
+    """Raise Violation, with the probabilities, unless `found` is right."""
+    if not right:
+        probs = shown(softmax(logits).round(6))
+        raise Violation(f"probabilities {probs}\nkept {ids(found)}, expected {instead}")
 
 
 def expect_between(
@@ -92,12 +96,15 @@ def over(
 
 def _changes_nothing_else(sampler: Callable, logits: NDArray, **options: Any) -> None:
     out = applied(sampler, logits, *options.values())
-    assert out.dtype == logits.dtype, f"{logits.dtype} came back as {out.dtype}"
+    if out.dtype != logits.dtype:
+        raise Violation(f"{logits.dtype} came back as {out.dtype}")
     stays = out > GONE
     revived = stays & (logits == GONE)
-    assert not revived.any(), f"removed tokens came back: {shown(out)}"
+    if revived.any():
+        raise Violation(f"removed tokens came back: {shown(out)}")
     same = (out[stays] == logits[stays]).all()
-    assert same, f"survivors have other values: {shown(out)}"
+    if not same:
+        raise Violation(f"survivors have other values: {shown(out)}")
 
 
 def _leaves_one(sampler: Callable, logits: NDArray, **options: Any) -> None:
@@ -109,7 +116,8 @@ def not_written(sampler: Callable, logits: NDArray, **options: Any) -> None:
     """Compare the array passed in with itself, before and after."""
     given = logits.copy()
     sampler(given, *options.values())
-    assert (given == logits).all(), f"the array passed in became {shown(given)}"
+    if not (given == logits).all():
+        raise Violation(f"the array passed in became {shown(given)}")
 
 
 def _ignores_a_constant(
@@ -124,7 +132,8 @@ def _ignores_numbering(sampler: Callable, logits: NDArray, **options: Any) -> No
     out = np.sort(applied(sampler, logits, *options.values()))
     turned = np.sort(applied(sampler, logits[::-1].copy(), *options.values()))
     same = (out == turned).all()
-    assert same, f"left are {shown(out)}, with the ids reversed {shown(turned)}"
+    if not same:
+        raise Violation(f"left are {shown(out)}, with the ids reversed {shown(turned)}")
 
 
 def _keeps_the_best(sampler: Callable, logits: NDArray, **options: Any) -> None:
@@ -138,7 +147,8 @@ def _rows_alone(sampler: Callable, logits: NDArray, **options: Any) -> None:
     alone = [applied(sampler, row, *options.values()) for row in logits]
     for b, (one, other) in enumerate(zip(together, alone)):
         same = (one == other).all()
-        assert same, f"row {b} became {shown(one)}, alone {shown(other)}"
+        if not same:
+            raise Violation(f"row {b} became {shown(one)}, alone {shown(other)}")
 
 
 SIMPLE = of_values(st.sampled_from([0.0, 1.0, 2.0, -4.0, 8.0]))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from npllama.testing.chance import close
-from npllama.testing.laws import Case, Law, check, shown
+from npllama.testing.laws import Case, Law, Violation, check, shown
 from npllama.testing.masks import applied, not_written
 from npllama.testing.strategies import (
     array,
@@ -52,7 +52,8 @@ def wanted(
 def unchanged(sampler: Callable, logits: NDArray, **options: Any) -> None:
     """The law of a penalty that has no strength."""
     out = applied(sampler, logits, *options.values())
-    assert (out == logits).all(), f"found {shown(out)}, expected the same"
+    if not (out == logits).all():
+        raise Violation(f"found {shown(out)}, expected the same")
 
 
 def _rows_alone(
@@ -62,7 +63,10 @@ def _rows_alone(
     for b, row_ in enumerate(logits):
         alone = applied(sampler, row_, text(*history[b]), *options.values())
         same = (together[b] == alone).all()
-        assert same, f"row {b} became {shown(together[b])}, alone {shown(alone)}"
+        if not same:
+            raise Violation(
+                f"row {b} became {shown(together[b])}, alone {shown(alone)}"
+            )
 
 
 def window(history: NDArray, last_n: int | None) -> list[int]:
@@ -265,7 +269,10 @@ def check_encoder_repetition_penalty(*, batched: bool = False) -> Iterator[Law]:
 def _stays_finite(sampler: Callable, logits: NDArray, **options: Any) -> None:
     out = applied(sampler, logits, *options.values())
     finite = bool(np.isfinite(out).all()) and out[0] >= logits[0]
-    assert finite, f"expected finite logits, that of the end no lower: {shown(out)}"
+    if not finite:
+        raise Violation(
+            f"expected finite logits, that of the end no lower: {shown(out)}"
+        )
 
 
 @check

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from hypothesis import strategies as st
 
-from npllama.testing.laws import Law, check, shown
+from npllama.testing.laws import Law, Violation, check, shown
 from npllama.testing.models import (
     LanguageModel,
     Text,
@@ -52,7 +52,8 @@ def check_greedy_search() -> Iterator[Law]:
     ) -> None:
         found = sampler(model, prompt, max_new_tokens=max_new_tokens, eos=eos)
         expected = greedy_text(model, prompt, max_new_tokens, eos)
-        assert list(found) == expected, f"found {shown(list(found))}, not {expected}"
+        if list(found) != expected:
+            raise Violation(f"found {shown(list(found))}, not {expected}")
 
     rows = cases(
         model=models(), prompt=PROMPTS, max_new_tokens=st.integers(1, 5), eos=EOS
@@ -140,7 +141,8 @@ def _search(sampler: Callable, model: LanguageModel, **options: Any) -> list[Sco
 
 def _compare(found: list[Scored], expected: list[Scored]) -> None:
     few, right = ([list(text) for text, _ in texts] for texts in (found, expected))
-    assert few == right, f"found {few}\nexpected {right}"
+    if few != right:
+        raise Violation(f"found {few}\nexpected {right}")
 
 
 def _scores(
@@ -151,20 +153,25 @@ def _scores(
         value = rules.score(text, total, **options)
         near = abs(found - value) <= 1e-4 * (1 + abs(value))
         what = f"{list(text)} is given {found:.6g}, its score is {value:.6g}"
-        assert near, what
+        if not near:
+            raise Violation(what)
 
 
 def _shape(sampler: Callable, model: LanguageModel, **options: Any) -> None:
     found = _search(sampler, model, **options)
     values = [score for _, score in found]
-    assert values == sorted(values, reverse=True), f"scores {values} are not sorted"
+    if values != sorted(values, reverse=True):
+        raise Violation(f"scores {values} are not sorted")
     every = [list(text) for text, _ in found]
-    assert len({text for text, _ in found}) == len(found), f"twice in {every}"
-    assert 0 < len(found) <= options["num_beams"], f"{len(found)} texts"
+    if len({text for text, _ in found}) != len(found):
+        raise Violation(f"twice in {every}")
+    if not (0 < len(found) <= options["num_beams"]):
+        raise Violation(f"{len(found)} texts")
     allowed = set(texts(model.size, options["max_new_tokens"], options["eos"]))
     for text, _ in found:
         whole = text in allowed
-        assert whole, f"{list(text)} does not end at eos or at the last place"
+        if not whole:
+            raise Violation(f"{list(text)} does not end at eos or at the last place")
 
 
 def _widest(
@@ -289,7 +296,8 @@ def _groups(sampler: Callable, model: LanguageModel, **options: Any) -> None:
     )
     same = [text for text, _ in few] == [text for text, _ in right]
     near = all(abs(a - b) < 2e-3 for (_, a), (_, b) in zip(few, right))
-    assert same and near, f"found {few}\nexpected {right}"
+    if not (same and near):
+        raise Violation(f"found {few}\nexpected {right}")
 
 
 def _split(case: dict[str, Any]) -> dict[str, Any]:

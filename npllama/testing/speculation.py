@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from npllama.testing.chance import BELOW_ONE, too_far
-from npllama.testing.laws import Law, check, shown
+from npllama.testing.laws import Law, Violation, check, shown
 from npllama.testing.models import (
     NO_REPEAT,
     PLAIN,
@@ -70,20 +70,23 @@ def _exact(sampler: Callable, p: NDArray, q: NDArray) -> None:
     found = _outcome(sampler, p, q)
     for i, wanted in enumerate(p):
         share = float(found.get(i, 0))
-        assert share == wanted, f"token {i} comes out with {share:g}, not {wanted:g}"
+        if share != wanted:
+            raise Violation(f"token {i} comes out with {share:g}, not {wanted:g}")
 
 
 def _possible(sampler: Callable, p: NDArray, q: NDArray, u: float, v: float) -> None:
     for x in np.flatnonzero(q):
         token = int(sampler(p.copy(), q.copy(), int(x), u, v))
         problem = f"guess {x} became {token}, which has probability 0"
-        assert p[token] > 0, problem
+        if not (p[token] > 0):
+            raise Violation(problem)
 
 
 def _same(sampler: Callable, p: NDArray, q: NDArray, u: float, v: float) -> None:
     for x in np.flatnonzero(q):
         token = int(sampler(q.copy(), q.copy(), int(x), u, v))
-        assert token == x, f"guess {x} became {token}, though p and q are equal"
+        if token != x:
+            raise Violation(f"guess {x} became {token}, though p and q are equal")
 
 
 def _shared(sampler: Callable, p: NDArray, q: NDArray) -> None:
@@ -95,7 +98,8 @@ def _shared(sampler: Callable, p: NDArray, q: NDArray) -> None:
         ]
         kept += Fraction(sum(token == x for token in tokens), PARTS)
     most = float(np.minimum(p, q).sum())
-    assert float(kept) >= most, f"kept with {float(kept):g}, possible is {most:g}"
+    if not (float(kept) >= most):
+        raise Violation(f"kept with {float(kept):g}, possible is {most:g}")
 
 
 @check
@@ -144,7 +148,8 @@ def _greedy(
     found = sampler(target, draft, prompt, process=process, seed=None, **options)
     most, eos = options["max_new_tokens"], options["eos"]
     right = greedy_text(Processed(target, process), prompt, most, eos)
-    assert list(found) == right, f"found {shown(list(found))}, alone it is {right}"
+    if list(found) != right:
+        raise Violation(f"found {shown(list(found))}, alone it is {right}")
 
 
 def _odds(
@@ -164,12 +169,14 @@ def _odds(
     for seed in range(runs):
         found = sampler(target, draft, prompt, process=process, seed=seed, **options)
         text = tuple(map(int, found))
-        assert text in number, f"{list(text)} is no whole text"
+        if text not in number:
+            raise Violation(f"{list(text)} is no whole text")
         drawn[number[text]] += 1
     problem = too_far(drawn, probs)
     i = max(range(len(every)), key=lambda i: abs(drawn[i] / runs - probs[i]))
     worst = f"{list(every[i])} has {probs[i]:.3f}, was drawn {drawn[i] / runs:.3f}"
-    assert not problem, f"{problem}\n{worst} of the time"
+    if problem:
+        raise Violation(f"{problem}\n{worst} of the time")
 
 
 def _whole(sampler: Callable, target: LanguageModel, **options: Any) -> None:
@@ -177,7 +184,10 @@ def _whole(sampler: Callable, target: LanguageModel, **options: Any) -> None:
     found = sampler(target, draft, prompt, process=PLAIN, **options)
     most, eos = options["max_new_tokens"], options["eos"]
     right = tuple(map(int, found)) in set(texts(target.size, most, eos))
-    assert right, f"{shown(list(found))} ends neither at eos nor at the last place"
+    if not right:
+        raise Violation(
+            f"{shown(list(found))} ends neither at eos nor at the last place"
+        )
 
 
 @check
@@ -248,7 +258,8 @@ def check_prompt_lookup(*, match: Literal["first", "last"] = "first") -> Iterato
     def holds(sampler: Callable, text: list[int], most: int, longest: int) -> None:
         found = [int(token) for token in sampler(list(text), most, longest)]
         right = expected(text, most, longest)
-        assert found == right, f"found {found}, expected {right}"
+        if found != right:
+            raise Violation(f"found {found}, expected {right}")
 
     tokens = st.lists(st.integers(0, 2), min_size=1, max_size=12)
     sizes = {"most": st.integers(1, 4), "longest": st.integers(1, 3)}

@@ -7,7 +7,7 @@ from typing import Literal
 
 from hypothesis import strategies as st
 
-from npllama.testing.laws import Law, check
+from npllama.testing.laws import Law, Violation, check
 from npllama.testing.strategies import cases
 
 PIECES = st.lists(st.text("ab ", max_size=3), min_size=1, max_size=6)
@@ -36,7 +36,8 @@ def check_stop_strings() -> Iterator[Law]:
         texts = ["".join(pieces[: n + 1]) for n in range(len(pieces))]
         ends = [n + 1 for n, text in enumerate(texts) if first_end(text, strings)]
         right = ends[0] if ends else len(pieces)
-        assert found == right, f"stopped after {found} tokens, expected {right}"
+        if found != right:
+            raise Violation(f"stopped after {found} tokens, expected {right}")
 
     known = (
         {"pieces": ["a", "b", "a"], "strings": ["ab"]},
@@ -68,7 +69,8 @@ def check_stop_output(
         found, text = "".join(sampler(list(pieces), list(strings))), "".join(pieces)
         end = first_end(text, strings)
         right = text[: end[string == "removed"]] if end else text
-        assert found == right, f"shown {found!r}, expected {right!r}"
+        if found != right:
+            raise Violation(f"shown {found!r}, expected {right!r}")
 
     known = (
         {"pieces": ["a", "b", "b"], "strings": ["bb"]},
