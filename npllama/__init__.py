@@ -27,7 +27,7 @@ Part II, from logits to text
     `generation`   one face for all of it
 
 Part III, what it costs
-    `cost`         counted while it runs, predicted in closed form
+    `cost`         counted while it runs, predicted in closed form; and the roofline
 
 Part IV, the golden reference
     `golden`       every number on the way, and where another's go wrong
@@ -62,6 +62,7 @@ What others call the weights of a block:
 
 from npllama.cache import KVCache, new_cache
 from npllama.config import PRESETS, Config, Rope, preset
+from npllama.cost.counter import FlopCounter
 from npllama.generation import Generation, generate, pieces, stream
 from npllama.model import forward
 from npllama.ops import observing
@@ -74,6 +75,7 @@ __version__ = "0.1.0"
 __all__ = [
     "PRESETS",
     "Config",
+    "FlopCounter",
     "Generation",
     "GenerationConfig",
     "Helpers",

@@ -152,6 +152,17 @@ def test_definitions_come_before_their_use(name):
     assert list(uses_before_definition(tree_of(name))) == []
 
 
+def asserts(source):
+    return [n.lineno for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Assert)]
+
+
+def test_the_kit_raises_what_is_broken_and_asserts_nothing():
+    # `python -O` drops assertions, and pytest rewrites those of an installed plugin.
+    kit = [name for name in IN_PACKAGE if "/testing/" in name or "/golden/" in name]
+    assert len(kit) > 20 and found_in(kit, asserts) == {}
+    assert asserts("if x:\n    assert y, z") == [2]
+
+
 # ---- size -------------------------------------------------------------------
 
 

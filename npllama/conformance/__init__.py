@@ -20,8 +20,8 @@ offers one strategy in several ways:
 The report names every law that holds; of each that is broken, the least case found,
 and the conventions under which the sampler would be right, where there are any; and
 the strategies that were not offered.  ``--sampler-report FILE`` writes the same as
-JSON, ``--sampler-examples N`` tries N cases of every law.  pytest ends with 0 if all laws hold, with 1 if one is broken, with 4 if there is
-no such factory.
+JSON, ``--sampler-examples N`` tries N cases of every law.  pytest ends with 0 if all
+laws hold, with 1 if one is broken, with 4 if there is no such factory.
 
 The same without pytest is `examine`.
 

@@ -10,6 +10,12 @@ while it runs, and predicted before it does.
     `formulas`  the same numbers in closed form, for models that fit nowhere
     `textbook`  the short forms that are quoted, and where they come from
     `memory`    what has to be held at once
+    `hardware`  what machines can do, by their data sheets
+    `probe`     what this machine can do, measured
+    `roofline`  what a machine could do with a model
+    `traffic`   what FlashAttention saves, tile by tile
+    `tables`    the tables of README.md, worked out
+    `plot`      the roofline, drawn
 """
 
 from npllama.cost.counter import FlopCounter, carried
@@ -24,19 +30,30 @@ from npllama.cost.formulas import (
     prefill,
     total,
 )
+from npllama.cost.hardware import HARDWARE, Hardware, hardware
 from npllama.cost.memory import activation_peak
+from npllama.cost.probe import this_machine
+from npllama.cost.roofline import Dtypes, Prediction, dtypes, predict
 
 __all__ = [
+    "HARDWARE",
+    "Dtypes",
     "FlopCounter",
+    "Hardware",
     "Operator",
+    "Prediction",
     "activation_peak",
     "cache_bytes",
     "cache_elements",
     "carried",
     "decode",
+    "dtypes",
     "generation",
+    "hardware",
     "operators",
     "parameters",
+    "predict",
     "prefill",
+    "this_machine",
     "total",
 ]
