@@ -221,6 +221,15 @@ def test_time_between_products_counts_where_it_was_measured():
     assert slow.seconds - plain.seconds == pytest.approx(elementwise(config, ops) / 1e9)
 
 
+def test_an_interpreter_takes_its_time_in_every_layer_of_every_pass():
+    config, a100 = preset("stories110m"), hardware("a100-80g")
+    a = predict(config, a100, 2, 256, 9, HALF)
+    b = predict(config, a100._replace(overhead=1e-3), 2, 256, 9, HALF)
+    assert b.prefill.seconds - a.prefill.seconds == pytest.approx(12e-3)
+    assert b.per_token - a.per_token == pytest.approx(12e-3)
+    assert b.seconds - a.seconds == pytest.approx(9 * 12e-3)
+
+
 # ---- the probe --------------------------------------------------------------
 
 
@@ -256,13 +265,38 @@ def test_probe_tells_a_machine_that_computes_in_fp32(monkeypatch):
     assert machine.name == "this-machine" and set(machine.flops) == {"fp32"}
     rates = (*machine.flops.values(), machine.bandwidth, machine.elementwise)
     assert all(np.isfinite(rate) and rate > 0 for rate in rates)
+    assert 0 <= machine.overhead < 0.1
+
+
+def test_overhead_is_what_a_layer_takes_beyond_its_products(monkeypatch):
+    times = iter([5.0, 1.0, 7.0, 2.0, 6.0, 2.0] + 100 * [4.0, 1.0])
+    monkeypatch.setattr(probe, "seconds_of", lambda work: next(times))
+    assert probe.layer_overhead() == pytest.approx(3.0 / probe.LAYERS)
+    monkeypatch.setattr(probe, "seconds_of", lambda work: -next(times))
+    assert probe.layer_overhead() == 0.0
+
+
+def test_overhead_leaves_out_every_weight_of_the_layers(monkeypatch):
+    ran = []
+    monkeypatch.setattr(probe, "LAYERS", 2)
+    monkeypatch.setattr(probe, "seconds_of", lambda work: ran.append(work) or 0.0)
+    probe.layer_overhead()
+    step, products = ran[:2]
+    counts = []
+    for work in (step, products):
+        with FlopCounter() as count:
+            work()
+        left_out = ("embed_tokens", "scores", "values", "lm_head")
+        found = [p.total.kept for p in count.products() if p.name not in left_out]
+        counts.append(sum(found))
+    assert counts[0] == counts[1] > 0
 
 
 # ---- the benchmark ----------------------------------------------------------
 
 
 def test_benchmark_holds_the_prediction_to_what_was_measured():
-    rates = {"flops": 2e11, "bandwidth": 2e10, "elementwise": 2e9}
+    rates = {"flops": 2e11, "bandwidth": 2e10, "elementwise": 2e9, "overhead": 1e-4}
     half = {name: rate / 2 for name, rate in rates.items()}
     measured = {"npllama": {"median": 100.0}}
     size = {
@@ -271,7 +305,7 @@ def test_benchmark_holds_the_prediction_to_what_was_measured():
     }
     found = bench_roofline.compare({"stories110m": size}, [rates, half, rates], 64)
     config = preset("stories110m")
-    machine = Hardware("x", {"fp32": 2e11}, 2e10, elementwise=2e9)
+    machine = Hardware("x", {"fp32": 2e11}, 2e10, elementwise=2e9, overhead=1e-4)
     kinds = dtypes("fp32")
     first = predict(config, machine, 1, 256, 1, kinds, "blocks").prefill.rate
     step = predict(config, machine, 1, 64, 64, kinds, "blocks").decode.rate

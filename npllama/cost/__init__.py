@@ -30,7 +30,7 @@ from npllama.cost.formulas import (
     prefill,
     total,
 )
-from npllama.cost.hardware import HARDWARE, Hardware, hardware
+from npllama.cost.hardware import HARDWARE, Hardware
 from npllama.cost.memory import activation_peak
 from npllama.cost.probe import this_machine
 from npllama.cost.roofline import Dtypes, Prediction, dtypes, predict
@@ -49,7 +49,6 @@ __all__ = [
     "decode",
     "dtypes",
     "generation",
-    "hardware",
     "operators",
     "parameters",
     "predict",

@@ -34,6 +34,9 @@ class Hardware(NamedTuple):
     elementwise : float
         Elements per second outside of products.  None where a compiler melts what
         stands between two products into them, as on a GPU.
+    overhead : float
+        Seconds that a layer takes however small its arrays are: the interpreter's.
+        None where kernels are queued ahead, as on a GPU.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Hardware(NamedTuple):
     memory: float | None = None
     storage: float | None = None
     elementwise: float | None = None
+    overhead: float | None = None
 
     def rate(self, dtype: str) -> float:
         """FLOP/s in a dtype, or in the next wider one that is known."""

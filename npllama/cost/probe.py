@@ -16,6 +16,11 @@ that are not in the cache, as in a forward pass.
 into them; NumPy walks through the array once for each function, on one core.  With a
 BLAS on several cores it takes a fifth of the time of a prompt, too much to leave out.
 
+*The interpreter*, by a narrow model: what a layer of decode takes beyond its products
+with weights.  A call of NumPy costs a microsecond before it touches a number, and
+twice that where streaming weights have driven its code out of the caches, so it is
+measured there.
+
 Each is the median of several rounds, after one that is forgotten.
 """
 
@@ -30,27 +35,33 @@ from statistics import median
 
 import numpy as np
 
+from npllama.cache import new_cache
+from npllama.config import Config
 from npllama.cost.hardware import THIS_MACHINE, Hardware
 from npllama.feedforward import silu
+from npllama.model import forward
 from npllama.ops import einsum
+from npllama.weights import Model, assemble, tensor_shapes
 
 # (E, F) of a model of 110 million parameters, and of one of 1.1 billion.
 WIDTHS = ((768, 2048), (2048, 5632))
-POSITIONS, ROUNDS = 256, 5
+POSITIONS, ROUNDS, LAYERS = 256, 5, 8
 BEYOND_CACHES = 2**28  # bytes
 # What SiLU does to an element: negate, exponentiate, add one, divide.
 SILU = 4
 
 
+def seconds_of(work: Callable[[], object]) -> float:
+    """How long one call takes."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
 def rate_of(work: Callable[[], object], amount: float) -> float:
     """Units per second: of `amount` units, in the median of several calls."""
     work()
-    seconds = []
-    for _ in range(ROUNDS):
-        begin = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - begin)
-    return amount / median(seconds)
+    return amount / median(seconds_of(work) for _ in range(ROUNDS))
 
 
 def weights(size: int) -> list[np.ndarray]:
@@ -98,6 +109,43 @@ def elementwise_rate() -> float:
     return rate_of(lambda: silu(x), SILU * x.size)
 
 
+def narrow_model() -> Model:
+    """Eight layers of a model of 110 million parameters, more than caches hold."""
+    E, F = WIDTHS[0]
+    heads, head_dim, vocabulary = E // 64, 64, 64
+    config = Config(vocabulary, E, F, LAYERS, heads, heads, head_dim)
+    shapes = tensor_shapes(config).items()
+    return assemble(
+        config, {name: np.full(shape, 0.01, np.float32) for name, shape in shapes}
+    )
+
+
+def layer_overhead() -> float:
+    """Seconds that a layer of decode takes beyond its products with weights."""
+    model = narrow_model()
+    cache, token = new_cache(model.config, 1, 1), np.zeros((1, 1), dtype=np.int64)
+    matrices = [
+        w.reshape(-1, w.shape[-1])
+        for layer in model.layers
+        for w in (layer.wq, layer.wk, layer.wv, layer.w_gate, layer.w_up, layer.w_down)
+    ] + [layer.wo.reshape(len(layer.wo), -1) for layer in model.layers]
+    inputs = {size: np.ones((1, size), dtype=np.float32) for size in WIDTHS[0]}
+
+    def step() -> None:
+        cache.length[:] = 0
+        forward(model, token, cache)
+
+    def products() -> None:
+        for w in matrices:
+            einsum("TE,FE->TF", inputs[w.shape[1]], w, "probe")
+
+    step()
+    products()
+    # In turns, for machines have moods.
+    more = [seconds_of(step) - seconds_of(products) for _ in range(4 * ROUNDS)]
+    return max(median(more), 0.0) / LAYERS
+
+
 def memory_bytes() -> int | None:
     """Bytes of memory; None where the system does not tell."""
     try:
@@ -115,4 +163,5 @@ def this_machine() -> Hardware:
         memory_rate(matrices),
         memory_bytes(),
         elementwise=elementwise_rate(),
+        overhead=layer_overhead(),
     )

@@ -159,11 +159,14 @@ def phase(
     tokens: int,
     machine: Hardware,
     kinds: Dtypes,
+    passes: int = 1,
 ) -> Phase:
-    """Put some operators under the roof."""
+    """Put the operators of one or more passes through the model under the roof."""
     between = 0.0
     if machine.elementwise is not None:
-        between = elementwise(config, ops) / machine.elementwise
+        between += elementwise(config, ops) / machine.elementwise
+    if machine.overhead is not None:
+        between += passes * config.num_hidden_layers * machine.overhead
     return Phase(tuple(timed(op, machine, kinds) for op in ops), tokens, between)
 
 
@@ -207,7 +210,8 @@ def predict(
     step = phase(
         config, decode(config, batch, middle, causal=causal), batch, machine, kinds
     )
-    rest = phase(config, after, batch * (new_tokens - 1), machine, kinds)
+    steps = new_tokens - 1
+    rest = phase(config, after, batch * steps, machine, kinds, passes=steps)
     return Prediction(first, step, first.seconds + rest.seconds)
 
 

@@ -56,6 +56,9 @@ class Finding(NamedTuple):
 def cut_off(scene: Scene) -> Finding | None:
     """Truncation, or a narrower format than was said, seen in the very digits."""
     y, exact = candidate_of(scene), scene.exact
+    # Scores are minus infinity where they are masked.
+    shown = np.isfinite(y) & np.isfinite(exact)
+    y, exact = y[shown], exact[shown]
     for dtype in ("bfloat16", "float16"):
         if not (rounded(y, dtype) == y).all():
             continue

@@ -192,12 +192,13 @@ def _roofline_lines(part: dict[str, Any]) -> list[Line]:
     """What the probe found, then prediction and measurement of every size."""
     lines: list[Line] = []
     units = {
-        "flops": "GFLOP/s",
-        "bandwidth": "GB/s",
-        "elementwise": "1e9 elements/s",
+        "flops": (1e9, "GFLOP/s"),
+        "bandwidth": (1e9, "GB/s"),
+        "elementwise": (1e9, "1e9 elements/s"),
+        "overhead": (1e-6, "us/layer"),
     }
-    for rate, unit in units.items():
-        found = [probe[rate] / 1e9 for probe in part["probes"]]
+    for rate, (scale, unit) in units.items():
+        found = [probe[rate] / scale for probe in part["probes"]]
         low, middle, high = (_figure(f(found)) for f in (min, median, max))
         lines.append(("probe", rate, "this machine", middle, low, high, unit, ""))
     for name, size in part["sizes"].items():

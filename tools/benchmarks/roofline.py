@@ -33,6 +33,7 @@ class Probe:
             "flops": machine.flops["fp32"],
             "bandwidth": machine.bandwidth,
             "elementwise": machine.elementwise,
+            "overhead": machine.overhead,
         }
 
 
@@ -47,6 +48,7 @@ def machine_of(probes: list[dict[str, float]]) -> Hardware:
         {"fp32": rates["flops"]},
         rates["bandwidth"],
         elementwise=rates["elementwise"],
+        overhead=rates["overhead"],
     )
 
 
