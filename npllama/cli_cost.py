@@ -17,10 +17,11 @@ from npllama.cost.formulas import (
     parameters,
     total,
 )
-from npllama.cost.hardware import HARDWARE, THIS_MACHINE, Hardware, hardware
+from npllama.cost.hardware import HARDWARE, Hardware
 from npllama.cost.meetings import CAUSAL
 from npllama.cost.memory import activation_peak
 from npllama.cost.plot import draw_roofline
+from npllama.cost.probe import THIS_MACHINE, hardware
 from npllama.cost.roofline import (
     BYTES,
     Phase,

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from npllama.config import PRESETS, preset
 from npllama.cost import FlopCounter, decode, operators, probe
-from npllama.cost.hardware import HARDWARE, Hardware, hardware
+from npllama.cost.hardware import HARDWARE, Hardware
+from npllama.cost.probe import hardware
 from npllama.cost.roofline import (
     BYTES,
     compute_bound_batch,

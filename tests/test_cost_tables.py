@@ -10,7 +10,7 @@ import npllama
 from npllama.cli import main
 from npllama.config import PRESETS, preset
 from npllama.cost import formulas, traffic
-from npllama.cost.hardware import hardware
+from npllama.cost.probe import hardware
 from npllama.cost.roofline import offload_seconds, speculative_speedup
 from npllama.cost.tables import TABLES, markdown, met
 from npllama.cost.textbook import product_flops

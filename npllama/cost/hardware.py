@@ -78,23 +78,3 @@ HARDWARE = {
         _gpu("m1-ultra", 21, 21, 21, 800, 128),
     )
 }
-THIS_MACHINE = "this-machine"
-
-
-def hardware(name: str) -> Hardware:
-    """A machine by its name.
-
-    Raises
-    ------
-    ValueError
-        If the name is unknown; the message lists the known ones.
-    """
-    if name == THIS_MACHINE:
-        # Here, so that looking up a table measures nothing.
-        from npllama.cost.probe import this_machine
-
-        return this_machine()
-    if name not in HARDWARE:
-        known = ", ".join([*HARDWARE, THIS_MACHINE])
-        raise ValueError(f"no hardware {name!r}; there are {known}")
-    return HARDWARE[name]

@@ -37,11 +37,13 @@ import numpy as np
 
 from npllama.cache import new_cache
 from npllama.config import Config
-from npllama.cost.hardware import THIS_MACHINE, Hardware
+from npllama.cost.hardware import HARDWARE, Hardware
 from npllama.feedforward import silu
 from npllama.model import forward
 from npllama.ops import einsum
 from npllama.weights import Model, assemble, tensor_shapes
+
+THIS_MACHINE = "this-machine"
 
 # (E, F) of a model of 110 million parameters, and of one of 1.1 billion.
 WIDTHS = ((768, 2048), (2048, 5632))
@@ -165,3 +167,19 @@ def this_machine() -> Hardware:
         elementwise=elementwise_rate(),
         overhead=layer_overhead(),
     )
+
+
+def hardware(name: str) -> Hardware:
+    """A machine by its name; this one is measured.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown; the message lists the known ones.
+    """
+    if name == THIS_MACHINE:
+        return this_machine()
+    if name not in HARDWARE:
+        known = ", ".join([*HARDWARE, THIS_MACHINE])
+        raise ValueError(f"no hardware {name!r}; there are {known}")
+    return HARDWARE[name]
