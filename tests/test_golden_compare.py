@@ -88,19 +88,20 @@ def test_agreement_is_counted_by_position():
 # ---- bringing together ------------------------------------------------------
 
 
+@pytest.mark.parametrize("T", [5, 3])  # 3: as many positions as heads
 @pytest.mark.parametrize(
     "arrange",
     [
         lambda x: x,
-        lambda x: x.reshape(1, 5, -1),
+        lambda x: x.reshape(1, len(x[0]), -1),
         lambda x: x[0],
-        lambda x: x.reshape(5, -1),
+        lambda x: x.reshape(len(x[0]), -1),
         lambda x: x.swapaxes(1, 2),
         lambda x: x[0].swapaxes(0, 1),
     ],
 )
-def test_heads_may_be_folded_or_stand_elsewhere(arrange):
-    exact = np.arange(60.0).reshape(1, 5, 3, 4)
+def test_heads_may_be_folded_or_stand_elsewhere(arrange, T):
+    exact = np.arange(12.0 * T).reshape(1, T, 3, 4)
     np.testing.assert_array_equal(aligned(NAME, arrange(exact), exact), exact)
 
 
