@@ -109,6 +109,18 @@ def test_block_that_a_candidate_skips_is_searched_too():
     assert finding.fault == "gate and up"
 
 
+@pytest.mark.parametrize(
+    "fault", ["no gain", "transposed o_proj", "transposed gate_proj"]
+)
+def test_fault_of_one_block_is_found_between_the_outputs_of_two(fault):
+    *case, candidate = made(fault, "float32")
+    shown = {LAYER + "output", NEXT + "output"}
+    outputs = {name: x for name, x in candidate.items() if name in shown}
+    at, finding = found_in(*case, outputs, "float32")
+    assert at == NEXT + "output"
+    assert fault.startswith(finding.fault)
+
+
 def test_model_that_is_too_large_is_not_run_per_fault(monkeypatch):
     model, exact, floors, candidate = made("interleaved", "float32")
     logits = {name: x for name, x in candidate.items() if name.endswith("lm_head")}

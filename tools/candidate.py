@@ -2,7 +2,7 @@
 
     npllama golden record stories --prompt "Once upon a time" -o golden.npz
     python tools/candidate.py transformers stories --golden golden.npz -o candidate.npz
-    npllama golden compare golden.npz candidate.npz --model stories
+    npllama golden compare golden.npz candidate.npz --weights stories
 
 BACKEND is one of
 

@@ -152,16 +152,21 @@ def from_the_whole(scene: Scene) -> Iterator[Suspicion]:
 
 
 def unproved_blocks(scene: Scene) -> range:
-    """Blocks whose weights may be wrong: from the last one that the candidate shows
-    to be right up to that of the tensor."""
+    """Blocks whose weights may be wrong, up to that of the tensor.
+
+    What the candidate shows to be right clears all blocks before it, and its own if it
+    is the output of that.
+    """
     L = scene.config.num_hidden_layers
-    last, right = block_of(scene.module, L - 1), 0
+    last, first = block_of(scene.module, L - 1), 0
     for name in scene.golden:
         if name == scene.row.name:
             break
         if name in scene.candidate:
-            right = max(right, block_of(split_name(name)[1], 0))
-    return range(min(right, last), last + 1)
+            module = split_name(name)[1]
+            whole = kind_of(module) == "output"
+            first = max(first, block_of(module, 0) + whole)
+    return range(first, last + 1)
 
 
 def block_of(module: str, otherwise: int) -> int:

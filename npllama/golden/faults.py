@@ -53,7 +53,7 @@ TEXTS = {
     "other gain": "RMSNorm multiplies by another weight: that of another norm, or one "
     "that was not loaded",
     "transposed": "{} is read transposed: files hold the output axis first",
-    "swapped": "this is the golden {}: two tensors are swapped",
+    "swapped": "this is the golden {}: two tensors are swapped, or a step is left out",
     "gate and up": "gate_proj and up_proj are swapped",
     "head tied": "the output head is the embedding; the model has a head of its own",
     "head untied": "the output head is not the embedding, to which the config ties it: "
