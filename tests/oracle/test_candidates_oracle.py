@@ -1,6 +1,7 @@
 """Right backends are found right: other frameworks pass the comparison."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,6 +62,13 @@ def test_speeds_of_rope_rounded_along_with_a_model_are_noticed(runs):
     net = hooks.build(run.model, "bfloat16").to(__import__("torch").bfloat16)
     result, _ = verdict(run, hooks.run_net(net, run.text), "bfloat16")
     assert result.first.name == "prefill/model.layers.0.self_attn.q_rope"
+
+
+def test_width_that_transformers_refuses_is_a_line(runs):
+    model = runs["gqa"].model
+    odd = model._replace(config=replace(model.config, hidden_size=50))
+    with pytest.raises(ValueError, match="no hidden_size 50 with 6 heads"):
+        hooks_of_transformers().build(odd, "float32")
 
 
 # ---- JAX ---------------------------------------------------------------------------

@@ -29,6 +29,9 @@ def build(model: Model, dtype: str) -> LlamaForCausalLM:
     """The same model in transformers, every weight rounded to `dtype`."""
     if dtype not in DTYPES:
         raise ValueError(f"transformers runs in {', '.join(DTYPES)}, not {dtype!r}")
+    E, H = model.config.hidden_size, model.config.num_attention_heads
+    if E % H:
+        raise ValueError(f"transformers takes no hidden_size {E} with {H} heads")
     numbers = config_to_hf(model.config) | {"attn_implementation": "eager"}
     net = LlamaForCausalLM(LlamaConfig(**numbers)).eval()
     # Not net.to(dtype): that also rounds a buffer, the speeds of RoPE, which a model
