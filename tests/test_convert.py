@@ -655,6 +655,30 @@ def test_a_target_that_cannot_be_is_named(folder, tmp_path, capsys):
     assert "there is no folder" in line and "make it first" in line
 
 
+@pytest.mark.parametrize("kind", ["the file", "a link to it"])
+def test_the_source_is_never_overwritten(tmp_path, capsys, kind):
+    tensors, shard = random_tensors(DISTINCT), tmp_path / "shard.npz"
+    write_config(tmp_path, DISTINCT)
+    write_index(tmp_path, dict.fromkeys(tensors, shard.name))
+    safetensors.numpy.save_file(tensors, shard)
+    before, out = shard.read_bytes(), shard
+    if kind == "a link to it":
+        out = tmp_path / "out.npz"
+        out.symlink_to(shard)
+    assert "a file of the source" in fails(capsys, tmp_path, out)
+    assert shard.read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+def test_a_line_that_nobody_can_read_is_no_failure(folder, out):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, TOOL, folder, out], stdout=full, stderr=subprocess.PIPE
+        )
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+    assert load(out).config == DISTINCT
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -717,7 +741,11 @@ convert_hf.run()
 """
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+# Closing a terminal is a SIGHUP; Windows has none.
+KILLS = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
+
+
+@pytest.mark.parametrize("signal_number", KILLS)
 def test_an_interrupted_conversion_leaves_nothing(folder, out, signal_number):
     command = [sys.executable, "-c", SLOW.format(tools=str(TOOL.parent)), folder, out]
     process = subprocess.Popen(

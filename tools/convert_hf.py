@@ -18,6 +18,7 @@ import argparse
 import errno
 import hashlib
 import math
+import os
 import shutil
 import signal
 import sys
@@ -146,6 +147,8 @@ def convert(source: Path, out: Path, dtype: str, quiet: bool = False) -> Checkpo
     """
     _check_target(out)
     checkpoint = open_checkpoint(source)
+    if out.exists() and any(out.samefile(path) for path in checkpoint.sources):
+        raise ValueError(f"{out}: a file of the source; give the result another name")
     check_tensors(checkpoint)
     check_tokenizer(checkpoint)
     shapes = tensor_shapes(checkpoint.config)
@@ -207,6 +210,8 @@ def _read(name: str, tensor: Tensor, dtype: str, notes: list[str]) -> np.ndarray
 
 def narrow(array: np.ndarray, dtype: str) -> np.ndarray:
     """Round to the nearest value of `dtype`, ties to even.
+
+    From float64 to bfloat16 there is a float32 between, as in PyTorch.
 
     Parameters
     ----------
@@ -305,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(f"warning: {note}", 0)
     if not options.quiet:
         size = _megabytes(options.out.stat().st_size)
-        print(f"{options.out}: {len(done.tensors)} tensors, {options.dtype}, {size}")
+        _say(f"{options.out}: {len(done.tensors)} tensors, {options.dtype}, {size}")
     return 0
 
 
@@ -319,6 +324,15 @@ def _need_ml_dtypes(dtype: str) -> None:
             ) from None
 
 
+def _say(message: str) -> None:
+    """Print a line; that nobody can read it is no failure of the conversion."""
+    try:
+        print(message, flush=True)
+    except OSError:
+        # Python would try once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _complain(message: str, code: int) -> int:
     print(f"convert_hf: {' '.join(message.split())}", file=sys.stderr)
     return code
@@ -330,7 +344,10 @@ def _megabytes(count: int) -> str:
 
 def run() -> NoReturn:
     """Run as a program: a polite kill cleans up as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for name in ("SIGTERM", "SIGHUP"):  # Windows lacks the second; nohup ignores it
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     sys.exit(main())
 
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import pickle
+import shutil
 import zipfile
 from dataclasses import replace
 
@@ -144,6 +145,9 @@ def test_parameters_and_transposed_views_are_converted(tmp_path):
     name = "model.layers.0.mlp.up_proj.weight"
     state[name] = state[name].detach().T.contiguous().T
     assert not state[name].is_contiguous()
+    lazy = "model.norm.weight"
+    state[lazy] = torch._neg_view(-state[lazy].detach())
+    assert state[lazy].is_neg()
     write_bin(tmp_path / "checkpoint", state)
     out = tmp_path / "out.npz"
     convert(tmp_path / "checkpoint", out, "float32")
@@ -178,6 +182,10 @@ HOSTILE = {
     "a number": (lambda s: torch.save(s | {"x": 3}, "f"), "x: not a plain tensor"),
     "sparse": (
         lambda s: torch.save(s | {"x": torch.eye(3).to_sparse()}, "f"),
+        "x: not a plain tensor",
+    ),
+    "without data": (
+        lambda s: torch.save(s | {"x": torch.empty(3, device="meta")}, "f"),
         "x: not a plain tensor",
     ),
     "expanded": (lambda s: torch.save(expanded(s), "f"), "larger than its data"),
@@ -348,10 +356,45 @@ def change_slice(path, **changes):
             lambda f: change_slice(f / "consolidated.00.pth", extra=torch.ones(1)),
             "extra: not in every slice",
         ),
+        (
+            lambda f: [
+                change_slice(path, **{"tok_embeddings.weight": None})
+                for path in f.glob("*.pth")
+            ],
+            "consolidated.00.pth: tok_embeddings.weight: missing",
+        ),
+        (
+            lambda f: [
+                change_slice(path, **{"tok_embeddings.weight": torch.ones(())})
+                for path in f.glob("*.pth")
+            ],
+            "consolidated.00.pth: tok_embeddings.weight: shape (); expected two axes",
+        ),
+        (
+            lambda f: [
+                change_slice(path, **{"model.norm.weight": torch.ones(32)})
+                for path in f.glob("*.pth")
+            ],
+            "model.norm.weight: stands for model.norm.weight again",
+        ),
+        (
+            lambda f: (f / "params.json").write_text(
+                json.dumps(PARAMS | {"vocab_size": 17})
+            ),
+            "params.json: params: vocab_size 17, but tok_embeddings.weight has 16 rows",
+        ),
+        (
+            lambda f: [
+                shutil.copy(f / "whole" / "consolidated.00.pth", path)
+                for path in [*f.glob("*.pth")]
+            ],
+            "attention.wq.weight: whole in one of 4 slices",
+        ),
     ],
 )  # fmt: skip
 def test_slices_that_do_not_fit_are_named(tmp_path, capsys, damage, words):
     write_meta(tmp_path / "meta", meta_state(), 4)
+    write_meta(tmp_path / "meta" / "whole", meta_state(), 1)
     damage(tmp_path / "meta")
     assert main([str(tmp_path / "meta"), str(tmp_path / "out.npz")]) == 1
     (line,) = capsys.readouterr().err.splitlines()

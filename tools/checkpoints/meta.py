@@ -26,6 +26,7 @@ from npllama.config import Config, config_from_params
 from npllama.rope import halves_order
 from npllama.weights import tensor_shapes
 
+EMBED = "tok_embeddings.weight"
 NAMES = {
     "tok_embeddings": "model.embed_tokens",
     "norm": "model.norm",
@@ -70,6 +71,8 @@ def open_meta(folder: Path) -> Checkpoint:
             continue
         name = hf_name(meta_name)
         parts = [tensors[meta_name] for tensors in slices]
+        if name in tensors:
+            raise ValueError(f"{parts[0].file}: {meta_name}: stands for {name} again")
         joined = _join(parts, expected.get(name, parts[0].shape), meta_name)
         tensors[name] = to_halves(name, joined, config.head_dim)
     # LLaMA 1 and 2 came with the tokenizer one folder up, shared by all sizes.
@@ -106,19 +109,21 @@ def _slices(folder: Path) -> list[Path]:
 
 
 def _check_slices(paths: list[Path], slices: list[dict[str, Tensor]]) -> None:
-    """Raise ValueError unless all slices are there and have the same tensors."""
+    """Raise ValueError unless all slices are there, with the same tensors."""
     for i, path in enumerate(paths):
         if path.name != f"consolidated.{i:02}.pth":
             raise ValueError(f"{path.parent / f'consolidated.{i:02}.pth'}: missing")
     for path, tensors in zip(paths, slices):
         for name in sorted(slices[0].keys() ^ tensors.keys()):
             raise ValueError(f"{path}: {name}: not in every slice of the model")
+    if EMBED not in slices[0]:
+        raise ValueError(f"{paths[0]}: {EMBED}: missing")
+    if len(shape := slices[0][EMBED].shape) != 2:
+        raise ValueError(f"{paths[0]}: {EMBED}: shape {shape}; expected two axes")
 
 
 def _config(path: Path, slices: list[dict[str, Tensor]]) -> Config:
     params = read_json(path)
-    if "tok_embeddings.weight" not in slices[0]:
-        raise ValueError(f"{slices[0]}: tok_embeddings.weight: missing")
     try:
         config = config_from_params(params, _vocab_size(params, slices))
     except ValueError as error:
@@ -128,8 +133,12 @@ def _config(path: Path, slices: list[dict[str, Tensor]]) -> Config:
 
 def _vocab_size(params: dict, slices: list[dict[str, Tensor]]) -> int:
     """Rows of the embedding: LLaMA 1 and 2 cut its columns, LLaMA 3 its rows."""
-    rows, *columns = slices[0]["tok_embeddings.weight"].shape
-    return rows * len(slices) if columns == [params.get("dim")] else rows
+    rows, columns = slices[0][EMBED].shape
+    found = rows * len(slices) if columns == params.get("dim") else rows
+    told = params.get("vocab_size")
+    if told not in (None, -1, found):
+        raise ValueError(f"params: vocab_size {told!r}, but {EMBED} has {found} rows")
+    return found
 
 
 def _join(parts: list[Tensor], whole: tuple[int, ...], name: str) -> Tensor:
@@ -138,7 +147,11 @@ def _join(parts: list[Tensor], whole: tuple[int, ...], name: str) -> Tensor:
     for part in parts:
         if (part.shape, part.dtype) != (first.shape, first.dtype):
             raise ValueError(f"{part.file}: {name}: unlike the slice in {first.file}")
-    if first.shape == whole:  # norms are not cut
+    if first.shape == whole:
+        if len(parts) > 1 and len(whole) > 1:  # only norms are not cut
+            raise ValueError(
+                f"{first.file}: {name}: whole in one of {len(parts)} slices"
+            )
         return first
     for axis, length in enumerate(first.shape):
         joined = (*first.shape[:axis], length * len(parts), *first.shape[axis + 1 :])

@@ -64,7 +64,8 @@ def _reason(error: Exception) -> str:
 def _describe(path: Path, name: str, tensor: Any) -> Tensor:
     import torch
 
-    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+    plain = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
+    if not plain or tensor.is_meta:  # a tensor of torch's "meta" has no data
         raise ValueError(f"{path}: {name}: not a plain tensor")
     # A tensor may be a view of fewer numbers than it shows, without bound.
     if tensor.is_quantized or tensor.nbytes > tensor.untyped_storage().nbytes():
@@ -76,7 +77,7 @@ def _describe(path: Path, name: str, tensor: Any) -> Tensor:
 def _read(path: Path, name: str) -> np.ndarray:
     import torch
 
-    tensor = _load(path)[name].detach().contiguous()
+    tensor = _load(path)[name].detach().resolve_neg().contiguous()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(np.uint16)
     return tensor.numpy()
