@@ -19,6 +19,8 @@ from typing import Any
 
 # Of every layer the tensors' names are listed: a wrong number should not fill memory.
 MOST_LAYERS = 10_000
+# The largest theta in use is below 1e11; angles should neither vanish nor overflow.
+MOST_ROPE = 1e12
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 
 
@@ -263,9 +265,14 @@ def _check_rope(rope: Rope) -> None:
         value = getattr(rope, field.name)
         if field.name in ("rope_type", "truncate") or value is None:
             continue
-        if not _is_real(value) or value <= 0:
-            raise ValueError(f"config: rope {field.name} {value!r} is not positive")
+        if not _is_real(value) or not 1 / MOST_ROPE <= value <= MOST_ROPE:
+            raise ValueError(
+                f"config: rope {field.name} {value!r} is not a number from "
+                f"{1 / MOST_ROPE:.0e} to {MOST_ROPE:.0e}"
+            )
     _flag(vars(rope), "truncate")
+    if rope.rope_type == "yarn" and rope.rope_theta == 1:
+        raise ValueError("config: rope_type 'yarn' needs a rope_theta other than 1")
     if rope.rope_type == "llama3" and rope.low_freq_factor == rope.high_freq_factor:
         raise ValueError("config: rope low_freq_factor equals high_freq_factor")
 
