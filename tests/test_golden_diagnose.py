@@ -157,6 +157,24 @@ def test_tensor_times_a_number_is_told_so(times):
     assert finding.fault == "scaled" and f"times {times:g}" in finding.text
 
 
+def test_embedding_that_is_too_large_is_not_taken_for_another_tensor():
+    *case, candidate = made(None, "float32")
+    name = "prefill/model.embed_tokens"
+    candidate[name] = candidate[name] * 30
+    at, finding = found_in(*case, candidate, "float32")
+    assert at == name
+    assert finding.fault == "scaled"
+
+
+@pytest.mark.parametrize("fault", ["eps", "truncated"])
+def test_number_is_not_fitted_to_what_is_just_outside(fault):
+    *case, candidate = made(fault, "bfloat16", seed=8)
+    attention = {name: x for name, x in candidate.items() if name.endswith("attention")}
+    assert found_in(*case, attention, "bfloat16", weights=False)[1] is None
+    if fault == "eps":
+        assert found_in(*case, attention, "bfloat16")[1].fault == "eps"
+
+
 def test_two_tensors_in_each_others_place_are_told_so():
     *case, candidate = made(None, "float32")
     k, v = (f"{NEXT}self_attn.{name}_proj" for name in "kv")

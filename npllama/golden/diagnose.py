@@ -2,7 +2,8 @@
 
 Each suspicion about the first tensor outside says what the tensor would be (`suspects`).
 It is *proved* if the distance from there to the candidate is within the floor again,
-and *likely* if it falls to a quarter or less; of several, the closest counts.
+and *likely* if it falls to a quarter or less; of several, the closest counts.  One that
+was fitted to the candidate comes close to anything a little: it must be likely at least.
 
 Faults that lie between two tensors that the candidate does not have can be told only
 with the model at hand: then the whole of every model of `faults` is run up to the
@@ -32,8 +33,8 @@ from npllama.golden.suspects import (
 # A whole model is run per suspicion: up to so many products of weight and position.
 WORK = 5e9
 LIKELY = 0.25
-# Near the limit a suspicion must at least make it better.
-BETTER = 0.8
+# Near the limit a suspicion must at least make it better, and not by chance.
+BETTER = 0.6
 FITTED = ("other gain", "scaled")
 # The share of numbers that must agree to the last digit.
 SAME_DIGITS = 0.9
@@ -187,10 +188,11 @@ def closest(scene: Scene, found: Iterator[Suspicion]) -> Finding | None:
     limit = scene.factor * (scene.row.floor or 0.0)
     best: dict[bool, Finding] = {}
     for suspicion in found:
-        left = left_by(suspicion, y, exact)
-        if not (left <= min(limit, BETTER * before) or left <= LIKELY * before):
+        left, fitted = left_by(suspicion, y, exact), suspicion.fault in FITTED
+        # Anything is nearer than the exact tensor to one that is far too large.
+        likely = left <= LIKELY * min(before, 1.0)
+        if not (likely or (left <= min(limit, BETTER * before) and not fitted)):
             continue
-        fitted = suspicion.fault in FITTED
         # Two that leave as little are told apart by their order.
         if fitted not in best or left < 0.9 * best[fitted].left:
             proved = left <= limit
@@ -216,9 +218,10 @@ def diagnose(scene: Scene) -> Finding | None:
         return None
     sources = made_from(scene.row.name, scene.config.num_hidden_layers)
     missing = any(name not in scene.candidate for name in sources)
-    if finding is None or (missing and not finding.proved):
+    guessed = finding is None or not finding.proved or finding.fault in FITTED
+    if finding is None or (missing and guessed):
         whole = closest(scene, from_the_whole(scene))
-        if whole and (finding is None or whole.left < finding.left):
+        if whole and (finding is None or whole.proved or whole.left < finding.left):
             finding = whole
     if finding is None and kind_of(scene.module) == "lm_head":
         return untied(scene)
