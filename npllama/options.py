@@ -34,7 +34,7 @@ class GenerationConfig:
         max_length, min_length : int
             The same, prompt included; `max_new_tokens` has precedence.
         min_new_tokens : int
-            No end before so many new tokens.
+            No end before so many new tokens; has precedence over `min_length`.
         max_time : float
             Seconds after which no further token is begun.
         stop_strings : tuple of str

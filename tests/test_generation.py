@@ -1,8 +1,10 @@
 """The one face: prompts in, texts out, whatever the strategy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from goldens.tiny_models import npllama_model, tiny
+from goldens.tiny_models import EOS, npllama_model, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -273,3 +275,65 @@ def test_row_that_has_filled_its_format_leaves_the_others_alone(stories):
     assert together == [generate(stories, prompt, config) for prompt in prompts]
     assert all(len(found.text) == 12 for found in together)
     assert len({len(found.tokens) for found in together}) > 1
+
+
+#  ---- what transformers does in corners ---------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"do_sample": True},
+        {"num_beams": 3},
+        {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0},
+        {"num_beams": 2, "force_words_ids": [[7]]},
+        {"prompt_lookup_num_tokens": 2},
+        {"lookahead_window": 2},
+        {"dola_layers": "high"},
+    ],
+)
+def test_no_token_is_made_up_where_all_are_removed(options):
+    model, prompt = model_of(0)
+    config = GenerationConfig(allowed_token_ids=(7,), suppress_tokens=(7,), **options)
+    with pytest.raises(ValueError, match="removed"):
+        generate(model, prompt, config)
+
+
+def test_beams_that_cannot_go_on_leave_the_others_alone():
+    model, prompt = model_of(0)
+    # Behind 7 nothing may follow.
+    ways = {7: [[7, token] for token in range(model.config.vocab_size)]}
+    config = GenerationConfig(
+        num_beams=4,
+        num_return_sequences=4,
+        max_new_tokens=4,
+        bad_words_ids=ways[7],
+        eos_token_id=(),
+    )
+    found = generate(model, [prompt], config)
+    assert len(found) == 4 and all(np.isfinite(text.score) for text in found)
+    assert all(7 not in text.tokens[:-1] for text in found)
+
+
+def test_min_new_tokens_has_precedence_over_min_length():
+    model, prompt = model_of(0)
+    bias = {(EOS,): 100.0}
+    for least, total, expected in ((2, 50, 3), (None, 8, 4)):
+        config = GenerationConfig(
+            min_new_tokens=least, min_length=total, sequence_bias=bias
+        )
+        assert len(generate(model, prompt, config).tokens) == expected
+
+
+def test_suppression_at_the_beginning_comes_behind_a_forced_first_token():
+    model, prompt = model_of(0)
+    config = GenerationConfig(
+        forced_bos_token_id=9, max_new_tokens=2, sequence_bias={(8,): 100.0}
+    )
+    assert generate(model, prompt[:1], config).tokens == [9, 8]
+    both = replace(config, begin_suppress_tokens=(8, 9))
+    assert generate(model, prompt[:1], both).tokens[0] == 9
+    assert generate(model, prompt[:1], both).tokens[1] != 8
+    # A prompt of several tokens has its first one behind it.
+    assert generate(model, prompt, both).tokens[0] != 8

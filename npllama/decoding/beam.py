@@ -119,7 +119,7 @@ def beam_search(
         ended, beams = split(candidates, ends, num_beams, length_penalty)
         finished = ranked(finished + ended)[:num_beams]
         if not beams or done(finished, beams[0], rules):
-            return finished
+            return some(finished)
         cache, logits = advance(model, cache, beams)
 
 
@@ -168,7 +168,8 @@ def successors(
     Returns
     -------
     list of Beam
-        Best first; drawn ones in the order of the draw.
+        Best first; drawn ones in the order of the draw.  Fewer if not as many are
+        left: what `process` has removed is no successor.
     """
     V = log_probs.shape[1]
     scores = np.array([beam.score for beam in beams], dtype=log_probs.dtype)  # (B,)
@@ -179,6 +180,7 @@ def successors(
     return [
         Beam([*beams[i // V].tokens, int(i % V)], float(total[i]), int(i // V))
         for i in chosen
+        if total[i] > -np.inf
     ]
 
 
@@ -239,7 +241,7 @@ def split(
     ended = [
         finish(beam, reason, length_penalty)
         for beam, reason in zip(candidates[:num_beams], reasons)
-        if reason and not -np.inf < beam.score < NOWHERE / 2
+        if reason and beam.score > NOWHERE / 2
     ]
     going = [beam for beam, reason in zip(candidates, reasons) if not reason]
     return ended, sorted(going, key=lambda beam: -beam.score)[:num_beams]
@@ -254,6 +256,13 @@ def finish(beam: Beam, reason: str, length_penalty: float) -> Hypothesis:
 def ranked(finished: Sequence[Hypothesis]) -> list[Hypothesis]:
     """Best first; of equals the one that was finished earlier."""
     return sorted(finished, key=lambda hypothesis: -hypothesis.score)
+
+
+def some(finished: list[Hypothesis]) -> list[Hypothesis]:
+    """The texts found; ValueError if there are none."""
+    if not finished:
+        raise ValueError("every token of every beam is removed: no text can be found")
+    return finished
 
 
 def close(

@@ -28,6 +28,7 @@ from npllama.decoding.beam import (
     first_beams,
     histories,
     ranked,
+    some,
     split,
     successors,
 )
@@ -184,7 +185,7 @@ def constrained_beam_search(
         going += forced(beams, going, log_probs, read)
         beams = take_in_turn(going, num_beams, read)
         if not beams or done(finished, candidates[0], rules):
-            return finished
+            return some(finished)
     whole = [beam for beam in beams if read(beam.tokens).complete]
     return close(
         whole if len(whole) >= num_return_sequences else beams, finished, rules
@@ -208,9 +209,9 @@ def forced(
     for b, beam in enumerate(beams):
         for token in read(beam.tokens).wanted:
             tokens = [*beam.tokens, token]
-            if tokens not in known:
+            score = beam.score + float(log_probs[b, token])
+            if tokens not in known and score > -np.inf:
                 known.append(tokens)
-                score = beam.score + float(log_probs[b, token])
                 extra.append(Beam(tokens, score, b))
     return extra
 

@@ -27,6 +27,7 @@ from npllama.decoding.beam import (
     first_beams,
     histories,
     ranked,
+    some,
     split,
     successors,
 )
@@ -158,4 +159,4 @@ def group_beam_search(
             break
     for group in going:
         group.finished = close(group.beams, group.finished, rules)
-    return ranked([text for group in groups for text in group.finished])[:num_beams]
+    return some(ranked([text for g in groups for text in g.finished]))[:num_beams]

@@ -200,9 +200,11 @@ def bans(c: GenerationConfig, setting: Setting) -> list[Process]:
     steps: list[Process] = []
     if c.bad_words_ids:
         steps.append(lambda h, x: sampling.bad_words(x, h, c.bad_words_ids, eos))
-    if c.min_length and eos:
+    least = c.min_new_tokens
+    # As with the longest, the number of new tokens has precedence over that of all.
+    if c.min_length and eos and least is None:
         steps.append(lambda h, x: sampling.min_length(x, lengths(h), c.min_length, eos))
-    if (least := c.min_new_tokens) and eos:
+    if least and eos:
         steps.append(
             lambda h, x: sampling.min_new_tokens(
                 x, setting.new_lengths(h), 0, least, eos
@@ -246,6 +248,12 @@ def final_bans(c: GenerationConfig, setting: Setting) -> list[Process]:
     """What transformers looks at behind all that has to come."""
     eos, new_lengths = list(setting.eos), setting.new_lengths
     steps: list[Process] = []
+
+    def begins(history: History) -> np.ndarray:
+        """Where the text begins: behind the prompt, and behind a forced first token."""
+        starts = lengths(setting.prompts_of(history))
+        return starts + (c.forced_bos_token_id is not None) * (starts == 1)
+
     if c.remove_invalid_values:
         steps.append(lambda h, x: sampling.remove_invalid_values(x))
     if c.exponential_decay_length_penalty and eos:
@@ -258,7 +266,9 @@ def final_bans(c: GenerationConfig, setting: Setting) -> list[Process]:
     if c.suppress_tokens:
         steps.append(lambda h, x: sampling.suppress(x, c.suppress_tokens))
     if first := c.begin_suppress_tokens:
-        steps.append(lambda h, x: sampling.begin_suppress(x, new_lengths(h), first, 0))
+        steps.append(
+            lambda h, x: sampling.begin_suppress(x, lengths(h), first, begins(h))
+        )
     return steps
 
 

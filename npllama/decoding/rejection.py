@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from npllama.sampling import draw, softmax
+from npllama.sampling import draw, greedy, softmax
 
 
 def accept(p: np.ndarray, q: np.ndarray, x: int, u: float) -> bool:
@@ -118,7 +118,7 @@ def verified(
     int
     """
     if rng is None:
-        return int(logits.argmax())
+        return int(greedy(logits))
     p = softmax(logits)  # (V,)
     if x is None:
         return int(draw(p, rng.random()))

@@ -23,7 +23,7 @@ from npllama.decoding.common import (
     unprocessed,
 )
 from npllama.decoding.single import longest, within
-from npllama.sampling import draw, softmax
+from npllama.sampling import draw, greedy, softmax
 from npllama.weights import Model
 
 
@@ -107,6 +107,6 @@ def choose(
     (B,) int64
     """
     if rngs is None:
-        return logits.argmax(axis=-1)
+        return greedy(logits)
     u = np.array([rng.random() for rng in rngs])  # (B,)
     return np.asarray(draw(softmax(logits), u))

@@ -110,6 +110,8 @@ def guesses(
     probs = []
     for _ in range(most):
         logits = process([guessed], logits_behind(guessed))[0]  # (V,)
+        if not (logits > -np.inf).any():
+            break  # nothing can follow what was guessed, but perhaps what is written
         if rng is None:
             guessed.append(int(logits.argmax()))
         else:

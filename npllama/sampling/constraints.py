@@ -49,7 +49,7 @@ def _where(rows: NDArray[np.bool_], then: Row, otherwise: Row) -> Row:
 
 
 def begin_suppress(
-    logits: ArrayLike, length: Lengths, begin_suppress_tokens: ArrayLike, begin: int
+    logits: ArrayLike, length: Lengths, begin_suppress_tokens: ArrayLike, begin: Lengths
 ) -> Row:
     """Remove the given tokens from the first new position only.
 
@@ -59,7 +59,7 @@ def begin_suppress(
     length : int or (...) int
         Tokens so far.
     begin_suppress_tokens : int or (n,) int
-    begin : int
+    begin : int or (...) int
         The length at which generation starts.
 
     Returns
@@ -71,7 +71,7 @@ def begin_suppress(
     ValueError
         If an id is no token.
     """
-    first = np.asarray(length) == begin
+    first = np.asarray(length) == np.asarray(begin)
     return _where(first, suppress(logits, begin_suppress_tokens), checked(logits))
 
 
