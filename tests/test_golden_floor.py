@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from npllama.config import Rope
 from npllama.golden.compare import compare
-from npllama.golden.floor import emulate, floor, steps_of, ways
+from npllama.golden.floor import (
+    distance,
+    emulate,
+    floor,
+    floors_of,
+    steps_of,
+    ways,
+)
 from npllama.golden.record import Wanted, run
 
 PROMPT, NEW = 20, 2
@@ -110,6 +117,13 @@ def test_floor_of_a_selection_is_that_of_the_whole():
     kept = {n: x for n, x in exact.items() if n == "tokens" or "o_proj" in n}
     whole = floor(exact, model, "bfloat16")
     assert floor(kept, model, "bfloat16") == {n: whole[n] for n in kept if "/" in n}
+
+
+def test_elements_made_from_few_numbers_do_not_count_as_many():
+    exact, y = np.ones((1, 1, 36)), np.full((1, 1, 36), 1.25)
+    for stream, raised in ((4, 1 + 3 / 2), (100, 1 + 3 / 6)):
+        found = floors_of({"prefill/mlp.up_proj": distance([y], exact, stream)})
+        assert found["prefill/mlp.up_proj"]["rms"] == pytest.approx(0.25 * raised)
 
 
 def test_trace_without_tokens_has_no_floor():

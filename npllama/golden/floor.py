@@ -16,8 +16,9 @@ a sum over many elements, which varies little from one right backend to another,
 the largest single difference would vary a lot.  A tensor of one position has few
 elements still.  So the floor of a module in a step is the larger of two, the worst
 order in this step and the worst order over all steps together; and it is raised by
-2 / sqrt(n) of itself, some three times what the root mean square of n errors varies
-by chance.
+3 / sqrt(n) of itself, some four times what the root mean square of n errors varies
+by chance.  All elements of a position are made from the E numbers of its residual
+stream, and share their errors: n counts no more than those.
 
 The emulation runs all steps in one pass, since a causal model computes the same for a
 position whether it comes with others or alone; what differs is the order of sums.
@@ -305,8 +306,11 @@ class Distance(NamedTuple):
     elements: int
 
 
-def distance(tensors: list[np.ndarray], exact: np.ndarray) -> Distance:
-    """How far the runs in all orders are from the exact tensor."""
+def distance(tensors: list[np.ndarray], exact: np.ndarray, stream: int) -> Distance:
+    """How far the runs in all orders are from the exact tensor.
+
+    It was made from `stream` numbers: no more of its elements have errors of their own.
+    """
     exact = exact.astype(np.float64)
     shown = np.isfinite(exact)
     apart = [(y.reshape(exact.shape) - exact)[shown] for y in tensors]
@@ -314,7 +318,7 @@ def distance(tensors: list[np.ndarray], exact: np.ndarray) -> Distance:
         difference=np.array([np.square(d).sum() for d in apart]),
         scale=float(np.square(exact[shown]).sum()),
         largest=max(float(np.abs(d).max(initial=0.0)) for d in apart),
-        elements=int(shown.sum()),
+        elements=min(int(shown.sum()), stream),
     )
 
 
@@ -346,7 +350,7 @@ def floors_of(parts: Mapping[str, Distance]) -> dict[str, dict[str, float]]:
     over_steps = {module: worst(together(all_)) for module, all_ in modules.items()}
 
     def floor_of(name: str, part: Distance) -> dict[str, float]:
-        chance = 1 + 2 / math.sqrt(max(part.elements, 1))
+        chance = 1 + 3 / math.sqrt(max(part.elements, 1))
         rms = max(worst(part), over_steps[split_name(name)[1]])
         return {"rms": chance * rms, "max": part.largest}
 
@@ -390,16 +394,20 @@ def floor(
     bounds = [steps[0].first, *(step.end for step in steps)]
     parts: dict[str, Distance] = {}
     caches: dict[str, list[Distance]] = {}
+    width = len(tokens) * model.config.hidden_size  # of the stream at one position
     for module, tensors in emulate(model, tokens, bounds, dtype):
         for step in steps:
             exact = golden.get(f"{step.name}/{module}")
             if exact is not None:
                 own = [part_of(module, y, step, exact) for y in tensors]
-                parts[f"{step.name}/{module}"] = distance(own, exact)
+                parts[f"{step.name}/{module}"] = distance(
+                    own, exact, width * (step.end - step.first)
+                )
         which = {"k_rope": "cache.k", "v_proj": "cache.v"}.get(module.split(".")[-1])
         if which in golden:
             layers = caches.setdefault(which, [])
             stored = golden[which][len(layers)][:, :, : tokens.shape[1]]  # (B, K, S, D)
-            layers.append(distance([y.swapaxes(1, 2) for y in tensors], stored))
+            turned = [y.swapaxes(1, 2) for y in tensors]
+            layers.append(distance(turned, stored, width * tokens.shape[1]))
     parts |= {name: together(layers) for name, layers in caches.items()}
     return floors_of(parts)
