@@ -18,8 +18,6 @@ from npllama.golden.cli_compare import add_compare, run_compare
 from npllama.golden.prompts import Job, Prompt, read_prompts, record_all, record_job
 from npllama.golden.record import FLOORS, Wanted
 
-UNUSABLE = (ValueError, FileNotFoundError, IsADirectoryError, PermissionError)
-
 
 def add_commands(commands) -> None:
     """Add ``golden`` and what belongs to it."""
@@ -159,9 +157,14 @@ def run_golden(options: argparse.Namespace) -> int | None:
     """Run one command of the golden reference."""
     try:
         return GOLDEN[options.action](options)
-    except UNUSABLE as error:
-        words = in_words(error) if isinstance(error, OSError) else str(error)
-        raise UsageError(words) from None
+    except BrokenPipeError:
+        raise  # nobody reads any more: no fault of a file
+    except OSError as error:
+        raise UsageError(in_words(error)) from None
+    except MemoryError:
+        raise UsageError("out of memory") from None
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 RUN = {"golden": run_golden}

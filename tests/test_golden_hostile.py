@@ -244,6 +244,22 @@ def test_a_hostile_file_is_one_line_and_exit_code_two(
         read_trace(evil)
 
 
+def test_a_pipe_is_not_waited_for_and_a_report_replaces_no_trace(
+    members, tmp_path, capsys
+):
+    good, pipe = tmp_path / "good.npz", tmp_path / "pipe"
+    good.write_bytes(zipped(*members))
+    os.mkfifo(pipe)
+    for words in (
+        (good, pipe),
+        (good, good, "--html", good),
+        (good, good, "--html", pipe),
+    ):
+        code, out, err = called(capsys, "golden", "compare", *map(str, words))
+        assert code == 2 and not out and len(err.splitlines()) == 1
+    assert good.read_bytes() == zipped(*members) and pipe.is_fifo()
+
+
 def test_the_archives_made_here_are_read_where_nothing_is_wrong(tmp_path):
     path = tmp_path / "a.npz"
     path.write_bytes(archive(member(b"prefill/lm_head.npy", ONE)))

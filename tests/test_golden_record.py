@@ -1,6 +1,7 @@
 """Recording: every number of a run, as the forward pass itself computes it."""
 
 import json
+import os
 import tracemalloc
 from dataclasses import replace
 
@@ -262,6 +263,30 @@ def test_a_trace_never_takes_the_place_of_its_model(capsys, tmp_path):
     words = ["golden", "record", str(model), "--tokens", "1", "-o", str(model)]
     code, _, err = called(capsys, *words)
     assert code == 2 and "is the model" in err and model.read_bytes() == before
+
+
+RECORD = ("golden", "record", "stories-draft", "--tokens", "1", "--no-floor", "-o")
+
+
+def test_what_only_looks_like_a_part_of_a_trace_stays(capsys, tmp_path):
+    mine, left = tmp_path / "g.npz.participants.csv", tmp_path / "g.npz.part.npz"
+    for path in (mine, left):
+        path.write_text("1")
+    assert called(capsys, *RECORD, str(tmp_path / "g.npz"))[0] == 0
+    assert mine.exists() and not left.exists()
+
+
+def test_a_place_where_no_file_can_stand_is_one_line_and_exit_code_two(
+    capsys, tmp_path
+):
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    places = (".", "pipe", "file/g.npz", "g" * 300)
+    for place in places:
+        code, out, err = called(capsys, *RECORD, str(tmp_path / place))
+        assert code == 2 and not out and len(err.splitlines()) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "pipe"}
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_floor_that_cannot_be_measured_is_said_before_the_run(tmp_path):

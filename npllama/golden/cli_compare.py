@@ -15,7 +15,7 @@ from pathlib import Path
 from npllama.golden.compare import FACTOR
 from npllama.golden.page import page, write_page
 from npllama.golden.precision import FORMATS
-from npllama.golden.record import sha256
+from npllama.golden.record import check_place, sha256
 from npllama.golden.report import examine, to_json, to_text
 from npllama.golden.trace import Trace, read_golden, read_trace
 from npllama.weights import Model, load, locate
@@ -74,6 +74,12 @@ def weights_of(path: str | None, golden: Trace) -> Model | None:
     return load(path, "float64")
 
 
+def sources_of(options: argparse.Namespace) -> dict[str, str | Path]:
+    """All files that are read, by what they are."""
+    files = {"the golden trace": options.golden, "the candidate": options.candidate}
+    return files | ({"the model": locate(options.weights)} if options.weights else {})
+
+
 def run_compare(options: argparse.Namespace) -> int:
     """Compare, print the report, and return the exit code.
 
@@ -83,6 +89,8 @@ def run_compare(options: argparse.Namespace) -> int:
         If the files cannot be compared, read or written.
     """
     try:
+        if options.html:
+            check_place(Path(options.html), sources_of(options))
         golden, candidate = read_golden(options.golden), read_trace(options.candidate)
         model = weights_of(options.weights, golden)
         report = examine(golden, candidate, model, options.dtype, options.factor)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npllama.golden.record import ALL, Wanted, record, sha256
+from npllama.golden.record import ALL, PART, Wanted, check_place, record, sha256
 from npllama.golden.streamed import StreamedModel
 from npllama.golden.trace import read_golden
 from npllama.task import encode_prompt
@@ -73,12 +73,12 @@ def record_job(job: Job) -> str:
     ValueError, OSError
         If the model or the prompt cannot be used, or the path is that of the model.
     """
-    path, weights = Path(job.path), locate(job.weights)
-    if path.exists() and path.samefile(weights):
-        raise ValueError(f"{path}: is the model; choose another place for the trace")
+    path = Path(job.path)
+    check_place(path, {"the model": locate(job.weights)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{escape(path.name)}.part*"):  # by a killed run
-        left.unlink(missing_ok=True)
+    for end in (PART, f"{PART}.[0-9]*.part"):  # left by a killed run
+        for left in path.parent.glob(escape(path.name) + end):
+            left.unlink(missing_ok=True)
     # One model at a time is enough for the floors too: they start from float32.
     model = _model(job.weights, job.dtype, job.stream)
     floors = _model(job.weights, "float32", job.stream) if job.wanted.floors else None

@@ -41,6 +41,8 @@ from npllama.sampling import softmax as probabilities
 from npllama.weights import Layer, Model
 
 FLOORS = ("float32", "bfloat16", "float16")
+# Ends the name of a trace that is not whole yet.
+PART = ".part.npz"
 
 # What the forward pass calls its products and arrays, and the module of each.
 MODULES = {
@@ -275,10 +277,29 @@ def record(
             write_text(archive, META, text)
 
 
+def check_place(path: Path, sources: Mapping[str, str | os.PathLike]) -> None:
+    """Raise ValueError if something that should stay would be lost under the path.
+
+    Parameters
+    ----------
+    path : Path
+        Where a file is to be written; a file that stands there may be replaced.
+    sources : mapping
+        What is read, and where it lies.
+    """
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise ValueError(f"{path}: is a folder or a device; name a file to write")
+    for what, source in sources.items():
+        if path.samefile(source):
+            raise ValueError(f"{path}: is {what}; choose another place")
+
+
 @contextmanager
 def partly(path: str | os.PathLike) -> Iterator[Path]:
     """A name to write to beside the final one, renamed when all went well."""
-    part = Path(f"{path}.part.npz")
+    part = Path(f"{path}{PART}")
     try:
         yield part
         os.replace(part, path)

@@ -114,6 +114,8 @@ def read_trace(path: str | os.PathLike) -> Trace:
     OSError
         If it cannot be read.
     """
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise ValueError(f"{path}: is a pipe or a device; a file is needed")
     archive = read_npz(path)
     try:
         if not archive.tensors:
