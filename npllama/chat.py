@@ -65,7 +65,9 @@ def chat_tokens(
 def parts_of(dialog: Sequence[Message]) -> tuple[str | None, list[str], list[str]]:
     """Contents of a dialog: the system's, the user's, the assistant's."""
     for i, message in enumerate(dialog):
-        if not isinstance(message.get("content"), str):
+        if not isinstance(message, Mapping) or not isinstance(
+            message.get("content"), str
+        ):
             raise ValueError(f"dialog: message {i} has no content that is a string")
     roles = [str(message.get("role")) for message in dialog]
     start = 1 if roles[:1] == ["system"] else 0

@@ -16,7 +16,9 @@ back to the bytes of its UTF-8 form.
 On the way back every token stands for some bytes, and the text is these bytes, one
 token's after the other's.  A character may be spread over several tokens: whoever
 shows a text while it is being made has to wait for its last byte.  What went in
-comes out, but for U+2581 itself, which SentencePiece takes for a space.
+comes out, but for U+2581 itself, which SentencePiece takes for a space.  (A
+SentencePiece model may also have been trained to tidy a text up first, or without
+bytes to fall back on; LLaMA's were not.)
 
 *Special tokens* such as ``<|eot_id|>`` mark what is not text: beginnings, ends, who
 speaks.  They have ids but are never made from text unless the caller allows it:

@@ -12,8 +12,9 @@ list of tokens and a function that merges:
 Beside them ``tokenizer_config.json`` and ``special_tokens_map.json`` say which
 tokens begin and end a sequence, and which were added by fine-tuning.
 
-A file may come from anywhere.  One that would lose text, or cut it otherwise than
-the model was trained on, is refused: the model would still talk, only worse.
+A file may come from anywhere.  Ranks that would lose text, or merges that tiktoken
+would make in another order than the model was trained on, are refused: the model
+would still talk, only worse.  SentencePiece does what its file says.
 """
 
 from __future__ import annotations

@@ -215,7 +215,7 @@ def test_dialog_in_another_order_is_refused(roles):
 
 
 def test_message_without_a_text_is_refused():
-    for message in ({"role": "user"}, {"role": "user", "content": ["x"]}):
+    for message in ({"role": "user"}, {"role": "user", "content": ["x"]}, "user"):
         with pytest.raises(ValueError, match="message 0 has no content"):
             chat_tokens(RANKS, [message], "llama-3")
 
