@@ -18,6 +18,7 @@ CONSTRAINTS = "npllama/sampling/constraints.py"
 GUIDANCE = "npllama/sampling/guidance.py"
 WATERMARK = "npllama/sampling/watermark.py"
 SYNTHID = "npllama/sampling/synthid.py"
+SEEING = "npllama/sampling/synthid_detector.py"
 CHAIN = "npllama/sampling/chain.py"
 
 T_DRAW = "tests/test_sampling_draw.py::"
@@ -519,16 +520,46 @@ MUTANTS = [
         T_WATERMARK + "test_a_context_seen_before_is_not_marked_again",
     ),
     (
-        SYNTHID,
+        SEEING,
         "ended[config.ngram_len - 1 :]",
         "ended[: 1 - config.ngram_len]",
         T_WATERMARK + "test_repeated_contexts_and_what_follows_the_end_do_not_count",
     ),
     (
-        SYNTHID,
+        SEEING,
         "np.linspace(10, 1,",
         "np.linspace(1, 10,",
         T_WATERMARK + "test_scores_are_means_over_what_counts",
+    ),
+    (
+        SEEING,
+        "np.tril(detector.delta, -1)",
+        "np.tril(detector.delta)",
+        T_WATERMARK + "test_marked_g_values_have_a_probability_each_and_add_up_to_one",
+    ),
+    (
+        SEEING,
+        "np.log1p((g - 0.5)",
+        "np.log1p((g - 1.0)",
+        T_WATERMARK + "test_bayesian_score_is_that_of_loops",
+    ),
+    (
+        SEEING,
+        "+ float(evidence)",
+        "- float(evidence)",
+        T_WATERMARK + "test_no_text_is_seen_where_no_two_tokens_ever_meet",
+    ),
+    (
+        SEEING,
+        "detector.beta + rate * slope.mean(axis=0)",
+        "detector.beta - rate * slope.mean(axis=0)",
+        T_WATERMARK + "test_detector_is_learned_from_marked_texts_and_beats_the_mean",
+    ),
+    (
+        SEEING,
+        "np.tril(pull, -1)",
+        "0 * pull",
+        T_WATERMARK + "test_detector_is_learned_from_marked_texts_and_beats_the_mean",
     ),
     # the chain
     (

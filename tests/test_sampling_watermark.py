@@ -12,6 +12,7 @@ from sampling_strategies import distinct_rows, kept, rows_with_histories, seeds
 
 from npllama import sampling as s
 from npllama.sampling.synthid import tournament_layer
+from npllama.sampling.synthid_detector import chance_of_two
 from npllama.sampling.watermark import green_tokens, torch_randperm
 
 # torch.Generator().manual_seed(seed); torch.randperm(10), torch 2.13 on a CPU.
@@ -35,6 +36,15 @@ SELF = GREEN._replace(
     context_width=2,
     table=lambda key: TABLE,
 )
+
+# Prior, mask and posterior.
+TRANSFORMERS = [
+    (0.5, [1, 1, 1, 1, 1], 0.7349030424840339),
+    (0.1, [1, 0, 1, 1, 0], 0.15952339075607025),
+    (0.9, [0, 0, 0, 1, 0], 0.8854295479322963),
+    (0.0, [1, 1, 1, 1, 1], 2.7721556128535365e-05),
+    (1.0, [0, 1, 0, 0, 1], 0.9999938380578713),
+]
 
 
 # --- the green list -----------------------------------------------------------
@@ -240,6 +250,88 @@ def test_scores_are_means_over_what_counts():
     expected = (weights[[0, 2]].sum() + weights[[0, 1]].sum()) / 2
     assert s.weighted_mean_score(g, mask) == pytest.approx(expected)
     assert s.weighted_mean_score(g, mask, [0, 0, 4]) == pytest.approx(0.5)
+
+
+@given(seeds, st.integers(1, 5))
+def test_marked_g_values_have_a_probability_each_and_add_up_to_one(seed, keys):
+    rng = np.random.default_rng(seed)
+    delta = rng.standard_normal((keys, keys))
+    detector = s.SynthIDDetector(rng.standard_normal(keys), delta)
+    g = np.array(list(itertools.product((0, 1), repeat=keys)))
+    one = np.ones(1, bool)
+    scores = np.array([s.bayesian_score(row[None], one, detector) for row in g])
+    # With even odds, score / (1 - score) is P(g | marked) / P(g | not marked).
+    assert (scores / (1 - scores)).sum() / 2**keys == pytest.approx(1, rel=1e-12)
+
+
+@given(seeds, st.integers(1, 5), st.integers(1, 9), st.floats(0.01, 0.99))
+def test_bayesian_score_is_that_of_loops(seed, keys, n, prior):
+    rng = np.random.default_rng(seed)
+    beta, delta = rng.standard_normal(keys), rng.standard_normal((keys, keys))
+    g, mask = rng.integers(0, 2, (n, keys)), rng.random(n) < 0.7
+    marked, plain = prior, 1 - prior
+    for t in np.flatnonzero(mask):
+        for i in range(keys):
+            logit = beta[i] + sum(delta[i, j] * g[t, j] for j in range(i))
+            two = 1 / (1 + math.exp(-logit))
+            # Two tokens: one has a 1 in three cases of four. One token: in two.
+            one = two * 3 / 4 + (1 - two) / 2
+            marked *= one if g[t, i] else 1 - one
+            plain *= 1 / 2
+    found = s.bayesian_score(g, mask, s.SynthIDDetector(beta, delta, prior))
+    assert found == pytest.approx(marked / (marked + plain), rel=1e-9)
+
+
+def test_bayesian_score_is_that_of_transformers():
+    # BayesianDetectorModel of transformers 5.23 with these parameters, in float64.
+    beta, delta = np.array([-1.0, 0.5, 2.0]), np.arange(9).reshape(3, 3) / 4 - 1
+    g = np.array([[1, 0, 1], [1, 1, 0], [0, 1, 1], [0, 0, 1], [1, 1, 1]])
+    for prior, mask, expected in TRANSFORMERS:
+        detector = s.SynthIDDetector(beta, delta, prior)
+        found = s.bayesian_score(g, np.array(mask, bool), detector)
+        assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_no_text_is_seen_where_no_two_tokens_ever_meet():
+    g, mask = np.ones((50, 3), int), np.ones(50, bool)
+    never = s.SynthIDDetector(np.full(3, -1e3), np.zeros((3, 3)), 0.25)
+    assert s.bayesian_score(g, mask, never) == pytest.approx(0.25)
+    always = never._replace(beta=np.full(3, 1e3))
+    assert s.bayesian_score(g, mask, always) == pytest.approx(1)
+    assert s.bayesian_score(1 - g, mask, always) == pytest.approx(0)
+    # However sure somebody was, a text can change it.
+    assert s.bayesian_score(g, mask, always._replace(prior=0.0)) > 0.99
+
+
+def test_detector_is_learned_from_marked_texts_and_beats_the_mean():
+    rng = np.random.default_rng(5)
+    keys, n = 6, 4000
+    beta, delta = np.linspace(2, -3, keys), np.zeros((keys, keys))
+    delta[1:, 0] = -2.0
+    truth = s.SynthIDDetector(beta, delta)
+
+    def marked(n):
+        g = np.zeros((n, keys), int)
+        for i in range(keys):
+            g[:, i] = rng.random(n) < 0.5 + chance_of_two(g, truth)[:, i] / 4
+        return g
+
+    learned = s.fit_detector(marked(n))
+    # Of two texts, one marked, the marked one is the likelier: how often?
+    texts = [(marked(20), rng.integers(0, 2, (20, keys))) for _ in range(300)]
+    every = np.ones(20, bool)
+    right = {
+        name: np.mean([score(a) > score(b) for a, b in texts])
+        for name, score in {
+            "mean": lambda g: s.mean_score(g, every),
+            "learned": lambda g: s.bayesian_score(g, every, learned),
+            "truth": lambda g: s.bayesian_score(g, every, truth),
+        }.items()
+    }
+    assert right["learned"] > right["mean"] + 0.05
+    assert right["learned"] > right["truth"] - 0.02
+    assert abs(learned.beta[0] - beta[0]) < 0.3
+    assert learned.delta[1, 0] < -0.2 and (np.triu(learned.delta) == 0).all()
 
 
 def test_repeated_contexts_and_what_follows_the_end_do_not_count():

@@ -28,7 +28,8 @@ repeats      whole passages that were said already
 bias         words to favour or forbid
 constraints  what must and must not come, and when
 guidance     the prompt against no prompt
-watermark    a mark in the draw; synthid, one that leaves the odds alone
+watermark    a mark in the draw; synthid, one that leaves the odds alone, and
+             synthid_detector, which sees it
 chain        the everyday chain
 
 Names, and who differs
@@ -72,6 +73,9 @@ min_new_tokens           min_new_tokens, vLLM min_tokens
 forced_bos, forced_eos   forced_bos_token_id ...          HF only
 classifier_free_guidance guidance_scale                   HF only
 watermark, synthid       watermarking_config              HF only
+detect_watermark         HF ``WatermarkDetector``         HF only
+bayesian_score,          HF ``BayesianDetectorModel``     HF: learned in
+fit_detector                                              another way
 
 Order
 -----
@@ -122,15 +126,14 @@ from .penalties import (
     repetition_penalty,
 )
 from .repeats import dry, encoder_no_repeat_ngram, no_repeat_ngram
-from .synthid import (
-    SynthID,
-    SynthIDState,
+from .synthid import SynthID, SynthIDState, synthid, synthid_next, synthid_start
+from .synthid_detector import (
+    SynthIDDetector,
+    bayesian_score,
+    fit_detector,
     mean_score,
-    synthid,
     synthid_g_values,
     synthid_mask,
-    synthid_next,
-    synthid_start,
     weighted_mean_score,
 )
 from .temperature import dynamic_temperature, temperature
@@ -142,10 +145,12 @@ __all__ = [
     "GreenList",
     "Step",
     "SynthID",
+    "SynthIDDetector",
     "SynthIDState",
     "allowed_tokens",
     "apply",
     "bad_words",
+    "bayesian_score",
     "begin_suppress",
     "classifier_free_guidance",
     "detect_watermark",
@@ -158,6 +163,7 @@ __all__ = [
     "epsilon_cutoff",
     "eta_cutoff",
     "exponential_decay_length_penalty",
+    "fit_detector",
     "forced_bos",
     "forced_eos",
     "frequency_penalty",

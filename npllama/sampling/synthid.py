@@ -8,9 +8,8 @@ layer of the tournament moves probability from the zeros to the ones:
 $$p_i \leftarrow p_i \, (1 + g_i - \sum_j g_j p_j)$$
 
 Half of the keys would have given the token a 1 and half a 0, so over all keys
-the factor is 1 and the text is as good as without a mark. The owner of the
-keys recomputes the g-values of a text: their mean is 1/2 where it was written
-without the keys, and more where it was written with them.
+the factor is 1 and the text is as good as without a mark. Whoever has the keys
+sees it all the same: `synthid_detector`.
 
 The random functions are a hash, a linear congruential generator in 64-bit
 arithmetic that wraps around, of the last tokens, the candidate and the key.
@@ -26,7 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .draw import Probs, softmax
-from .rows import Row, checked, token_ids
+from .rows import Row, checked
 from .watermark import mersenne_words
 
 Ints = NDArray[np.int64]
@@ -75,7 +74,8 @@ class SynthIDState(NamedTuple):
     calls: int
 
 
-def _check(config: SynthID) -> None:
+def check(config: SynthID) -> None:
+    """Raise ValueError if the configuration is out of range."""
     if not config.keys or config.ngram_len < 2:
         raise ValueError(
             "SynthID needs at least one key and ngram_len >= 2, "
@@ -106,7 +106,7 @@ def synthid_start(config: SynthID, rows: tuple[int, ...] = ()) -> SynthIDState:
     ValueError
         If the configuration is out of range.
     """
-    _check(config)
+    check(config)
     context = np.zeros((*rows, config.ngram_len - 1), np.int64)
     seen = np.zeros((*rows, config.context_history_size), np.int64)
     return SynthIDState(context, seen, 0)
@@ -125,7 +125,7 @@ def _absorb(hashed: Ints, data: Ints) -> Ints:
     return (np.atleast_1d(hashed) + data) * MULTIPLIER + 1
 
 
-def _hash_context(context: Ints) -> Ints:
+def hash_context(context: Ints) -> Ints:
     """Hash the last axis of contexts, (..., n) -> (..., 1)."""
     hashed = np.ones((*context.shape[:-1], 1), np.int64)
     for i in range(context.shape[-1]):
@@ -139,7 +139,7 @@ def _bits(size: int, seed: int) -> Ints:
     return (mersenne_words(seed, size) % 2).astype(np.int64)
 
 
-def _g(hashed: Ints, key: int, config: SynthID) -> Ints:
+def g_values(hashed: Ints, key: int, config: SynthID) -> Ints:
     """Return the g-values of hashed n-grams under one key."""
     bits = _bits(config.sampling_table_size, config.sampling_table_seed)
     return bits[_absorb(hashed, np.int64(key)) % bits.size]
@@ -189,7 +189,7 @@ def synthid(
     ValueError
         If the state belongs to other rows or the configuration is out of range.
     """
-    _check(config)
+    check(config)
     logits = checked(logits)
     if state.context.shape != (*logits.shape[:-1], config.ngram_len - 1):
         raise ValueError(
@@ -199,128 +199,13 @@ def synthid(
     state = state._replace(calls=state.calls + 1)
     if config.skip_first_ngram_calls and state.calls < config.ngram_len:
         return logits.copy(), state
-    context = _hash_context(state.context)  # (..., 1)
+    context = hash_context(state.context)  # (..., 1)
     repeated = (state.seen == context).any(axis=-1, keepdims=True)
     hashed = _absorb(context, np.arange(logits.shape[-1]))  # (..., V)
     probs = softmax(logits)
     for key in config.keys:
-        probs = tournament_layer(probs, _g(hashed, key, config))
+        probs = tournament_layer(probs, g_values(hashed, key, config))
     with np.errstate(divide="ignore"):
         marked = np.log(probs).astype(logits.dtype)
     seen = np.concatenate([context, state.seen[..., :-1]], axis=-1)
     return np.where(repeated, logits, marked), state._replace(seen=seen)
-
-
-def _ngrams(tokens: ArrayLike, config: SynthID) -> Ints:
-    """Return the n-grams of a text, (T,) -> (T - ngram_len + 1, ngram_len)."""
-    _check(config)
-    text = token_ids(tokens, np.iinfo(np.int64).max, "tokens")
-    if text.size < config.ngram_len:
-        raise ValueError(
-            f"a text of {text.size} tokens has no n-gram of {config.ngram_len}"
-        )
-    return np.lib.stride_tricks.sliding_window_view(text, config.ngram_len)
-
-
-def synthid_g_values(tokens: ArrayLike, config: SynthID) -> Ints:
-    """Recompute the g-values of a text, for every n-gram and key.
-
-    Parameters
-    ----------
-    tokens : (T,) int
-    config : SynthID
-
-    Returns
-    -------
-    (T - ngram_len + 1, keys) int64
-
-    Raises
-    ------
-    ValueError
-        If the text is shorter than one n-gram.
-    """
-    ngrams = _ngrams(tokens, config)
-    hashed = _hash_context(ngrams)[:, 0]
-    return np.stack([_g(hashed, key, config) for key in config.keys], axis=-1)
-
-
-def synthid_mask(
-    tokens: ArrayLike, config: SynthID, eos_token_id: int | None = None
-) -> NDArray[np.bool_]:
-    """Say which n-grams of a text count: context new, and no end before.
-
-    Parameters
-    ----------
-    tokens : (T,) int
-    config : SynthID
-    eos_token_id : int, optional
-        n-grams that end at or behind the first of these do not count.
-
-    Returns
-    -------
-    (T - ngram_len + 1,) bool
-
-    Raises
-    ------
-    ValueError
-        If the text is shorter than one n-gram.
-    """
-    ngrams = _ngrams(tokens, config)
-    contexts = _hash_context(ngrams[:, :-1])[:, 0].tolist()
-    recent = [0] * config.context_history_size
-    fresh = np.ones(len(contexts), np.bool_)
-    for i, context in enumerate(contexts):
-        fresh[i] = context not in recent
-        recent = [context, *recent[:-1]]
-    if eos_token_id is None:
-        return fresh
-    text = np.asarray(tokens)
-    ended = np.logical_or.accumulate(text == eos_token_id)
-    return fresh & ~ended[config.ngram_len - 1 :]
-
-
-def weighted_mean_score(
-    g_values: Ints, mask: NDArray[np.bool_], weights: ArrayLike | None = None
-) -> float:
-    """Average the g-values with more weight on the first layers.
-
-    The first layers of the tournament find the distribution as the model made
-    it, the later ones what is left of its uncertainty, which carries less.
-
-    Parameters
-    ----------
-    g_values : (n, keys) int64
-    mask : (n,) bool
-    weights : (keys,) float64, optional
-        From 10 for the first layer down to 1 for the last.
-
-    Returns
-    -------
-    float
-
-    Raises
-    ------
-    ValueError
-        If no n-gram counts.
-    """
-    if not mask.any():
-        raise ValueError("no n-gram of this text counts: nothing to score")
-    if weights is None:
-        weights = np.linspace(10, 1, g_values.shape[-1])
-    weights = np.asarray(weights, np.float64) / np.sum(weights)
-    return float((g_values[mask] * weights).sum() / np.count_nonzero(mask))
-
-
-def mean_score(g_values: Ints, mask: NDArray[np.bool_]) -> float:
-    """Average the g-values of the n-grams that count; 1/2 means no watermark.
-
-    Parameters
-    ----------
-    g_values : (n, keys) int64
-    mask : (n,) bool
-
-    Returns
-    -------
-    float
-    """
-    return weighted_mean_score(g_values, mask, np.ones(g_values.shape[-1]))
