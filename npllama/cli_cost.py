@@ -137,7 +137,9 @@ def read_config(name: str) -> Config:
         if not isinstance(data, dict):
             raise ValueError("no JSON object of a config")
         return config_from_hf(data)
-    except (ValueError, RecursionError, OSError) as error:
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         # An .npz says its own name already.
         words = str(error).removeprefix(f"{path}: ")
         raise UsageError(f"{path}: {words}") from None
@@ -351,7 +353,12 @@ def phase_dict(part: Phase) -> dict[str, Any]:
         op._asdict() | {"seconds": op.seconds, "bound": op.bound}
         for op in part.operators
     ]
-    return {"seconds": part.seconds, "bound": part.bound, "operators": operators}
+    return {
+        "seconds": part.seconds,
+        "bound": part.bound,
+        "between": part.between,
+        "operators": operators,
+    }
 
 
 def roof_rows(part: Phase) -> Iterable[tuple[str, ...]]:

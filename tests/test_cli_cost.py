@@ -11,6 +11,7 @@ from npllama.config import PRESETS, config_to_hf, preset
 from npllama.cost import FlopCounter, generation, hardware, parameters, total
 
 A100 = ["roofline", "--config", "llama-2-7b", "--hardware", "a100-80g"]
+PHASES = ("prefill", "decode")
 
 
 def run(capsys, *arguments):
@@ -76,7 +77,7 @@ def test_roofline_tells_the_ridge_and_what_binds(capsys):
 
 def test_roofline_as_json_adds_up(capsys):
     told = json.loads(run(capsys, *A100, "--json"))
-    for phase in ("prefill", "decode"):
+    for phase in PHASES:
         seconds = [op["seconds"] for op in told[phase]["operators"]]
         assert sum(seconds) == pytest.approx(told[phase]["seconds"])
         for op in told[phase]["operators"]:
@@ -125,6 +126,10 @@ def test_this_machine_is_measured_and_computes_in_fp32(capsys, monkeypatch):
     told = run(capsys, *asked)
     assert told == run(capsys, *asked, "--hardware", "this-machine")
     assert "weights fp32, cache fp32" in told and "between the products" in told
+    for phase in map(json.loads(run(capsys, *asked, "--json")).get, PHASES):
+        products = sum(op["seconds"] for op in phase["operators"])
+        assert phase["seconds"] == pytest.approx(products + phase["between"])
+        assert phase["between"] > 0
 
 
 # ---- the picture ------------------------------------------------------------

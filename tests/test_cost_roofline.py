@@ -229,6 +229,8 @@ def test_an_interpreter_takes_its_time_in_every_layer_of_every_pass():
     assert b.prefill.seconds - a.prefill.seconds == pytest.approx(12e-3)
     assert b.per_token - a.per_token == pytest.approx(12e-3)
     assert b.seconds - a.seconds == pytest.approx(9 * 12e-3)
+    # A millisecond a layer is more than all products of a step, and is neither bound.
+    assert (a.decode.bound, b.decode.bound) == ("memory", "overhead")
 
 
 # ---- the probe --------------------------------------------------------------
