@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 
@@ -159,6 +159,11 @@ def run_golden(options: argparse.Namespace) -> int | None:
         return GOLDEN[options.action](options)
     except BrokenPipeError:
         raise  # nobody reads any more: no fault of a file
+    except BrokenExecutor:
+        again = "the same command goes on with what is left"
+        raise UsageError(
+            f"a process was killed or ran out of memory; {again}"
+        ) from None
     except OSError as error:
         raise UsageError(in_words(error)) from None
     except MemoryError:

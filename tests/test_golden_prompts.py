@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,23 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(tmp_path):
             [*command, str(folder)], env=environment, check=True, capture_output=True
         )
     assert contents(killed) == contents(whole) and len(contents(whole)) == 8
+
+
+def test_a_worker_that_is_killed_is_one_line(tmp_path, capsys, monkeypatch):
+    def killed(*_):
+        raise BrokenProcessPool("terminated abruptly")
+
+    monkeypatch.setattr("npllama.cli_golden.record_all", killed)
+    (tmp_path / "p").write_text("one\n")
+    words = [
+        "stories-draft",
+        "--prompts",
+        str(tmp_path / "p"),
+        "-o",
+        str(tmp_path / "f"),
+    ]
+    code, out, err = called(capsys, "golden", "record", *words)
+    assert code == 2 and not out and "the same command goes on" in err.splitlines()[-1]
 
 
 # ---- the file of prompts ----------------------------------------------------
