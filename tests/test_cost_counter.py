@@ -228,6 +228,13 @@ def test_layers_cost_the_same_and_what_is_outside_has_none():
     assert outside == {"embed_tokens", "lm_head"}
 
 
+def test_a_view_that_is_unknown_is_told_the_known_ones():
+    for counter in (counted(3), FlopCounter()):
+        assert set(counter.by("phase")) <= {"prefill"}
+    with pytest.raises(ValueError, match="no field 'component'; .*phase, layer, name"):
+        counter.by("name", "component")
+
+
 def test_a_product_of_a_strategy_is_counted_with_the_rest():
     options = GenerationConfig(max_new_tokens=4, penalty_alpha=0.5, top_k=3)
     with FlopCounter() as count:

@@ -164,7 +164,9 @@ class FlopCounter:
     """Counts every product computed inside its ``with`` block.
 
     Counters may be nested, and used by several threads at a time; each counts for
-    itself.  A new thread is inside no block: give it its work through `carried`.
+    itself.  A new thread is inside no block: give it its work through `carried`.  Do
+    not hold one open across the ``yield`` of a generator: what the consumer computes
+    in between would be counted as well.
     """
 
     def __init__(self) -> None:

@@ -119,7 +119,16 @@ def grouped(products: Iterable[Product], *fields: str) -> dict[Any, Total]:
     -------
     dict
         With one field its values are the keys, with several tuples of them.
+
+    Raises
+    ------
+    ValueError
+        If there is no such field.
     """
+    labels = Product._fields[:5]  # all but the total
+    for field in fields:
+        if field not in labels:
+            raise ValueError(f"no field {field!r}; there are {', '.join(labels)}")
     sums: dict[Any, Total] = {}
     for product in products:
         values = tuple(getattr(product, field) for field in fields)
