@@ -146,7 +146,7 @@ def plan(
     Raises
     ------
     ValueError
-        If the shapes do not fit the equation.
+        If the shapes do not fit the equation, or it is none.
     """
     operands, out = equation.split("->")
     word_a, word_b = operands.split(",")
@@ -156,6 +156,8 @@ def plan(
     summed = [c for c in word_a if c in word_b and c not in out]
     rows = [c for c in word_a if c not in word_b]
     columns = [c for c in word_b if c not in word_a]
+    if sorted(out) != sorted(batch + rows + columns) or _repeats(word_a, word_b):
+        raise ValueError(f"{name}: {equation}: a letter is repeated, lost or unknown")
 
     def sizes(letters: list[str]) -> tuple[int, ...]:
         return tuple(size[c] for c in letters)
@@ -185,6 +187,10 @@ def _sizes(equation, word_a, word_b, shape_a, shape_b, name) -> dict[str, int]:
                 f"{name}: {equation}: axis {letter} is {size[letter]} and {length}"
             )
     return size
+
+
+def _repeats(*words: str) -> bool:
+    return any(len(set(word)) < len(word) for word in words)
 
 
 def _order(word: str, letters: list[str]) -> tuple[int, ...] | None:

@@ -128,9 +128,14 @@ def test_wrong_number_of_axes_is_refused():
             einsum("BTE,FE->BTF", np.zeros(a), np.zeros(b), "gate")
 
 
-def test_letter_that_only_one_operand_has_cannot_be_summed():
-    with pytest.raises(ValueError):
-        einsum("TE,EF->F", np.zeros((2, 3)), np.zeros((3, 5)), "sum")
+@pytest.mark.parametrize(
+    "equation", ["TE,FE->F", "TE,EF->T", "TE,EF->TG", "TT,TF->TF", "TE,EF->TFF"]
+)
+def test_equation_that_is_no_product_is_refused(equation):
+    # A letter of one operand alone cannot be summed: that would be no product.
+    x = np.ones((3, 3), dtype=np.float32)
+    with pytest.raises(ValueError, match=f"^y: {equation}: a letter is repeated"):
+        einsum(equation, x, x, "y")
 
 
 # ---- observers --------------------------------------------------------------
