@@ -20,6 +20,7 @@ Part I, the forward pass
 
 Part II, from logits to text
     `sampling`     from logits to logits to a token
+    `limits`       what an option may be
     `options`      what a user may ask for
     `decoding`     from distributions to texts, a strategy per file
     `task`         a prompt made ready

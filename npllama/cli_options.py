@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from npllama.options import GenerationConfig, load_options, options_of
-from npllama.sampling import GreenList, SynthID
-from npllama.strategies import searching
 from npllama.task import Helpers, format_of
 from npllama.weights import Model, load
 
@@ -121,7 +119,7 @@ def generation_config(
     if options.generation_config:
         given = _over(given, load_options(options.generation_config))
     named = ((f.name, getattr(options, f.name, None)) for f in fields(GenerationConfig))
-    given = _over(given, {name: _tuples(v) for name, v in named if v is not None})
+    given = _over(given, {name: v for name, v in named if v is not None})
     try:
         config = _config(given)
         format_of(config)  # a malformed pattern is misuse, too
@@ -138,37 +136,15 @@ def _over(given: dict[str, Any], stronger: dict[str, Any]) -> dict[str, Any]:
 
 
 def _config(given: dict[str, Any]) -> GenerationConfig:
-    if isinstance(given.get("sequence_bias"), tuple):
-        given["sequence_bias"] = dict(given["sequence_bias"])
     if isinstance(given.get("logit_bias"), dict):
         given["logit_bias"] = {int(t): b for t, b in given["logit_bias"].items()}
-    if isinstance(given.get("watermarking_config"), dict):
-        given["watermarking_config"] = _watermark(given["watermarking_config"])
     if given["temperature"] == 0:
         given |= {"temperature": 1.0, "do_sample": False}
     if "do_sample" in given:
         return GenerationConfig(**given)
-    chance = GenerationConfig(**given, do_sample=not given.get("num_beams", 1) > 1)
-    quiet = searching(chance) or chance.penalty_alpha or chance.dola_layers
+    beams = given.get("num_beams", 1) > 1
+    quiet = beams or given.get("penalty_alpha") or given.get("dola_layers")
     return GenerationConfig(**given, do_sample=not quiet)
-
-
-def _watermark(data: dict[str, Any]) -> GreenList | SynthID:
-    kind = SynthID if "keys" in data else GreenList
-    for name in data:
-        if name not in kind._fields:
-            known = ", ".join(kind._fields)
-            raise ValueError(f"watermarking_config: {name!r} is not one of {known}")
-    return kind(**_tuples(data))
-
-
-def _tuples(value: Any) -> Any:
-    """JSON's lists as tuples, so that configs can be compared and hashed."""
-    if isinstance(value, list):
-        return tuple(_tuples(entry) for entry in value)
-    if isinstance(value, dict):
-        return {key: _tuples(entry) for key, entry in value.items()}
-    return value
 
 
 def helpers(options: argparse.Namespace) -> Helpers:

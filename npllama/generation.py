@@ -26,6 +26,7 @@ from npllama.task import (
     Prompt,
     Shower,
     Task,
+    echoed,
     is_prompt,
     prepare,
     process_of,
@@ -90,13 +91,14 @@ def generate(
     if not len(texts):
         raise ValueError("prompts: the list is empty; give at least one")
     tasks = [prepare(model, text, config, helpers) for text in texts]
-    if (search := searching(config)) is not None:
+    search, grow = searching(config), growing(config, helpers)
+    if search is not None:
         found = [
             generation_of(task, hypothesis)
             for task, child in zip(tasks, rng.spawn(len(tasks)))
             for hypothesis in search(task, child)[: config.num_return_sequences]
         ]
-    elif (grow := growing(config, helpers)) is not None:
+    elif grow is not None:
         copies = [task for task in tasks for _ in range(config.num_return_sequences)]
         children = rng.spawn(len(copies))
         found = [grown(task, grow, child) for task, child in zip(copies, children)]
@@ -136,13 +138,15 @@ def pieces(
     Raises
     ------
     ValueError
-        As `generate`; also if several texts are asked for, or a strategy that
-        knows its text only at the end.
+        As `generate`; also if several texts are asked for, a strategy that knows
+        its text only at the end, or log-probabilities.
     """
     config = config or GenerationConfig(**options_of(model))
     rng = rng or np.random.default_rng()
     if searching(config) is not None or max(_copies(config)) > 1:
         raise ValueError("beams and several texts cannot be streamed; use generate")
+    if config.logprobs is not None or config.prompt_logprobs:
+        raise ValueError("log-probabilities are not streamed; use generate")
     task = prepare(model, prompt, config, helpers)
     grow = growing(config, helpers)
     child = rng.spawn(1)[0]
@@ -171,7 +175,11 @@ def stream(
     ------
     str
     """
-    for piece in pieces(model, prompt, config, rng, helpers=helpers):
+    config = config or GenerationConfig(**options_of(model))
+    grown = pieces(model, prompt, config, rng, helpers=helpers)
+    for i, piece in enumerate(grown):
+        if i == 0 and config.echo:
+            yield echoed(model, prompt)
         if piece.text:
             yield piece.text
 

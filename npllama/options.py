@@ -9,13 +9,13 @@ record is made: a value out of range is refused with the range.
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from npllama.limits import RANGES, check_together, plain
 from npllama.weights import Model
 
 Ids = tuple[int, ...]
@@ -25,8 +25,8 @@ Ids = tuple[int, ...]
 class GenerationConfig:
     """How to generate.
 
-    Parameters are grouped as the chapters that explain them.  Lists may be given
-    wherever tuples are named.
+    Parameters are grouped as the chapters that explain them.  Lists and NumPy's
+    arrays and numbers may be given wherever tuples and numbers are named.
 
     Length and stopping
         max_new_tokens : int, default 20
@@ -85,7 +85,7 @@ class GenerationConfig:
         exponential_decay_length_penalty : (int, float)
     Constraints
         bad_words_ids : tuple of tuples of int
-        sequence_bias : mapping of tuples of int to float
+        sequence_bias : mapping of tuples of int to float, or pairs of these
         logit_bias : mapping of int to float
         allowed_token_ids, suppress_tokens, begin_suppress_tokens : tuple of int
         forced_bos_token_id : int; forced_eos_token_id : tuple of int
@@ -96,7 +96,8 @@ class GenerationConfig:
         remove_invalid_values, renormalize_logits : bool
     Guidance and watermark
         guidance_scale : float; negative_prompt_ids : tuple of int
-        watermarking_config : KGW or SynthID, of `npllama.sampling`
+        watermarking_config : GreenList or SynthID of `npllama.sampling`, or a
+            mapping of their fields
     Output
         logprobs : int
             Report the log-probability of every token, and of so many alternatives.
@@ -192,148 +193,13 @@ class GenerationConfig:
     echo: bool = False
 
     def __post_init__(self) -> None:
-        for name in _ID_LISTS:
-            value = getattr(self, name)
-            if isinstance(value, int) and not isinstance(value, bool):
-                object.__setattr__(self, name, (value,))
-            elif isinstance(value, list):
-                object.__setattr__(self, name, tuple(value))
-        if isinstance(self.stop_strings, str):
-            object.__setattr__(self, "stop_strings", (self.stop_strings,))
-        for name, (fits, legal) in _RANGES.items():
-            value = getattr(self, name)
+        for field in fields(self):
+            value = plain(field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+            fits, legal = RANGES[field.name]
             if value is not None and not fits(value):
-                raise ValueError(f"{name} is {value!r}; it must be {legal}")
-        _check_together(self)
-
-
-#  ---- ranges -----------------------------------------------------------------
-
-_ID_LISTS: tuple[str, ...]
-_ID_LISTS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens")
-_ID_LISTS += ("begin_suppress_tokens", "allowed_token_ids", "negative_prompt_ids")
-
-Check = tuple[Callable[[Any], bool], str]
-
-
-def _whole(least: int) -> Check:
-    def fits(value: Any) -> bool:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        return whole and value >= least
-
-    return fits, f"a whole number, {least} or more"
-
-
-def _real(test: Callable[[float], bool], legal: str) -> Check:
-    def fits(value: Any) -> bool:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return number and math.isfinite(value) and test(value)
-
-    return fits, legal
-
-
-def _among(*choices: Any) -> Check:
-    legal = f"one of {', '.join(map(repr, choices))}"
-    return lambda value: any(value is c or value == c for c in choices), legal
-
-
-def _ids(value: Any) -> bool:
-    whole = all(isinstance(i, int) and not isinstance(i, bool) for i in value)
-    return whole and all(i >= 0 for i in value)
-
-
-_FLAG: Check = (lambda value: isinstance(value, bool), "True or False")
-_IDS: Check = (lambda v: isinstance(v, tuple) and _ids(v), "a list of token ids")
-_POSITIVE = _real(lambda x: x > 0, "above 0")
-_NOT_NEGATIVE = _real(lambda x: x >= 0, "0 or more")
-_SHARE = _real(lambda x: 0 < x <= 1, "above 0 and at most 1")
-_PROBABILITY = _real(lambda x: 0 <= x <= 1, "from 0 to 1")
-_CUTOFF = _real(lambda x: 0 <= x < 1, "0 (off), or between 0 and 1")
-_ANY = _real(lambda x: True, "a finite number")
-
-_RANGES: dict[str, Check] = {
-    "early_stopping": _among(True, False, "never"),
-    "sampler_order": _among("transformers", "llama.cpp"),
-    "mirostat": _among(0, 1, 2),
-    "temperature": _real(lambda x: x > 0, "above 0; for greedy set do_sample=False"),
-    "top_k": (_whole(0)[0], "a whole number; 0 keeps all"),
-    "regex": (lambda v: isinstance(v, str), "a regular expression, as text"),
-    "stop_strings": (
-        lambda v: all(isinstance(s, str) and s for s in v),
-        "strings, none of them empty",
-    ),
-}
-_RANGES |= dict.fromkeys(
-    ["max_new_tokens", "max_length", "num_return_sequences", "best_of", "num_beams"]
-    + ["num_beam_groups", "prompt_lookup_num_tokens", "max_matching_ngram_size"]
-    + ["num_assistant_tokens", "assistant_early_exit", "assistant_window"]
-    + ["lookahead_window", "dry_allowed_length", "repeat_last_n"],
-    _whole(1),
-)
-_RANGES["lookahead_ngram_size"] = _whole(2)
-_RANGES |= dict.fromkeys(
-    ["min_length", "min_new_tokens", "no_repeat_ngram_size", "logprobs"]
-    + ["encoder_no_repeat_ngram_size", "forced_bos_token_id", "dry_penalty_last_n"],
-    _whole(0),
-)
-_RANGES |= dict.fromkeys(
-    ["do_sample", "stochastic_beams", "include_stop_str_in_output", "token_healing"]
-    + ["remove_invalid_values", "renormalize_logits", "prompt_logprobs", "echo"],
-    _FLAG,
-)
-_RANGES |= dict.fromkeys(_ID_LISTS, _IDS)
-_RANGES |= dict.fromkeys(["top_p", "typical_p", "top_h", "tfs_z"], _SHARE)
-_RANGES |= dict.fromkeys(
-    ["min_p", "xtc_probability", "xtc_threshold", "penalty_alpha", "contrastive_alpha"],
-    _PROBABILITY,
-)
-_RANGES |= dict.fromkeys(["epsilon_cutoff", "eta_cutoff"], _CUTOFF)
-_RANGES |= dict.fromkeys(
-    ["repetition_penalty", "encoder_repetition_penalty", "max_time", "dry_base"]
-    + ["dynatemp_exponent", "mirostat_tau", "mirostat_eta"],
-    _POSITIVE,
-)
-_RANGES |= dict.fromkeys(
-    ["dynatemp_range", "top_a", "dry_multiplier", "diversity_penalty"]
-    + ["contrastive_beta", "top_n_sigma"],
-    _NOT_NEGATIVE,
-)
-_RANGES |= dict.fromkeys(
-    ["length_penalty", "presence_penalty", "frequency_penalty", "guidance_scale"], _ANY
-)
-
-
-def _check_together(c: GenerationConfig) -> None:
-    """Refuse values that are legal alone but mean nothing together."""
-    searches = c.num_beams > 1
-    wrong = {
-        f"num_beams {c.num_beams} is not a multiple of num_beam_groups "
-        f"{c.num_beam_groups}": c.num_beams % c.num_beam_groups,
-        "num_beam_groups needs a diversity_penalty above 0": c.num_beam_groups > 1
-        and c.diversity_penalty == 0,
-        "diversity_penalty needs num_beam_groups above 1": c.diversity_penalty > 0
-        and c.num_beam_groups == 1,
-        "num_beam_groups and do_sample exclude each other": c.num_beam_groups > 1
-        and c.do_sample,
-        "force_words_ids needs num_beams above 1": c.force_words_ids and not searches,
-        "force_words_ids and do_sample exclude each other": c.force_words_ids
-        and c.do_sample,
-        "stochastic_beams needs num_beams above 1": c.stochastic_beams and not searches,
-        f"num_return_sequences {c.num_return_sequences} is above num_beams "
-        f"{c.num_beams}": searches and c.num_return_sequences > c.num_beams,
-        "num_return_sequences above 1 needs do_sample or num_beams: greedy finds the "
-        "same text every time": c.num_return_sequences > 1
-        and not (searches or c.do_sample),
-        f"best_of {c.best_of} is below num_return_sequences "
-        f"{c.num_return_sequences}": c.best_of and c.best_of < c.num_return_sequences,
-        "best_of needs do_sample": c.best_of and not c.do_sample,
-        "regex and json_schema exclude each other": c.regex and c.json_schema,
-        "mirostat needs do_sample without beams": c.mirostat
-        and (searches or not c.do_sample),
-    }
-    for message, applies in wrong.items():
-        if applies:
-            raise ValueError(message)
+                raise ValueError(f"{field.name} is {value!r}; it must be {legal}")
+        check_together(self)
 
 
 #  ---- a checkpoint's own wishes ----------------------------------------------
@@ -352,11 +218,6 @@ def options_from_hf(data: Mapping[str, Any]) -> dict[str, Any]:
     """
     known = {field.name for field in fields(GenerationConfig)}
     given = {k: v for k, v in data.items() if k in known and v is not None}
-    for name in ("stop_strings", "bad_words_ids", "force_words_ids"):
-        if isinstance(given.get(name), list):
-            given[name] = tuple(given[name])
-    if isinstance(given.get("sequence_bias"), Sequence):
-        given["sequence_bias"] = {tuple(ids): b for ids, b in given["sequence_bias"]}
     try:
         GenerationConfig(**given)
     except (ValueError, TypeError) as error:

@@ -22,7 +22,8 @@ from npllama.decoding.prompt_lookup import prompt_lookup
 from npllama.decoding.self_speculation import early_exit, short_context
 from npllama.decoding.speculative import Propose, Round, assisted, speculate
 from npllama.decoding.stochastic_beam import stochastic_beam_search
-from npllama.task import Task, process_of
+from npllama.limits import ways
+from npllama.task import Task, check_vocabulary, process_of
 
 Rng = np.random.Generator
 Search = Callable[[Task, Rng], list[Hypothesis]]
@@ -41,8 +42,17 @@ def searching(config) -> Search | None:
 
 
 def growing(config, helpers) -> Growth | None:
-    """The strategy that grows one text in a way of its own, if one is asked for."""
+    """The strategy that grows one text in a way of its own, if one is asked for.
+
+    Raises
+    ------
+    ValueError
+        If an assistant is to help with what needs no help.
+    """
     if helpers.assistant is not None:
+        others = ways(config) + ["best_of"] * (config.best_of is not None)
+        if others:
+            raise ValueError(f"an assistant and {others[0]} exclude each other")
         return with_assistant
     if config.prompt_lookup_num_tokens:
         return with_lookup
@@ -52,7 +62,7 @@ def growing(config, helpers) -> Growth | None:
         return with_short_context
     if config.lookahead_window:
         return with_lookahead
-    if config.penalty_alpha and config.top_k > 1 and not config.do_sample:
+    if config.penalty_alpha:
         return search_contrastively
     if config.dola_layers is not None:
         return contrast_layers
@@ -125,12 +135,7 @@ def _draft(task: Task, rng: Rng) -> tuple:
 def with_assistant(task: Task, rng: Rng) -> Iterator[Round]:
     """Guesses of a smaller model."""
     assistant = task.helpers.assistant
-    V, draft_V = task.model.config.vocab_size, assistant.config.vocab_size
-    if V != draft_V:
-        raise ValueError(
-            f"the assistant knows {draft_V} tokens, the model {V}: they must share "
-            "one vocabulary"
-        )
+    check_vocabulary("assistant", assistant, task.model)
     propose = assisted(assistant, task.capacity, *_draft(task, rng))
     return _speculate(task, rng, propose, task.config.num_assistant_tokens)
 

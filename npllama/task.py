@@ -146,6 +146,7 @@ def process_of(
     amateur, before = first.helpers.amateur, []
     if amateur is not None:
         config = first.config
+        check_vocabulary("amateur", amateur, first.model)
         alpha, beta = config.contrastive_alpha, config.contrastive_beta
         before = [contrastive_decoding(amateur, max(ends), alpha, beta)]
     setting = Setting(
@@ -158,6 +159,16 @@ def process_of(
         formats=formats,
     )
     return pipeline(first.config, setting)
+
+
+def check_vocabulary(name: str, helper: Model, model: Model) -> None:
+    """Raise ValueError if a helping model speaks of other tokens."""
+    V, other = model.config.vocab_size, helper.config.vocab_size
+    if V != other:
+        raise ValueError(
+            f"the {name} knows {other} tokens, the model {V}: they must share one "
+            "vocabulary"
+        )
 
 
 def _row_by_row(formats: Sequence[Sequence[Process]]) -> Process:
@@ -189,16 +200,45 @@ def tokenizer_of(model: Model) -> Tokenizer:
 
 
 def is_prompt(prompts: Any) -> bool:
-    """Whether this is one prompt rather than a list of them."""
+    """Whether this is one prompt rather than a list of them.
+
+    Raises
+    ------
+    TypeError
+        If it is neither.
+    """
     if isinstance(prompts, str):
         return True
-    return len(prompts) > 0 and isinstance(prompts[0], (int, np.integer))
+    if isinstance(prompts, bytes) or not isinstance(prompts, (Sequence, np.ndarray)):
+        raise TypeError(
+            f"prompts: {type(prompts).__name__} found; text, a list of token ids, or a "
+            "list of either is needed"
+        )
+    return len(prompts) > 0 and not isinstance(prompts[0], (Sequence, np.ndarray))
 
 
 def encode_prompt(model: Model, prompt: Prompt) -> list[int]:
-    """Token ids of a prompt: text begins with the model's BOS, ids stay as given."""
+    """Token ids of a prompt: text begins with the model's BOS, ids stay as given.
+
+    Raises
+    ------
+    TypeError
+        If it is neither text nor numbers that are whole.
+    ValueError
+        If it is text and the model has no tokenizer, or an id is no token.
+    """
     if isinstance(prompt, str):
         return tokenizer_of(model).encode(prompt, bos=True)
+    if isinstance(prompt, bytes):
+        raise TypeError("a prompt is text or token ids, found bytes: decode them")
+    V = model.config.vocab_size
+    for token in prompt:
+        if isinstance(token, bool) or not isinstance(token, (int, np.integer)):
+            raise TypeError(f"a prompt is text or token ids, found {token!r:.60} in it")
+        if not 0 <= token < V:
+            raise ValueError(
+                f"the prompt: {token} is outside the vocabulary, 0 to {V - 1}"
+            )
     return [int(token) for token in prompt]
 
 
@@ -236,5 +276,10 @@ def text_of(task: Task, tokens: Sequence[int]) -> str:
     if not task.config.include_stop_str_in_output:
         text = trim(text, task.config.stop_strings)
     if task.config.echo:
-        text = task.model.tokenizer.decode(task.given) + text
+        text = echoed(task.model, task.given) + text
     return text
+
+
+def echoed(model: Model, prompt: Prompt) -> str:
+    """The text of a prompt, as its tokens say it."""
+    return tokenizer_of(model).decode(encode_prompt(model, prompt))

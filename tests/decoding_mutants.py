@@ -39,7 +39,7 @@ FAULTS = {
         (BEAM, "<= finished[-1].score", "<= finished[0].score"),
         (BEAM, "if rules.early_stopping is True:", "if rules.early_stopping is None:"),
         # what follows a beam that is not there fills the list of finished texts
-        (BEAM, "if reason and not -np.inf < beam.score < NOWHERE / 2", "if reason"),
+        (BEAM, "if reason and beam.score > NOWHERE / 2", "if reason"),
         # beams exchange their texts, the cache keeps the old ones
         (BEAM, "array[:, :n, :, :S] = array[:, rows, :, :S]",
          "array[:, :n, :, :S] = array[:, :n, :, :S]"),
@@ -94,7 +94,7 @@ FAULTS = {
         (SPECULATIVE, "x is None else draft.probs[i]", "x is None else draft.probs[0]"),
     ],
     "greedy_search": [
-        (SAMPLE, "return logits.argmax(axis=-1)", "return logits[:, ::-1].argmax(axis=-1)"),
+        (SAMPLE, "return greedy(logits)", "return logits[:, ::-1].argmax(axis=-1)"),
         (STOPPING, "tokens and tokens[-1] in ids", "tokens and tokens[0] in ids"),
     ],
     "stop_strings": [

@@ -12,6 +12,7 @@ import npllama
 from npllama import GenerationConfig, Helpers, generate, pieces, stream
 from npllama.decoding.logprobs import text_logprobs
 from npllama.options import load_options, options_from_hf, options_of
+from npllama.sampling import GreenList, SynthID
 
 SEEDS = st.integers(0, 10_000)
 
@@ -96,7 +97,7 @@ def test_bad_prompts_get_one_line():
     model, _ = model_of(0)
     for prompt, message in (
         ([], "empty"),
-        ([10_000], "outside the vocabulary"),
+        ([10_000], "10000 is outside the vocabulary"),
         ("text", "without a tokenizer"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -214,6 +215,37 @@ def test_healing_lets_a_cut_word_be_finished(stories):
         ({"min_p": 1.5}, "from 0 to 1"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_k": True}, "top_k is True"),
+        ({"early_stopping": 1, "num_beams": 2}, "early_stopping is 1"),
+        ({"mirostat": True}, "mirostat is True"),
+        ({"length_penalty": 1e308}, "from -50 to 50"),
+        ({"dry_base": 0.5}, "dry_base is 0.5"),
+        ({"bad_words_ids": [5]}, "a list of lists of token ids"),
+        ({"bad_words_ids": [[]]}, "none of them empty"),
+        ({"force_words_ids": [["a"]], "num_beams": 2}, "a list of phrases"),
+        ({"force_words_ids": 5, "num_beams": 2}, "a list of phrases"),
+        ({"sequence_bias": {5: 1.0}}, "a mapping of tuples of token ids"),
+        ({"sequence_bias": [[5, 1.0]]}, "a mapping of tuples of token ids"),
+        ({"sequence_bias": {(5,): float("nan")}}, "a mapping of tuples"),
+        ({"logit_bias": {"a": 1.0}}, "a mapping of token ids to numbers"),
+        ({"logit_bias": {5: float("inf")}}, "a mapping of token ids to numbers"),
+        ({"exponential_decay_length_penalty": (1,)}, "a start, 0 or more"),
+        ({"exponential_decay_length_penalty": (1, 0)}, "a start, 0 or more"),
+        ({"dola_layers": 5}, "'low', 'high' or a list of layers"),
+        ({"dola_layers": []}, "'low', 'high' or a list of layers"),
+        ({"stop_strings": 5}, "strings"),
+        ({"prefix_allowed_tokens_fn": 5}, "a function"),
+        ({"json_schema": 5}, "a mapping, or its JSON"),
+        ({"watermarking_config": 5}, "a GreenList or a SynthID"),
+        ({"watermarking_config": {"gamma": 0.5}}, "'gamma' is not one of"),
+        ({"num_beams": 2, "dola_layers": "low"}, "num_beams and dola_layers exclude"),
+        ({"lookahead_window": 2, "prompt_lookup_num_tokens": 2}, "exclude each other"),
+        ({"penalty_alpha": 0.6, "do_sample": True}, "penalty_alpha"),
+        ({"penalty_alpha": 0.6, "top_k": 1}, "penalty_alpha"),
+        ({"best_of": 3, "do_sample": True, "num_beams": 2}, "best_of needs do_sample"),
+        ({"regex": "", "json_schema": {}}, "exclude each other"),
+        ({"token_healing": True, "regex": "a"}, "token_healing"),
+        ({"suppress_tokens": [5], "forced_bos_token_id": 5}, "contradict"),
+        ({"watermarking_config": {"keys": [1]}, "num_beams": 2}, "SynthID"),
     ],
 )
 def test_values_out_of_range_are_refused_with_the_range(options, message):
@@ -275,6 +307,93 @@ def test_row_that_has_filled_its_format_leaves_the_others_alone(stories):
     assert together == [generate(stories, prompt, config) for prompt in prompts]
     assert all(len(found.text) == 12 for found in together)
     assert len({len(found.tokens) for found in together}) > 1
+
+
+def test_numbers_and_lists_of_numpy_are_taken_as_python_s():
+    config = GenerationConfig(
+        max_new_tokens=np.int64(5),
+        temperature=np.float32(0.5),
+        do_sample=np.bool_(True),
+        eos_token_id=np.array([2, 5]),
+        bad_words_ids=[[np.int32(7)], [8, 9]],
+        sequence_bias=[[[5], 1.0], [[6, 7], -1]],
+    )
+    assert config == GenerationConfig(
+        max_new_tokens=5,
+        temperature=0.5,
+        do_sample=True,
+        eos_token_id=(2, 5),
+        bad_words_ids=((7,), (8, 9)),
+        sequence_bias={(5,): 1.0, (6, 7): -1},
+    )
+
+
+def test_a_watermark_is_put_on_from_its_fields_too():
+    model, prompt = model_of(0)
+    for fields, config in (
+        ({"greenlist_ratio": 0.5, "bias": 9.0}, GreenList(0.5, 9.0)),
+        ({"keys": [1, 2], "ngram_len": 3, "debug_mode": False}, SynthID((1, 2), 3)),
+    ):
+        wished = model._replace(generation_config={"watermarking_config": fields})
+        rule = GenerationConfig(watermarking_config=config, eos_token_id=(EOS,))
+        assert generate(wished, prompt) == generate(model, prompt, rule)
+        assert generate(wished, prompt) != generate(model, prompt)
+
+
+@pytest.mark.parametrize("prompts", [None, 5, b"Once", [b"Once"], [1.0], [True], {6}])
+def test_what_is_no_prompt_is_refused_in_words(prompts):
+    model, _ = model_of(0)
+    with pytest.raises(TypeError, match="text"):
+        generate(model, prompts)
+
+
+def test_an_assistant_helps_greedy_search_and_sampling_only(stories):
+    helpers = Helpers(assistant=npllama.load("stories-draft"))
+    for options in ({"num_beams": 2}, {"dola_layers": "low"}):
+        with pytest.raises(ValueError, match="an assistant and"):
+            generate(stories, "Once", GenerationConfig(**options), helpers=helpers)
+    other = Helpers(amateur=model_of(0)[0])
+    with pytest.raises(ValueError, match="the amateur knows"):
+        generate(stories, "Once", helpers=other)
+
+
+def test_a_stream_begins_with_its_prompt_if_that_is_to_be_echoed(stories):
+    config = GenerationConfig(max_new_tokens=3, echo=True)
+    whole = generate(stories, "Once upon", config).text
+    assert "".join(stream(stories, "Once upon", config)) == whole
+    with pytest.raises(ValueError, match="not streamed"):
+        list(stream(stories, "Once", GenerationConfig(logprobs=1)))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_mirostat_goes_on_when_a_row_has_ended_or_a_guess_was_replaced(version):
+    model, prompt = model_of(3)
+    learner = {"mirostat": version, "mirostat_tau": 2.0, "mirostat_eta": 1.0}
+    config = GenerationConfig(max_new_tokens=30, do_sample=True, **learner)
+    prompts = [prompt, [9, 10], [11]]
+    for seed in range(4):
+        found = generate(model, prompts, config, np.random.default_rng(seed))
+        alone = generate(model, prompts[:1], config, np.random.default_rng(seed))
+        assert found[0].tokens == alone[0].tokens
+        draft = replace(config, assistant_early_exit=1, num_assistant_tokens=3)
+        assert generate(model, prompt, draft, np.random.default_rng(seed)).tokens
+
+
+def test_a_row_that_has_ended_asks_for_no_more_tokens():
+    model, prompt = model_of(0)
+    V = model.config.vocab_size
+    # The first row ends at once; the second goes on until few tokens are left.
+    allowed = [[EOS], [*range(6, V)]]
+
+    def allow(row, tokens):
+        return allowed[row] if EOS not in tokens else [0]
+
+    config = GenerationConfig(
+        max_new_tokens=4, prefix_allowed_tokens_fn=allow, no_repeat_ngram_size=1
+    )
+    config = replace(config, suppress_tokens=(0,))
+    first, second = generate(model, [prompt, [6]], config)
+    assert first.tokens == [EOS] and len(second.tokens) == 4
 
 
 #  ---- what transformers does in corners ---------------------------------------

@@ -51,16 +51,32 @@ def compile_regex(pattern: str) -> Machine:
     ValueError
         If the pattern is malformed, too large, or uses what is not understood.
     """
-    reader = _Reader(pattern)
     machine = Machine([[], []], [[], []])
     try:
-        node = reader.alternatives()
-        if reader.at < len(pattern):
-            raise reader.fail("unmatched ')'")
-        _build(machine, node, START, ACCEPT)
+        _build(machine, parse(pattern), START, ACCEPT)
     except RecursionError:
         raise ValueError(f"regex {pattern!r:.60}: nested too deeply") from None
     return machine
+
+
+def parse(pattern: str) -> tuple:
+    """Read a pattern as a tree.
+
+    Returns
+    -------
+    ("class", ranges), ("or", nodes), ("then", nodes) or ("repeat", node, low, high)
+        With ranges of characters, and None for a `high` without end.
+
+    Raises
+    ------
+    ValueError
+        If the pattern is malformed or uses what is not understood.
+    """
+    reader = _Reader(pattern)
+    node = reader.alternatives()
+    if reader.at < len(pattern):
+        raise reader.fail("unmatched ')'")
+    return node
 
 
 def enter(machine: Machine, states: frozenset[int]) -> frozenset[int]:
@@ -131,12 +147,17 @@ class _Reader:
 
     def repeated(self) -> tuple:
         node = self.atom()
-        while self.peek() and self.peek() in "*+?{":
-            low, high = self.counts()
-            if self.peek() == "?":  # lazy or greedy, the same texts match
-                self.take()
-            node = ("repeat", node, low, high)
-        return node
+        if not self._repeats():
+            return node
+        low, high = self.counts()
+        if self.peek() == "?":  # lazy or greedy, the same texts match
+            self.take()
+        if self._repeats():  # possessive, which would match other texts, or an error
+            raise self.fail("a repeat of a repeat: put the inner one in ( )")
+        return ("repeat", node, low, high)
+
+    def _repeats(self) -> bool:
+        return self.peek() != "" and self.peek() in "*+?{"
 
     def counts(self) -> tuple[int, int | None]:
         sign = self.take()

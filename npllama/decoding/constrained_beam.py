@@ -86,6 +86,16 @@ def constraints_of(
     return found
 
 
+def check_tokens(constraints: Sequence[Constraint], V: int) -> None:
+    """Raise ValueError if a phrase holds what is no token."""
+    for phrase in (phrase for constraint in constraints for phrase in constraint):
+        if not all(0 <= token < V for token in phrase):
+            raise ValueError(
+                f"force_words_ids: {phrase} is not all within the vocabulary, "
+                f"0 to {V - 1}"
+            )
+
+
 def progress(tokens: Sequence[int], constraints: Sequence[Constraint]) -> Progress:
     """Read a text from its beginning, one phrase at a time.
 
@@ -159,11 +169,17 @@ def constrained_beam_search(
     list of Hypothesis
         At most `num_beams`, best first.
 
+    Raises
+    ------
+    ValueError
+        If a phrase holds a token that the model lacks, or no text can be found.
+
     References
     ----------
     Hu et al. 2019, NAACL, "Improved lexically constrained decoding" (banks);
     transformers 4.49 `_constrained_beam_search`, whose conventions are followed.
     """
+    check_tokens(constraints, model.config.vocab_size)
     longest, cache, logits = begin(model, prompt, max_new_tokens, num_beams)
     rules = Rules(num_beams, longest, length_penalty, early_stopping)
     keep = max(2, 1 + len(eos)) * num_beams

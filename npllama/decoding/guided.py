@@ -44,13 +44,15 @@ class Guide:
     vocabulary : sequence of bytes
         What each token adds to a text; empty where it adds nothing.
     eos : token ids
-        Allowed only where the text matches as it stands.
+        Allowed only where the text matches as it stands; those that the vocabulary
+        lacks never come.
     """
 
     def __init__(
         self, machine: Machine, vocabulary: Sequence[bytes], eos: Collection[int] = ()
     ):
-        self.machine, self.vocabulary, self.eos = machine, vocabulary, list(eos)
+        self.machine, self.vocabulary = machine, vocabulary
+        self.eos = [token for token in eos if token < len(vocabulary)]
         self.tree = vocabulary_tree(vocabulary)
         self.start = enter(machine, frozenset([START]))
         # A machine has few reachable states, so what was worked out is kept.
@@ -147,7 +149,8 @@ def guided(guide: Guide, start: Sequence[int]) -> Process:
         masked = np.full_like(logits, -np.inf)
         for row, tokens in enumerate(history):
             states = guide.after(tokens[start[row % len(start)] :])
-            allowed = guide.allowed(states)
+            # Tokenizer and model may know different numbers of tokens.
+            allowed = guide.allowed(states)[: logits.shape[1]]
             if not allowed.any() and ACCEPT in states:
                 masked[row] = logits[row]
             elif not allowed.any():

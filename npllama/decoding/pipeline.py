@@ -232,7 +232,7 @@ def musts(c: GenerationConfig, setting: Setting) -> list[Process]:
     steps: list[Process] = []
     if (bos := c.forced_bos_token_id) is not None:
         steps.append(lambda h, x: sampling.forced_bos(x, lengths(h), bos))
-    if (eos := c.forced_eos_token_id) is not None:
+    if eos := c.forced_eos_token_id:
         last = max(setting.ends)
 
         def missing(history: History) -> np.ndarray:
@@ -352,26 +352,28 @@ class Mirostat:
     """Mirostat as a step: it learns the surprise of a token from the next history.
 
     Its state, one number mu per row, is `mu`; everything else is in
-    `sampling.mirostat`.
+    `sampling.mirostat`.  Only a token that came right behind what the row held at
+    the last call, and could have been drawn then, has a surprise: rows that have
+    ended get no more tokens, and of a draft's guesses the last may be replaced.
     """
 
     def __init__(self, config: GenerationConfig):
         self.config = config
         self.mu: list[float] = []
         self.kept: list[np.ndarray] = []
+        self.held: list[int] = []
 
     def __call__(self, history: History, logits: np.ndarray) -> np.ndarray:
         c = self.config
         if not self.mu:
             self.mu = [sampling.mirostat_start(c.mirostat_tau)] * len(logits)
-        for row, kept in enumerate(self.kept):
-            self.mu[row] = sampling.mirostat_update(
-                kept,
-                history[row][-1],
-                self.mu[row],
-                tau=c.mirostat_tau,
-                eta=c.mirostat_eta,
-            )
+        for row, (kept, held) in enumerate(zip(self.kept, self.held)):
+            token, new = history[row][-1], len(history[row]) - held
+            if new == 1 and kept[token] > -np.inf:
+                self.mu[row] = sampling.mirostat_update(
+                    kept, token, self.mu[row], tau=c.mirostat_tau, eta=c.mirostat_eta
+                )
+        self.held = [len(tokens) for tokens in history]
         cut = sampling.mirostat_1 if c.mirostat == 1 else sampling.mirostat_2
         self.kept = [cut(row, mu) for row, mu in zip(logits, self.mu)]
         return np.stack(self.kept)

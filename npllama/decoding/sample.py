@@ -79,7 +79,10 @@ def sample(
     going = np.ones(B, dtype=bool)
     while going.any():
         processed = process(history, logits)
-        chosen = choose(processed, rngs)
+        # What is said of rows that have ended means nothing.
+        some = None if rngs is None else [r for r, on in zip(rngs, going) if on]
+        chosen = np.zeros(B, dtype=np.int64)  # (B,)
+        chosen[going] = choose(processed[going], some)
         for b in np.flatnonzero(going):
             history[b].append(int(chosen[b]))
         reasons = [

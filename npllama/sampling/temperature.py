@@ -38,7 +38,7 @@ def temperature(logits: ArrayLike, t: float) -> Row:
     Raises
     ------
     ValueError
-        If t is not a finite number above 0, or so small that logits overflow.
+        If t is not a finite number above 0, or so far from 1 that numbers overflow.
     """
     if not 0 < t < math.inf:
         raise ValueError(
@@ -50,7 +50,7 @@ def temperature(logits: ArrayLike, t: float) -> Row:
             return logits / logits.dtype.type(t)
     except FloatingPointError:
         raise ValueError(
-            f"temperature {t} is too small: the logits leave {logits.dtype}"
+            f"temperature {t} is too far from 1: the logits leave {logits.dtype}"
         ) from None
 
 
