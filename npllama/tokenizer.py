@@ -64,7 +64,8 @@ class Tokenizer:
     merge : function from str to list of int
         The tokens of a text that has no special ones: the library's own code.
     leading_space : bool
-        Whether a space is put in front of every text.
+        Whether a space is put in front of every text.  (transformers 5 puts none in
+        front of a text that begins with one.)
     chat_template : str
         How the checkpoint itself writes conversations, in Jinja, if it says so.
     """

@@ -1,4 +1,4 @@
-"""What this machine can do, measured in a second or two.
+"""What this machine can do, measured in a few seconds.
 
 A data-sheet's figures bound any program; a prediction for this program needs what
 NumPy gets.  So the probe does what a forward pass does, on arrays of its sizes:
