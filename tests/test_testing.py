@@ -8,6 +8,7 @@ import pytest
 from chapters import PACKAGE
 from hypothesis import given
 from hypothesis import strategies as st
+from samplers import own
 from samplers.own import factory
 
 from npllama import sampling as s
@@ -59,6 +60,45 @@ def test_a_violation_is_a_law_a_least_case_and_what_was_found():
         "  probabilities [0.25, 0.25, 0.25, 0.25]",
         "  kept {0, 1}, expected the 4 most probable",
     ]
+
+
+# Mistakes that show on few rows only.
+SMALL = {
+    "the k-th of the first 512": (
+        "top_k",
+        lambda row, k: (
+            s.top_k(row, max(k, int((row > np.sort(row[:512])[-k]).sum())))
+            if len(row) > 512
+            else s.top_k(row, k)
+        ),
+    ),
+    "a thousandth less": ("min_p", lambda row, p: s.min_p(row, 0.999 * p)),
+    "a hundredth less": ("typical", lambda row, mass: s.typical_p(row, 0.99 * mass)),
+    "a hundredth more": (
+        "typical",
+        lambda row, mass: s.typical_p(row, min(1.01 * mass, 1.0)),
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", SMALL)
+def test_a_small_mistake_is_seen(mistake):
+    name, sampler = SMALL[mistake]
+    with pytest.raises(Violation):
+        CHECKS[name](sampler)
+
+
+def test_one_number_for_a_guess_and_for_what_takes_its_place_is_seen(monkeypatch):
+    def twice(logits, guess, q, rng, *weight):
+        if rng is not None:
+            u = rng.random()
+            rng = own.Uniforms(u, u)
+        return verified(logits, guess, q, rng, *weight)
+
+    verified = own.rejection.verified
+    monkeypatch.setattr("npllama.decoding.speculative.verified", twice)
+    with pytest.raises(Violation, match="as likely as from the target alone"):
+        CHECKS["speculative"](own.speculative)
 
 
 def test_an_exception_of_a_sampler_is_part_of_the_violation():

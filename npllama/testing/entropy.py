@@ -40,6 +40,8 @@ LEAST = {"least": st.integers(1, 5)}
 UNIFORM = row(0, 0, 0, 0)
 # The best token is so predictable that the second is more typical.
 PEAKED = row(2, 1, 1, 1, 1, 1, 0, 0)
+# Probabilities 1/2, 1/4, 1/8, 1/8; the second is the nearest to the entropy.
+HALVING = row(*np.log([1 / 2, 1 / 4, 1 / 8, 1 / 8]))
 
 
 def _nearest(
@@ -106,7 +108,8 @@ def check_typical(
     yield from mask_laws(options, keeps_the_best=False, batched=batched)
     nearest = functools.partial(_nearest, cuts=convention == "llama.cpp")
     says = "the tokens nearest to the expected surprise stay, until they hold the mass"
-    known = ({"logits": PEAKED, "mass": 0.3}, {"logits": PEAKED, "mass": 0.6})
+    tried = ((PEAKED, 0.3), (PEAKED, 0.6), (HALVING, 0.749), (HALVING, 0.751))
+    known = tuple({"logits": logits, "mass": mass} for logits, mass in tried)
     yield Law(says, cases(logits=logits(), **options), nearest, known)
     if convention == "transformers":
         says = "tokens of equal probability stay or go together"

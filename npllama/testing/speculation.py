@@ -227,6 +227,9 @@ def check_speculative(*, runs: int = 1000) -> Iterator[Law]:
     odds = functools.partial(_odds, runs=runs)
     says = "texts are as likely as from the target alone"
     tried = tuple(usual | {"process": p} for p in (PLAIN, SURE, TWO_BEST, NO_REPEAT))
+    # Of six words several may take the place of a guess.
+    a, b = LanguageModel(6, 5, 0.8), LanguageModel(6, 77, 0.8)
+    tried += (tried[0] | {"target": a, "draft": b, "max_new_tokens": 2},)
     yield Law(says, st.just(tried[0]), odds, tried)
 
 

@@ -31,6 +31,10 @@ from npllama.testing.truth import GONE, alive, ranked, slack, softmax
 
 LEAST = st.integers(1, 5)
 UNIFORM = row(0, 0, 0, 0)
+# More tokens than some samplers look at, the best of them last.
+RISING = array(np.arange(2000) / 8)
+# The best, and two neighbours of half its probability: 2e-4 above that and below.
+HALVES = row(0, np.log(0.5) + 2e-4, np.log(0.5) - 2e-4)
 
 
 def _least(options: Options, takes_least: bool) -> Options:
@@ -74,7 +78,7 @@ def check_top_k(
         + (", with all that equal the last of them" if ties == "all" else ""),
         cases(logits=logits(large=True), **options),
         holds,
-        ({"logits": UNIFORM, "k": 2}, {"logits": row(1, 0, 0), "k": 2}),
+        tuple({"logits": one, "k": 2} for one in (UNIFORM, row(1, 0, 0), RISING)),
     )
 
 
@@ -187,7 +191,7 @@ def check_min_p(
     yield from mask_laws(options, batched=batched)
     says = "what is at least p times as probable as the best stays, and nothing else"
     rows = cases(logits=logits(large=True), **options)
-    known = [{"logits": row(0, -1, -3), "p": 0.1}]
+    known = [{"logits": row(0, -1, -3), "p": 0.1}, {"logits": HALVES, "p": 0.5}]
     if takes_least:  # a token next to nothing is still more than a removed one
         known.append({"logits": row(0, GONE, -2000), "p": 0.5, "least": 2})
     yield Law(says, rows, holds, tuple(known))
