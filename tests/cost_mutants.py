@@ -5,6 +5,7 @@ must find it, and so must the comparison of what was counted with what was predi
 """
 
 COUNTER, FORMULAS = "test_cost_counter.py::test_", "test_cost_formulas.py::test_"
+ROOFLINE = "test_cost_roofline.py::test_"
 EQUAL = FORMULAS + "counted_equals_predicted_in_prefill_chunks_and_decode"
 DOWN = 'y = einsum("BTF,EF->BTE", hidden, layer.w_down, "down_proj")'
 
@@ -104,4 +105,25 @@ MUTANTS = [
      FORMULAS + "the_fullest_moment_is_as_full_as_predicted"),
     ("cost/memory.py", "positions * 4 * F", "positions * 3 * F",
      FORMULAS + "the_fullest_moment_is_as_full_as_predicted"),
+    # ---- the roofline
+    ("cost/hardware.py", 'wider[wider.index(dtype) :]', "wider",
+     ROOFLINE + "type_without_a_figure_has_the_rate_of_the_next_wider_one"),
+    ("cost/roofline.py", "return max(self.math, self.memory)",
+     "return self.math + self.memory",
+     ROOFLINE + "operator_takes_the_longer_time_and_the_ridge_tells_which"),
+    ("cost/roofline.py", "        between += passes * config", "        between += config",
+     ROOFLINE + "an_interpreter_takes_its_time_in_every_layer_of_every_pass"),
+    ("cost/roofline.py", '"overhead": self.between', '"overhead": 0.0',
+     ROOFLINE + "an_interpreter_takes_its_time_in_every_layer_of_every_pass"),
+    ("cost/roofline.py", "6 * (H + K) * D", "6 * H * D",
+     ROOFLINE + "a_key_head_is_turned_and_kept_and_its_values_are_kept"),
+    ("cost/roofline.py", "math.ceil((memory_one", "math.floor((memory_one",
+     ROOFLINE + "decode_turns_compute_bound_at_the_batch_that_is_told"),
+    ("cost/roofline.py", "steps, machine, kinds, passes=steps)",
+     "steps, machine, kinds)",
+     ROOFLINE + "an_interpreter_takes_its_time_in_every_layer_of_every_pass"),
+    ("cost/roofline.py", "max(0.0, held - memory) / storage", "(held - memory) / storage",
+     ROOFLINE + "what_fits_needs_no_storage"),
+    ("cost/roofline.py", "for i in range(guesses + 1))", "for i in range(guesses))",
+     ROOFLINE + "speedup_is_theorem_3_8"),
 ]  # fmt: skip

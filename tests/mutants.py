@@ -5,6 +5,7 @@ made; nearly all give text that looks right for a few words.
 """
 
 OPS, NORM, ROPE = "test_ops.py::test_", "test_norm.py::test_", "test_rope.py::test_"
+CONFIG, WEIGHTS = "test_config.py::test_", "test_weights.py::test_"
 CACHE, FEED = "test_cache.py::test_", "test_feedforward.py::test_"
 ATTENTION, MODEL = "test_attention.py::test_", "test_model.py::test_"
 SHAPES = "test_shapes.py::test_"
@@ -19,11 +20,51 @@ MUTANTS = [
      OPS + "small_blocks_of_weights_give_the_same_product"),
     ("ops.py", "if size.setdefault(letter, length) != length:", "if False:",
      OPS + "axis_of_two_lengths_is_named"),
+    ("ops.py", "sorted(out) != sorted(batch + rows + columns) or ", "",
+     OPS + "equation_that_is_no_product_is_refused"),
     ("ops.py", "_observers.set((*_observers.get(), observer))",
      "_observers.set((observer,))",
      OPS + "nested_observers_each_see_their_own_block"),
     ("ops.py", "_observers.reset(token)", "pass",
      OPS + "nothing_is_seen_outside_the_with_block"),
+    # ---- config
+    ("config.py", "multiple * ((wide + multiple - 1) // multiple)",
+     "multiple * (wide // multiple)",
+     CONFIG + "params_json_describes_the_same_model_as_the_preset"),
+    ("config.py", "32.0 if width < 4096 else 8.0", "8.0",
+     CONFIG + "params_json_describes_the_same_model_as_the_preset"),
+    ("config.py", 'if field.name in ("rope_type", "truncate") or', "if",
+     CONFIG + "a_config_survives_being_written_and_read"),
+    ("config.py", 'given.setdefault("rope_type", scaling.get("type", "default"))',
+     'given.setdefault("rope_type", "default")',
+     CONFIG + "the_oldest_key_for_the_rope_type_is_understood"),
+    ("config.py", 'given.setdefault("factor", positions / trained)',
+     'given.setdefault("factor", 1.0)',
+     CONFIG + "a_factor_left_out_is_what_the_context_grew_by"),
+    ("config.py", 'rope.rope_type == "yarn" and rope.rope_theta == 1', "False",
+     CONFIG + "a_wrong_number_is_named"),
+    ("config.py", "    ids = () if value is None else ids\n", "",
+     CONFIG + "end_tokens_may_be_one_or_several_or_none"),
+    # ---- weights
+    ("weights.py", ".astype(np.uint32) << 16)", ".astype(np.uint32) << 8)",
+     WEIGHTS + "all_65536_patterns_of_a_16_bit_float_are_widened_exactly"),
+    ("weights.py", "lm_head = embed if config.tie_word_embeddings else tensors",
+     "lm_head = embed.copy() if config.tie_word_embeddings else tensors",
+     WEIGHTS + "a_tied_head_is_the_embedding_itself"),
+    ("weights.py", 'return tensor.astype(dtype, copy=False)',
+     'return tensor.astype(dtype)', WEIGHTS + "loading_copies_nothing"),
+    ("weights.py", "        check_shapes(config, found)\n", "",
+     WEIGHTS + "a_failed_save_leaves_the_old_file_and_nothing_beside_it"),
+    ("npz.py", "% ALIGNMENT\n", "% 1\n",
+     WEIGHTS + "every_tensor_begins_on_a_boundary_of_64_bytes"),
+    ("npz.py", "        temporary.unlink(missing_ok=True)\n", "        pass\n",
+     WEIGHTS + "an_interrupted_save_leaves_nothing"),
+    ("npz.py", 'order="F" if fortran else "C"', 'order="C"',
+     WEIGHTS + "numpy_can_write_the_file_too"),
+    ("npz.py", "        if count > 1:\n", "        if False:\n",
+     WEIGHTS + "a_name_that_stands_twice_is_refused"),
+    ("npz.py", "if sum(info.file_size for info in members) > size:", "if False:",
+     WEIGHTS + "members_that_share_their_bytes_cannot_fill_the_memory"),
     # ---- norm
     ("norm.py", " * gain\n", " + 0 * gain\n", NORM + "norm_is_linear_in_the_gain"),
     ("norm.py", "np.sqrt(mean_square + eps)", "(np.sqrt(mean_square) + eps)",

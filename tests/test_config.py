@@ -79,6 +79,12 @@ def test_a_scaling_without_its_trained_length_takes_the_context_as_transformers_
     assert config_from_hf(data).rope.original_max_position_embeddings == 4096
 
 
+def test_a_factor_left_out_is_what_the_context_grew_by():
+    data = config_to_hf(DISTINCT) | {"max_position_embeddings": 4096}
+    yarn = {"rope_type": "yarn", "original_max_position_embeddings": 1024}
+    assert config_from_hf(data | {"rope_parameters": yarn}).rope.factor == 4
+
+
 # ---- against the published models ----------------------------------------------
 
 # Parameters as counted by PyTorch in the published checkpoints.

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -164,7 +165,7 @@ def test_as_many_positions_fit_as_are_told_and_no_more(config, machine, kinds):
 
 def test_what_fits_needs_no_storage():
     assert offload_seconds(7.7e9, 3.5e9, 4e9) == pytest.approx(1.05)
-    assert offload_seconds(3.5e9, 3.5e9, 4e9) == 0
+    assert offload_seconds(3.5e9, 3.5e9, 4e9) == offload_seconds(1e9, 3.5e9, 4e9) == 0
 
 
 # ---- speculation ------------------------------------------------------------
@@ -211,6 +212,14 @@ def test_functions_walk_through_each_position_alike_and_each_pair(
     assert found == batch * walked(1, new, cached)
     assert walked(batch, new, cached + 1) - found == 5 * batch * H * new * L
     assert found > 5 * batch * new * config.intermediate_size * L
+
+
+def test_a_key_head_is_turned_and_kept_and_its_values_are_kept():
+    several = preset("stories110m")
+    one = replace(several, num_key_value_heads=1)
+    more, less = (elementwise(c, operators(c, 2, 5)) for c in (several, one))
+    D, L = several.head_dim, several.num_hidden_layers
+    assert more - less == (6 + 2) * (several.num_key_value_heads - 1) * D * L * 2 * 5
 
 
 def test_time_between_products_counts_where_it_was_measured():

@@ -98,10 +98,11 @@ def test_numpy_and_unzip_read_the_file_too(tmp_path, dtype):
         subprocess.run(["unzip", "-tq", path], check=True, capture_output=True)
 
 
-def test_numpy_can_write_the_file_too(tmp_path):
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_numpy_can_write_the_file_too(tmp_path, order):
     path = tmp_path / "model.npz"
     tensors = random_tensors(DISTINCT, "float32")
-    np.savez(path, **tensors)
+    np.savez(path, **{n: np.asarray(t, order=order) for n, t in tensors.items()})
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("config.json", json.dumps(config_to_hf(DISTINCT)))
     model = load(path)
