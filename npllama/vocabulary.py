@@ -263,7 +263,10 @@ def check_kind(data: Settings) -> None:
     others = ("byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")
     changes = data["normalizer"] or any(model.get(key) for key in others)
     if model["type"] != "BPE" or changes or found != [split, bytewise]:
-        raise ValueError("not a byte-level BPE that splits a text as LLaMA 3's does")
+        raise ValueError(
+            "not a byte-level BPE that splits a text as LLaMA 3's does (LLaMA 1 and 2 "
+            "need the tokenizer.model that this file was made from)"
+        )
 
 
 def check_merges(

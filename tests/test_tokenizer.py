@@ -499,7 +499,10 @@ BROKEN = {
         edited(put("normalizer", value={"type": "NFC"})),
         "not a byte-level",
     ),
-    "LLaMA 2 in JSON": (edited(put("pre_tokenizer", value=None)), "not a byte-level"),
+    "LLaMA 2 in JSON": (
+        edited(put("pre_tokenizer", value=None)),
+        "LLaMA 1 and 2 need the tokenizer.model",
+    ),
     "byte fallback": (edited(put("model", "byte_fallback", value=True)), "not a byte"),
     "another pattern": (
         edited(put(*STEPS, 0, "pattern", value={"Regex": "(a+)+$"})),
