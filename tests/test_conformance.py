@@ -48,6 +48,27 @@ def number():
 
 def broken():
     raise RuntimeError("no weights")
+
+def stops():
+    raise SystemExit("no weights")
+
+def empty():
+    return {"top_k": []}
+
+def alone():
+    return {"top_k": (top_k,)}
+
+def perhaps():
+    return {"top_k": (top_k, {"takes_least": "perhaps"})}
+
+def many():
+    return {"speculative": (top_k, {"runs": "many"})}
+
+def none_back():
+    return {"repetition_penalty": (top_k, {"last_n": 0})}
+
+def never():
+    return {"beam_search": (top_k, {"early_stopping": ()})}
 """
 
 
@@ -72,6 +93,13 @@ def folder(tmp_path, monkeypatch):
         ("their_samplers:nothing", "returns a dictionary of strategies, found {}"),
         ("their_samplers:number", "top_k is offered as 3: expected a function"),
         ("their_samplers:broken", "broken() raised RuntimeError: no weights"),
+        ("their_samplers:stops", "stops() raised SystemExit: no weights"),
+        ("their_samplers:empty", "top_k is offered as []: expected a function"),
+        ("their_samplers:alone", "expected a function, or a function and"),
+        ("their_samplers:perhaps", "takes_least is 'perhaps'; it is True or False"),
+        ("their_samplers:many", "runs is 'many'; a number from 1 on is needed"),
+        ("their_samplers:none_back", "last_n is 0; a number from 1 on is needed"),
+        ("their_samplers:never", "early_stopping is (); a tuple of values is needed"),
     ],
 )
 def test_a_sampler_that_cannot_be_checked_is_refused_in_one_line(folder, spec, line):
@@ -142,7 +170,12 @@ def test_the_command_reports_every_law_and_writes_it_down(folder):
 
 
 def test_the_command_without_a_sampler_that_can_be_had_is_a_usage_error(folder):
-    for arguments in (("--sampler", "nowhere:factory"), ()):
+    right = ("--sampler", "their_samplers:right")
+    for arguments in (
+        ("--sampler", "nowhere:factory"),
+        (*right, "--sampler-report", "nowhere/report.json"),
+        (),
+    ):
         done = run(folder, *arguments)
         assert done.returncode == 4
         (line,) = filter(None, done.stderr.splitlines())

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -107,6 +108,19 @@ def test_an_exception_of_a_sampler_is_part_of_the_violation():
 
     with pytest.raises(Violation, match="it raised KeyError: 'temperature'"):
         check_top_p(breaks)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "words"),
+    [
+        (lambda row, k: None, "None came back, which is no row of logits"),
+        (lambda row, k: row > 0, "came back, which is no row of logits"),
+        (lambda row, k: sys.exit(3), "it raised SystemExit: 3"),
+    ],
+)
+def test_a_sampler_that_returns_no_logits_is_told_so(sampler, words):
+    with pytest.raises(Violation, match=words):
+        check_top_k(sampler)
 
 
 def test_a_sampler_that_changes_its_mind_is_said_to():

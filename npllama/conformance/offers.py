@@ -55,7 +55,7 @@ def load(spec: str) -> list[Offer]:
         raise BadSampler(f"{spec!r} is not of the form MODULE:FACTORY")
     try:
         module = importlib.import_module(module_name)
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         raise BadSampler(
             f"cannot import {module_name!r}: {_line(problem)}"
         ) from problem
@@ -68,12 +68,12 @@ def load(spec: str) -> list[Offer]:
         return offers_of(found)
     try:
         offered = found()
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         raise BadSampler(f"{name}() raised {_line(problem)}") from problem
     return offers_of(offered)
 
 
-def _line(problem: Exception) -> str:
+def _line(problem: BaseException) -> str:
     return f"{type(problem).__name__}: {problem}".splitlines()[0]
 
 
@@ -98,7 +98,7 @@ def offers_of(offered: Any) -> list[Offer]:
     return [
         _offer(str(name), one)
         for name, few in offered.items()
-        for one in (few if isinstance(few, list) else [few])
+        for one in (few if isinstance(few, list) and few else [few])
     ]
 
 
@@ -107,7 +107,8 @@ def _offer(name: str, offered: Any) -> Offer:
         near = get_close_matches(name, CHECKS, 1)
         hint = f", perhaps {near[0]!r} is meant" if near else ""
         raise BadSampler(f"no strategy {name!r}{hint}; there are {', '.join(CHECKS)}")
-    function, conventions = offered if isinstance(offered, tuple) else (offered, {})
+    pair = offered if isinstance(offered, tuple) else (offered, {})
+    function, conventions = pair if len(pair) == 2 else (None, None)
     if not callable(function) or not isinstance(conventions, Mapping):
         raise BadSampler(
             f"{name} is offered as {offered!r:.60}: expected a function, or a function "
@@ -116,6 +117,6 @@ def _offer(name: str, offered: Any) -> Offer:
     offer = Offer(name, function, dict(conventions))
     try:
         _ = offer.laws
-    except (ValueError, TypeError) as problem:
+    except ValueError as problem:
         raise BadSampler(str(problem)) from problem
     return offer

@@ -37,6 +37,8 @@ class Session:
     def __init__(self, config: pytest.Config):
         self.sampler: str = config.getoption("sampler")
         self.file: str | None = config.getoption("sampler_report")
+        if self.file and not Path(self.file).resolve().parent.is_dir():
+            raise pytest.UsageError(f"--sampler-report {self.file}: no such folder")
         try:
             offers = load(self.sampler)
         except BadSampler as problem:

@@ -60,14 +60,14 @@ def shown(value: Any) -> str:
     return str(value) if isinstance(value, np.generic) else repr(value)
 
 
-def told(law: Law, case: Case, problem: Exception) -> str:
+def told(law: Law, case: Case, problem: BaseException) -> str:
     """A broken law in words."""
     found = str(problem) if isinstance(problem, Violation) else raised(problem)
     lines = [law.says, *(f"  {name} = {shown(x)}" for name, x in case.items())]
     return "\n".join([*lines, *(f"  {line}" for line in found.splitlines())])
 
 
-def raised(problem: Exception) -> str:
+def raised(problem: BaseException) -> str:
     """An exception in one line."""
     return f"it raised {type(problem).__name__}: {problem}".splitlines()[0]
 
@@ -97,7 +97,7 @@ def counterexample(law: Law, sampler: Callable, shrink: bool = True) -> str | No
             law.holds(sampler, **case)
         except HypothesisException:
             raise
-        except Exception as problem:
+        except (Exception, SystemExit) as problem:
             raise Violation(told(law, case, problem)) from problem
 
     phases = set(settings().phases) - (set() if shrink else {Phase.shrink})
@@ -179,7 +179,21 @@ def laws_of(name: str, conventions: Mapping[str, Any]) -> list[Law]:
                 f"{name}: {key} is {value!r}; it is one of "
                 + ", ".join(map(repr, choices))
             )
+        _check_free(name, key, value)
     return list(CHECKS[name].__wrapped__(**conventions))  # type: ignore[attr-defined]
+
+
+def _check_free(name: str, key: str, value: Any) -> None:
+    """Raise ValueError if a convention without choices is not of its type."""
+    kind = get_type_hints(CHECKS[name].__wrapped__)[key]  # type: ignore[attr-defined]
+    counts = kind is int or int in get_args(kind)
+    none = value is None and type(None) in get_args(kind)
+    if kind is bool and type(value) is not bool:
+        raise ValueError(f"{name}: {key} is {value!r}; it is True or False")
+    if counts and not none and (type(value) is not int or value < 1):
+        raise ValueError(f"{name}: {key} is {value!r}; a number from 1 on is needed")
+    if kind is tuple and not (isinstance(value, (tuple, list)) and value):
+        raise ValueError(f"{name}: {key} is {value!r}; a tuple of values is needed")
 
 
 def conventions_of(name: str) -> dict[str, tuple]:

@@ -29,7 +29,10 @@ def applied(sampler: Callable, logits: NDArray, *options: Any) -> NDArray:
     (..., V) float32
         As large as the one passed in, and without NaN.
     """
-    out = np.asarray(sampler(logits.copy(), *options))
+    found = sampler(logits.copy(), *options)
+    out = np.asarray(found)
+    if out.dtype.kind in "OUSb":
+        raise Violation(f"{found!r:.60} came back, which is no row of logits")
     if out.shape != logits.shape:
         raise Violation(f"{logits.shape} logits came back in shape {out.shape}")
     if np.isnan(out).any():
