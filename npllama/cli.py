@@ -8,11 +8,12 @@ code is 2 if the command was misused, 1 if it failed, 130 if it was interrupted.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import NoReturn
 
@@ -28,12 +29,13 @@ from npllama.cli_options import (
     helpers,
     in_words,
 )
+from npllama.cli_timing import Stopwatch
 from npllama.cost import FlopCounter, cache_bytes, parameters
 from npllama.decoding import context_length
-from npllama.generation import Generation, Piece, generate, pieces
+from npllama.generation import NO_HELPERS, Generation, generate, pieces
 from npllama.options import GenerationConfig
 from npllama.strategies import searching
-from npllama.task import encode_prompt
+from npllama.task import Helpers, encode_prompt
 from npllama.weights import Model, load
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
@@ -115,8 +117,12 @@ def continue_text(options: argparse.Namespace) -> None:
     prompt = read_prompt(options.prompt)
     model, help_ = load(options.weights), helpers(options)
     config = generation_config(options, model)
+    if not options.json:
+        if config.logprobs is not None or config.prompt_logprobs:
+            raise UsageError("log-probabilities are shown with --json")
+        config = replace(config, echo=False)  # the prompt is shown in any case
     watch = Stopwatch(len(encode_prompt(model, prompt)))
-    if options.json or searching(config) or config.num_return_sequences > 1:
+    if options.json or not streams(config):
         begin = time.perf_counter()
         found = generate(model, [prompt], config, rng, help_)
         assert isinstance(found, list)
@@ -136,6 +142,11 @@ def continue_text(options: argparse.Namespace) -> None:
     print(watch.summary(), file=sys.stderr)
 
 
+def streams(config: GenerationConfig) -> bool:
+    """Whether one text is asked for, in a way that is known token by token."""
+    return not searching(config) and (config.best_of or config.num_return_sequences) < 2
+
+
 def as_json(text: Generation) -> dict:
     """A generation as a dictionary, log-probabilities by name."""
     data = text._asdict()
@@ -147,90 +158,22 @@ def as_json(text: Generation) -> dict:
 
 def read_prompt(argument: str | None) -> str:
     """The prompt given as an argument, or from standard input."""
-    if argument is not None and argument != "-":
-        return argument
-    if argument is None and sys.stdin.isatty():
-        raise UsageError("no PROMPT: give it as an argument, or pipe it in")
     try:
+        if argument is not None and argument != "-":
+            # Where the system says nothing of UTF-8, Python kept the bytes.
+            return argument.encode("utf-8", "surrogateescape").decode("utf-8")
+        if sys.stdin is None or (argument is None and sys.stdin.isatty()):
+            raise UsageError("no PROMPT: give it as an argument, or pipe it in")
         return sys.stdin.buffer.read().decode("utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"standard input is not UTF-8 ({error})") from None
+    except UnicodeError as error:
+        source = "standard input" if argument in (None, "-") else "PROMPT"
+        raise UsageError(f"{source} is not UTF-8 ({error})") from None
 
 
 def show(text: str) -> None:
     """Write at once, whatever the terminal can display of it."""
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-class Stopwatch:
-    """Times a stream of tokens: until the first (prefill), and from then on."""
-
-    def __init__(self, prompt_tokens: int):
-        self.prompt_tokens, self.new_tokens = prompt_tokens, 0
-        self.prefill = self.decode = 0.0
-
-    def time(self, stream: Iterable[Piece]) -> Iterator[Piece]:
-        """Pass the stream on, counting only the time spent in making it."""
-        stream = iter(stream)
-        while True:
-            begin = time.perf_counter()
-            piece = next(stream, None)
-            spent = time.perf_counter() - begin
-            if piece is None:
-                return
-            if self.new_tokens:
-                self.decode += spent
-            else:
-                self.prefill += spent
-            self.new_tokens += 1
-            yield piece
-
-    def whole(self, seconds: float, new_tokens: int) -> None:
-        """Count a search, in which prompt and new tokens cannot be told apart."""
-        self.decode, self.new_tokens = seconds, new_tokens
-
-    def statistics(self) -> dict[str, float | None]:
-        """Counts, seconds, tokens per second, and peak memory in MB."""
-        # The first new token comes with the prompt, unless all was one search.
-        decoded = self.new_tokens - (1 if self.prefill else 0)
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "prompt_seconds": self.prefill,
-            "prompt_tokens_per_second": _rate(self.prompt_tokens, self.prefill),
-            "new_tokens": self.new_tokens,
-            "decode_seconds": self.decode,
-            "decode_tokens_per_second": _rate(decoded, self.decode),
-            "peak_memory_mb": peak_memory_mb(),
-        }
-
-    def summary(self) -> str:
-        """The statistics as a line for people."""
-        s = self.statistics()
-        parts = [f"prompt {s['prompt_tokens']} tokens, {_per_second(s, 'prompt')}"]
-        parts += [f"decode {s['new_tokens']} tokens, {_per_second(s, 'decode')}"]
-        if s["peak_memory_mb"] is not None:
-            parts.append(f"peak memory {s['peak_memory_mb']:.0f} MB")
-        return "[" + "; ".join(parts) + "]"
-
-
-def _rate(count: int, seconds: float) -> float | None:
-    return count / seconds if count > 0 and seconds > 0 else None
-
-
-def _per_second(statistics: dict[str, float | None], part: str) -> str:
-    rate = statistics[f"{part}_tokens_per_second"]
-    return "too few to time" if rate is None else f"{rate:.0f} tokens/s"
-
-
-def peak_memory_mb() -> float | None:
-    """Largest resident memory of this process so far; None where it is not told."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 #  ---- chat -------------------------------------------------------------------
@@ -248,7 +191,12 @@ def run_chat(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.weights}: no tokenizer inside, so no chat")
     style = options.format
     style = detect_format(model.tokenizer) if style == "auto" else style
-    config = generation_config(options, model)
+    help_, config = helpers(options), generation_config(options, model)
+    if not streams(config) or config.logprobs is not None or config.prompt_logprobs:
+        raise UsageError(
+            "a chat shows one text as it comes: no beams, no several texts, no "
+            "log-probabilities"
+        )
     if options.eos_token_id is None:
         # What ends a turn does so whatever else the checkpoint wishes.
         ends = stop_tokens(model.tokenizer, style).union(config.eos_token_id or ())
@@ -259,11 +207,13 @@ def run_chat(options: argparse.Namespace) -> None:
         if message == "/reset":
             conversation = Conversation(model, style, options.system)
         elif message:
-            answer(conversation, message, config, rng)
+            answer(conversation, message, config, rng, help_)
 
 
 def ask() -> str | None:
     """One line from the user; None at the end of input or at ``/quit``."""
+    if sys.stdin is None:
+        return None
     prompt = "> " if sys.stdin.isatty() else ""
     while True:
         try:
@@ -292,6 +242,7 @@ def answer(
     message: str,
     config: GenerationConfig,
     rng: np.random.Generator,
+    help_: Helpers = NO_HELPERS,
 ) -> None:
     """Take one turn: the user's message in, the model's answer out."""
     first = not talk.tokens
@@ -309,7 +260,7 @@ def answer(
     if config.eos_token_id is None:
         config = replace(config, eos_token_id=talk.stop)
     try:
-        for piece in pieces(talk.model, talk.tokens, config, rng, talk.cache):
+        for piece in pieces(talk.model, talk.tokens, config, rng, talk.cache, help_):
             talk.tokens.append(piece.token)
             show(piece.text)
     except KeyboardInterrupt:
@@ -372,11 +323,24 @@ RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {
 }
 
 
+def open_streams() -> None:
+    """See to it that there is somewhere to write, in signs that can be written."""
+    if sys.stdout is None or sys.stderr is None:  # closed by whoever called
+        nowhere = open(os.devnull, "w")
+        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
     options = parser().parse_args(argv)
+    open_streams()
     try:
-        code = RUN[options.command](options)
+        # Numbers that overflow are refused where they matter, in one line.
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            code = RUN[options.command](options)
         sys.stdout.flush()
     except UsageError as error:
         return _fail(options.command, str(error), USAGE)
@@ -386,8 +350,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has gone; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
-    except MemoryError:
-        return _fail(options.command, "out of memory; a smaller model fits", FAILURE)
+    except (MemoryError, OverflowError):
+        return _fail(options.command, "out of memory; ask for less", FAILURE)
     except OSError as error:
         return _fail(options.command, in_words(error), FAILURE)
     except ValueError as error:

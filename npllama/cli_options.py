@@ -43,7 +43,9 @@ class UsageError(Exception):
 
 def in_words(error: OSError) -> str:
     """What went wrong with which file."""
-    return f"{error.strerror}: {error.filename}" if error.strerror else str(error)
+    if error.strerror is None or error.filename is None:
+        return error.strerror or str(error)
+    return f"{error.strerror}: {error.filename}"
 
 
 def add_generation_options(command: argparse.ArgumentParser) -> None:
@@ -137,7 +139,11 @@ def _over(given: dict[str, Any], stronger: dict[str, Any]) -> dict[str, Any]:
 
 def _config(given: dict[str, Any]) -> GenerationConfig:
     if isinstance(given.get("logit_bias"), dict):
-        given["logit_bias"] = {int(t): b for t, b in given["logit_bias"].items()}
+        # JSON has no other keys than words.
+        given["logit_bias"] = {
+            int(key) if key.isdecimal() else key: bias
+            for key, bias in given["logit_bias"].items()
+        }
     if given["temperature"] == 0:
         given |= {"temperature": 1.0, "do_sample": False}
     if "do_sample" in given:

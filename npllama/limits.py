@@ -31,11 +31,11 @@ def plain(name: str, value: Any) -> Any:
     if name == "stop_strings" and (value is None or isinstance(value, str)):
         return () if value is None else (value,)
     if name == "sequence_bias" and isinstance(value, tuple):
-        pairs = all(isinstance(pair, tuple) and len(pair) == 2 for pair in value)
+        pairs = all(isinstance(p, tuple) and len(p) == 2 and _ids(p[0]) for p in value)
         value = dict(value) if pairs else value
     if name in ("sequence_bias", "logit_bias") and isinstance(value, Mapping):
         return {_tuples(key): _tuples(bias) for key, bias in value.items()}
-    if name == "watermarking_config" and isinstance(value, Mapping):
+    if name == "watermarking_config" and isinstance(value, (Mapping, *_MARKS)):
         return _watermark(value)
     return value
 
@@ -48,15 +48,24 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if type(value) in (list, tuple) else value
 
 
-def _watermark(data: Mapping[str, Any]) -> GreenList | SynthID:
-    """The config that transformers writes as a dictionary."""
-    kind = SynthID if "keys" in data else GreenList
-    given = {name: _tuples(value) for name, value in data.items()}
+_MARKS = (GreenList, SynthID)
+
+
+def _watermark(data: Mapping[str, Any] | GreenList | SynthID) -> GreenList | SynthID:
+    """A watermark, which transformers writes as a dictionary, with sound fields."""
+    given = dict(data) if isinstance(data, Mapping) else data._asdict()
     given.pop("debug_mode", None)  # of transformers' own tests
-    for name in given:
+    kind = SynthID if "keys" in given else GreenList
+    for name, value in given.items():
         if name not in kind._fields:
             known = ", ".join(kind._fields)
             raise ValueError(f"watermarking_config: {name!r} is not one of {known}")
+        given[name] = _tuples(value)
+        fits, legal = MARK_RANGES[name]
+        if not fits(given[name]):
+            raise ValueError(
+                f"watermarking_config: {name} is {value!r:.60}; it must be {legal}"
+            )
     return kind(**given)
 
 
@@ -159,7 +168,7 @@ RANGES: dict[str, Check] = {
         "'low', 'high' or a list of layers",
     ),
     "watermarking_config": (
-        lambda v: isinstance(v, (GreenList, SynthID)),
+        lambda v: isinstance(v, _MARKS),
         "a GreenList or a SynthID",
     ),
     # The power of a length must be a number: a million to the 50th still is.
@@ -204,6 +213,26 @@ RANGES |= dict.fromkeys(
 RANGES |= dict.fromkeys(
     ["presence_penalty", "frequency_penalty", "guidance_scale"], _ANY
 )
+
+
+MARK_RANGES: dict[str, Check] = {
+    "greenlist_ratio": _real(lambda x: 0 < x < 1, "between 0 and 1"),
+    "bias": _ANY,
+    "hashing_key": _whole(0),
+    "seeding_scheme": _among("lefthash", "selfhash"),
+    "pick": (callable, "a function of (seed, V, number)"),
+    "table": (callable, "a function of the key"),
+    "keys": (
+        lambda v: v and _ids(v) and max(v) < 2**63,
+        "a list of whole numbers, each below 2 to the 63rd",
+    ),
+    "ngram_len": _whole(2),
+    "skip_first_ngram_calls": _FLAG,
+}
+MARK_RANGES |= dict.fromkeys(
+    ["context_width", "sampling_table_size", "context_history_size"], _whole(1)
+)
+MARK_RANGES["sampling_table_seed"] = _whole(0)
 
 
 #  ---- options together ---------------------------------------------------------

@@ -1,5 +1,6 @@
 """The command line as a user meets it: texts out, one line when something is wrong."""
 
+import io
 import json
 import os
 import signal
@@ -147,6 +148,19 @@ WRONG = [
     (2, ("generate", "x", "--max-new-tokens", "many"), "invalid int value"),
     (2, ("generate", "x", "--bad-words-ids", "[[1"), "not JSON"),
     (2, ("generate", "x", "--no-such-option"), "unrecognized"),
+    (2, ("generate", "x", "--bad-words-ids", "5"), "bad_words_ids is 5"),
+    (2, ("generate", "x", "--sequence-bias", "[[{}, 5]]"), "sequence_bias is"),
+    (2, ("generate", "x", "--logit-bias", '{"a": 1}'), "logit_bias is"),
+    (2, ("generate", "x", "--dola-layers", "5"), "dola_layers is 5"),
+    (2, ("generate", "x", "--watermarking-config", '{"keys": 5}'), "keys is 5"),
+    (2, ("generate", "x", "--penalty-alpha", "0.6", "--do-sample"), "penalty_alpha"),
+    (2, ("generate", "x", "--logprobs", "2"), "with --json"),
+    (2, ("generate", "\udcff"), "PROMPT is not UTF-8"),
+    (2, ("chat", "--num-beams", "2"), "a chat shows one text"),
+    (2, ("chat", "--logprobs", "2"), "a chat shows one text"),
+    (1, ("chat", "--assistant", "nowhere"), "nowhere"),
+    (1, ("generate", "x", "--num-beams", "9" * 30), "out of memory"),
+    (1, ("generate", "x", "--guidance-scale", "1e39"), "is inf"),
     (2, ("frobnicate",), "invalid choice"),
     (2, (), "required"),
     (1, ("generate", "x", "--weights", "nowhere.npz"), "shipped with npllama: stories"),
@@ -175,6 +189,68 @@ def test_what_is_wrong_gets_one_line_and_its_exit_code(capsys, code, words, mess
 def test_bytes_that_are_not_text_get_one_line():
     code, _, err = run("generate", stdin=b"\xff\xfe")
     assert code == 2 and "not UTF-8" in err and len(err.strip().splitlines()) == 1
+
+
+def test_what_the_caller_has_closed_is_no_surprise(capsys, monkeypatch):
+    words = ("--max-new-tokens", "3", "--temperature", "0")
+    monkeypatch.setattr(sys, "stdin", None)
+    assert called(capsys, "generate", *words)[0] == 2
+    assert called(capsys, "generate", "Once", *words)[0] == 0
+    assert called(capsys, "chat", *words)[:2] == (0, "")
+    monkeypatch.setattr(sys, "stderr", None)
+    assert called(capsys, "generate", "Once", *words)[1] == "Once upon a time\n"
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(("generate", "Once", *words)) == 0
+
+
+def test_a_terminal_without_the_signs_shows_others(monkeypatch):
+    for name in ("stdout", "stderr"):
+        narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+        monkeypatch.setattr(sys, name, narrow)
+    # Where the system says nothing of UTF-8, this is how "é" comes.
+    words = ("generate", "\udcc3\udca9 Once", "--max-new-tokens", "2")
+    assert main(words) == 0
+    assert sys.stdout.buffer.getvalue().startswith(b"? Once")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--echo",), ("--echo", "--num-beams", "2"), ("--best-of", "3"), ("--stop", "x")],
+)
+def test_the_prompt_is_shown_once(capsys, words):
+    code, out, _ = called(capsys, "generate", "Once", "--max-new-tokens", "3", *words)
+    assert code == 0 and out.count("Once") == 1
+
+
+def test_tokens_that_come_together_are_not_timed_apart():
+    from npllama.cli_timing import Stopwatch
+    from npllama.generation import Piece
+
+    def rounds():
+        for _ in range(2):
+            time.sleep(2e-3)
+            yield from [Piece(5, "", None)] * 3
+
+    watch = Stopwatch(4)
+    assert len(list(watch.time(rounds()))) == 6
+    statistics = watch.statistics()
+    assert statistics["decode_tokens_per_second"] < 3 / 2e-3
+    alone = Stopwatch(4)
+    assert len(list(alone.time([Piece(5, "", None)] * 3))) == 3
+    assert alone.statistics()["decode_tokens_per_second"] is None
+
+
+def test_a_chat_takes_an_assistant(capsys, monkeypatch):
+    import npllama
+    from npllama import cli
+
+    asked = []
+    monkeypatch.setattr(cli, "ask", iter(["Once", None]).__next__)
+    monkeypatch.setattr(cli, "pieces", lambda *given: asked.append(given[-1]) or ())
+    words = ("chat", "--assistant", "stories-draft")
+    assert called(capsys, *words)[0] == 0
+    draft = npllama.load("stories-draft")
+    assert asked[0].assistant.config == draft.config
 
 
 def test_a_reader_that_goes_away_is_no_error_message():

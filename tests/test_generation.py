@@ -389,9 +389,9 @@ def test_a_row_that_has_ended_asks_for_no_more_tokens():
         return allowed[row] if EOS not in tokens else [0]
 
     config = GenerationConfig(
-        max_new_tokens=4, prefix_allowed_tokens_fn=allow, no_repeat_ngram_size=1
+        max_new_tokens=4, prefix_allowed_tokens_fn=allow, do_sample=True
     )
-    config = replace(config, suppress_tokens=(0,))
+    config = replace(config, suppress_tokens=(0,), no_repeat_ngram_size=1)
     first, second = generate(model, [prompt, [6]], config)
     assert first.tokens == [EOS] and len(second.tokens) == 4
 

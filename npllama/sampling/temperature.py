@@ -50,7 +50,7 @@ def temperature(logits: ArrayLike, t: float) -> Row:
             return logits / logits.dtype.type(t)
     except FloatingPointError:
         raise ValueError(
-            f"temperature {t} is too far from 1: the logits leave {logits.dtype}"
+            f"dividing by temperature {t} takes the logits out of {logits.dtype}"
         ) from None
 
 
