@@ -15,9 +15,10 @@ also makes every number smaller, which rounding does not.  `lean` measures that,
 part of the tensor that is missing, $-\sum (y - y^*) y^* / \sum {y^*}^2$; over many
 positions it must stay below one floor.
 
-Both limits have room: in 201 runs of transformers (float32, bfloat16 and float16, eager
-and fused attention, random models with MHA, GQA and MQA) no tensor came further than
-1.44 floors, nor leant by more than 0.61.
+Both limits have room: in 1,687 right runs of 270 random models (transformers with eager
+and fused attention, JAX, and NumPy that adds in other orders; float32, bfloat16 and
+float16; MHA, GQA and MQA with every scaling of RoPE) no tensor came further than 1.73
+floors, nor leant by more than 0.55.
 
 What else is measured (largest difference, cosine, ULPs, divergence of the next-token
 distributions) is for the reader to look at, and decides nothing.
