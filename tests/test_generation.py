@@ -13,6 +13,7 @@ from npllama import GenerationConfig, Helpers, generate, pieces, stream
 from npllama.decoding.logprobs import text_logprobs
 from npllama.options import load_options, options_from_hf, options_of
 from npllama.sampling import GreenList, SynthID
+from npllama.task import prepare, process_of
 
 SEEDS = st.integers(0, 10_000)
 
@@ -456,3 +457,17 @@ def test_suppression_at_the_beginning_comes_behind_a_forced_first_token():
     assert generate(model, prompt[:1], both).tokens[1] != 8
     # A prompt of several tokens has its first one behind it.
     assert generate(model, prompt, both).tokens[0] != 8
+
+
+def test_beams_that_are_drawn_keep_more_tokens_than_can_end_the_text():
+    model, prompt = model_of(0)
+    model = model._replace(config=replace(model.config, eos_token_id=(3, 4, 5)))
+    # All that ends the text is likelier than anything else.
+    bias = {(token,): 50.0 for token in (3, 4, 5)}
+    config = GenerationConfig(
+        num_beams=2, do_sample=True, top_k=1, max_new_tokens=3, sequence_bias=bias
+    )
+    process = process_of([prepare(model, prompt, config, Helpers())])
+    V = model.config.vocab_size
+    left = process([prompt], np.arange(V, dtype=np.float32)[None])
+    assert np.isfinite(left).sum() == 4

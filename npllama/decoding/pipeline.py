@@ -276,7 +276,7 @@ def shapes(c: GenerationConfig, setting: Setting) -> list[Process]:
     """Temperature and truncation, in the order that the config asks for."""
     if c.mirostat:
         return [*temperatures(c), Mirostat(c)]
-    cuts = truncations(c)
+    cuts = truncations(c, len(setting.eos))
     if c.xtc_probability:
         cuts.append(_xtc(c, setting))
     first = c.sampler_order == "transformers"
@@ -314,11 +314,10 @@ LEAVING = {"top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff
 LLAMACPP_FIRST = ["top_n_sigma", "top_k", "typical_p", "top_p", "min_p"]
 
 
-def truncations(c: GenerationConfig) -> list[Process]:
+def truncations(c: GenerationConfig, n_eos: int) -> list[Process]:
     """Everything that cuts unlikely tokens off, one after the other."""
     # Beams must be able to go on when every best token ends the text.
-    n_eos = 1 if c.eos_token_id is None else len(c.eos_token_id)
-    keep = {"min_tokens_to_keep": n_eos + 1 if c.num_beams > 1 else 1}
+    keep = {"min_tokens_to_keep": max(n_eos, 1) + 1 if c.num_beams > 1 else 1}
     order = list(TRUNCATIONS)
     if c.sampler_order == "llama.cpp":
         order.sort(key=[*LLAMACPP_FIRST, *order].index)

@@ -165,6 +165,7 @@ def top_h(
     -------
     (..., V) float32
         The most probable token always stays; of equals the lowest ids first.
+        At alpha = 1 transformers may lose the last of them to rounding.
 
     Raises
     ------
