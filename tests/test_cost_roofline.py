@@ -273,6 +273,7 @@ def test_probe_reads_every_weight_and_multiplies_prompts(monkeypatch):
 def test_probe_tells_a_machine_that_computes_in_fp32(monkeypatch):
     monkeypatch.setattr(probe, "ROUNDS", 1)
     monkeypatch.setattr(probe, "BEYOND_CACHES", 2**26)
+    monkeypatch.setattr(probe, "LAYERS", 2)
     machine = hardware("this-machine")
     assert machine.name == "this-machine" and set(machine.flops) == {"fp32"}
     rates = (*machine.flops.values(), machine.bandwidth, machine.elementwise)
@@ -282,6 +283,7 @@ def test_probe_tells_a_machine_that_computes_in_fp32(monkeypatch):
 
 def test_overhead_is_what_a_layer_takes_beyond_its_products(monkeypatch):
     times = iter([5.0, 1.0, 7.0, 2.0, 6.0, 2.0] + 100 * [4.0, 1.0])
+    monkeypatch.setattr(probe, "LAYERS", 2)
     monkeypatch.setattr(probe, "seconds_of", lambda work: next(times))
     assert probe.layer_overhead() == pytest.approx(3.0 / probe.LAYERS)
     monkeypatch.setattr(probe, "seconds_of", lambda work: -next(times))
