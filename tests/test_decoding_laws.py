@@ -19,7 +19,9 @@ SEEDS = st.integers(0, 10_000)
 def test_one_group_is_beam_search(seed, num_beams, length_penalty):
     made = tiny(seed)
     model, stop = npllama_model(made), at_tokens([3])
-    options = {"eos": [3], "length_penalty": length_penalty, "early_stopping": True}
+    options = {"eos": [3], "length_penalty": length_penalty}
+    # Stopped early, the two forget other texts: that of transformers 5, and that of 4.
+    options["early_stopping"] = "never"
     plain = beam_search(model, made.prompt, stop, 6, num_beams, **options)
     groups = group_beam_search(
         model, made.prompt, stop, 6, num_beams, 1, 0.5, **options
