@@ -153,7 +153,8 @@ def yarn_attention_factor(rope: Rope) -> float:
 
     References
     ----------
-    Peng et al. 2023, eq. 22; `mscale` and `mscale_all_dim` as in transformers.
+    Peng et al. 2023, eq. 22; `mscale` and `mscale_all_dim` as in transformers 5 (4.49
+    does not know them).
     """
 
     def scale(weight: float) -> float:

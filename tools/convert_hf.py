@@ -6,7 +6,8 @@ SRC is a folder of Hugging Face (safetensors, sharded or not, or PyTorch files),
 folder of Meta's (``consolidated.NN.pth`` with ``params.json``), or a ``.bin`` of
 llama2.c.  Every name and shape is checked before anything is written; then the
 tensors pass through memory one at a time.  OUT.npz appears when it is whole: what
-was there before stays until then, and a failed run leaves nothing behind.
+was there before stays until then, and a run that fails or is interrupted leaves
+nothing behind (one that is killed outright, a file that ends in ``.part``).
 
 Needs nothing beyond npllama, except torch for PyTorch's and Meta's files,
 ml_dtypes to round to bfloat16, and, if it is there, tqdm for a progress bar.
