@@ -76,6 +76,17 @@ def test_candidate_of_the_golden_tokens_passes(model, golden, tmp_path, backend)
     )
 
 
+def test_candidate_takes_the_place_of_nothing_that_it_is_made_from(
+    model, golden, backend, capsys
+):
+    for out in (model, golden):
+        before = out.read_bytes()
+        options = ["book", str(model), "--golden", str(golden), "-o", str(out)]
+        assert candidate.main(options) == 1
+        assert "choose another place" in capsys.readouterr().err
+        assert out.read_bytes() == before
+
+
 def test_text_is_the_prompt_and_then_token_by_token(golden):
     text = text_of(read_golden(golden))
     pieces = [(step.name, step.first, tokens) for step, tokens in text.pieces()]

@@ -34,9 +34,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 from candidates.text import text_of  # noqa: E402
 
+from npllama.golden.record import check_place  # noqa: E402
 from npllama.golden.trace import META, read_golden  # noqa: E402
 from npllama.npz import write_array, write_text, writing  # noqa: E402
-from npllama.weights import load  # noqa: E402
+from npllama.weights import load, locate  # noqa: E402
 
 # Module of each backend, and the distribution whose version is written down.
 BACKENDS = {
@@ -87,9 +88,11 @@ def candidate(backend: str, source: str, golden: Path, out: Path, dtype: str) ->
     """
     module, distribution = BACKENDS[backend]
     run = import_module(f"candidates.{module}").run
+    place = Path(source) if backend == "onnx" else locate(source)
+    check_place(out, {"the golden trace": golden, "the model": place})
     trace = read_golden(golden)
     text = text_of(trace)
-    model = Path(source) if backend == "onnx" else load(source)
+    model = place if backend == "onnx" else load(place)
     meta = {
         "producer": f"{distribution} {version(distribution)}",
         "dtype": dtype,
