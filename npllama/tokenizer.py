@@ -103,6 +103,8 @@ class Tokenizer:
         allowed_special : "all" or strings
             Special tokens to recognise where their name stands in the text; all
             others are text like any other.  (transformers recognises them all.)
+            What stands behind one is a text of its own: SentencePiece puts a space in
+            front, as transformers does with `legacy`.
 
         Raises
         ------
