@@ -104,7 +104,7 @@ class Tokenizer:
             Special tokens to recognise where their name stands in the text; all
             others are text like any other.  (transformers recognises them all.)
             What stands behind one is a text of its own: SentencePiece puts a space in
-            front, as transformers does with `legacy`.
+            front, as transformers does with ``legacy=True``.
 
         Raises
         ------

@@ -229,10 +229,10 @@ def test_layers_cost_the_same_and_what_is_outside_has_none():
 
 
 def test_a_view_that_is_unknown_is_told_the_known_ones():
-    for counter in (counted(3), FlopCounter()):
-        assert set(counter.by("phase")) <= {"prefill"}
+    for count in (counted(3), FlopCounter()):
+        assert set(count.by("phase")) <= {"prefill"}
     with pytest.raises(ValueError, match="no field 'component'; .*phase, layer, name"):
-        counter.by("name", "component")
+        count.by("name", "component")
 
 
 def test_a_product_of_a_strategy_is_counted_with_the_rest():
