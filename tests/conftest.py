@@ -10,6 +10,7 @@ shrinking: where a failure is expected, nobody reads the example.
 
 import os
 
+import pytest
 from hypothesis import Phase, settings
 
 settings.register_profile("dev", max_examples=25, deadline=None, derandomize=True)
@@ -17,4 +18,13 @@ settings.register_profile("ci", max_examples=200, deadline=None, print_blob=True
 settings.register_profile(
     "mutants", settings.get_profile("dev"), phases=(Phase.explicit, Phase.generate)
 )
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "dev")
+settings.load_profile(PROFILE)
+
+
+@pytest.fixture
+def as_recorded():
+    """The profile of recorded reports: more examples would find more."""
+    settings.load_profile("dev")
+    yield
+    settings.load_profile(PROFILE)

@@ -357,7 +357,7 @@ def test_nothing_else_is_broken(library):
     assert broken(recorded(library)["by the kit's"]) == known
 
 
-def test_metas_report_is_what_the_kit_finds_today():
+def test_metas_report_is_what_the_kit_finds_today(as_recorded):
     from samplers import meta
 
     for whose, offered in (

@@ -28,7 +28,9 @@ def broken(results):
 
 
 @pytest.mark.parametrize("whose", ["by the kit's", "by its own"])
-def test_transformers_breaks_the_laws_that_are_recorded_and_no_other(whose):
+def test_transformers_breaks_the_laws_that_are_recorded_and_no_other(
+    whose, as_recorded
+):
     torch.set_num_threads(1)
     own = whose == "by its own"
     offered = transformers5.by_its_conventions() if own else transformers5.factory()
