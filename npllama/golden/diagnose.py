@@ -1,9 +1,10 @@
 """What went wrong: the usual faults, tried one after the other.
 
 Each suspicion about the first tensor outside says what the tensor would be (`suspects`).
-It is *proved* if the distance from there to the candidate is within the floor again,
-and *likely* if it falls to a quarter or less; of several, the closest counts.  One that
-was fitted to the candidate comes close to anything a little: it must be likely at least.
+It is *likely* if the distance from there to the candidate is within the floor again, or
+falls to a quarter or less, and *proved* if both; of several, the closest counts.  One
+that was fitted to the candidate comes close to anything a little: only the quarter
+counts for it.
 
 Faults that lie between two tensors that the candidate does not have can be told only
 with the model at hand: then the whole of every model of `faults` is run up to the
@@ -18,7 +19,13 @@ from typing import NamedTuple
 import numpy as np
 
 from npllama.golden.compare import LEANS_DOWN, relative_error
-from npllama.golden.faults import TEXTS, faults, run_fault
+from npllama.golden.faults import (
+    TEXTS,
+    Fault,
+    faults,
+    faults_of_one_block,
+    run_fault,
+)
 from npllama.golden.floor import split_name, steps_of
 from npllama.golden.precision import FORMATS, activations_in, rounded, truncated
 from npllama.golden.suspects import (
@@ -131,23 +138,42 @@ def left_by(suspicion: Suspicion, y: np.ndarray, exact: np.ndarray) -> float:
     return relative_error(y[shown], tensor[shown])
 
 
-def too_large(scene: Scene) -> bool:
-    """Whether the model cannot be run once per fault, in reasonable time."""
+def work(scene: Scene) -> int:
+    """Products of weight and position in one run of the model."""
     model = scene.model
     weights = sum(w.size for layer in model.layers for w in layer if w is not None)
-    return (weights + model.lm_head.size) * scene.golden["tokens"].size > WORK
+    return (weights + model.lm_head.size) * scene.golden["tokens"].size
 
 
-def from_the_whole(scene: Scene) -> Iterator[Suspicion]:
-    """Every faulty model, run up to the tensor."""
-    steps = steps_of(scene.golden)
-    names = [step.name for step in steps]
+def too_large(scene: Scene) -> bool:
+    """Whether the model cannot be run once per fault, in reasonable time."""
+    return work(scene) > WORK
+
+
+def from_the_whole(scene: Scene) -> Finding | None:
+    """What the model itself shows, run up to the tensor once per fault.
+
+    First with a wrong weight in every block that may have it, as a backend would that
+    reads all blocks alike; then, where time allows, in each of them alone.
+    """
+    names = [step.name for step in steps_of(scene.golden)]
     if scene.model is None or scene.step not in names or too_large(scene):
-        return
-    steps = steps[: names.index(scene.step) + 1]
+        return None
+    blocks = unproved_blocks(scene)
+    found = closest(scene, shown_by(scene, faults(scene.model, blocks)))
+    if found is None and 1 < len(blocks) <= WORK / work(scene):
+        alone = faults_of_one_block(scene.model, blocks)
+        found = closest(scene, shown_by(scene, alone))
+    return found
+
+
+def shown_by(scene: Scene, models: Iterator[Fault]) -> Iterator[Suspicion]:
+    """The tensor that each faulty model computes."""
+    steps = steps_of(scene.golden)
+    last = [step.name for step in steps].index(scene.step)
     tokens = np.asarray(scene.golden["tokens"])
-    for fault in faults(scene.model, unproved_blocks(scene)):
-        tensor = run_fault(fault, tokens, steps, scene.module)
+    for fault in models:
+        tensor = run_fault(fault, tokens, steps[: last + 1], scene.module)
         if tensor is not None:
             yield Suspicion(fault.key, fault.text, tensor)
 
@@ -190,12 +216,12 @@ def closest(scene: Scene, found: Iterator[Suspicion]) -> Finding | None:
     for suspicion in found:
         left, fitted = left_by(suspicion, y, exact), suspicion.fault in FITTED
         # Anything is nearer than the exact tensor to one that is far too large.
-        likely = left <= LIKELY * min(before, 1.0)
-        if not (likely or (left <= min(limit, BETTER * before) and not fitted)):
+        explained = left <= LIKELY * min(before, 1.0)
+        if not (explained or (left <= min(limit, BETTER * before) and not fitted)):
             continue
         # Two that leave as little are told apart by their order.
         if fitted not in best or left < 0.9 * best[fitted].left:
-            proved = left <= limit
+            proved = explained and left <= limit
             best[fitted] = Finding(suspicion.fault, suspicion.text, left, proved)
     return best.get(False, best.get(True))
 
@@ -220,7 +246,7 @@ def diagnose(scene: Scene) -> Finding | None:
     missing = any(name not in scene.candidate for name in sources)
     guessed = finding is None or not finding.proved or finding.fault in FITTED
     if finding is None or (missing and guessed):
-        whole = closest(scene, from_the_whole(scene))
+        whole = from_the_whole(scene)
         if whole and (finding is None or whole.proved or whole.left < finding.left):
             finding = whole
     if finding is None and kind_of(scene.module) == "lm_head":

@@ -48,8 +48,8 @@ TEXTS = {
     "mask": "the mask is off by one: a query {}",
     "no mask": "nothing hides later positions: the causal mask is missing",
     "eps": "rms_norm_eps is about {:.3g}; the config says {:g}",
-    "no gain": "the weight of this RMSNorm is left out",
-    "gain plus one": "the weight of this RMSNorm is used as 1 + weight, as in Gemma",
+    "no gain": "the weight of {} is left out",
+    "gain plus one": "the weight of {} is used as 1 + weight, as in Gemma",
     "other gain": "RMSNorm multiplies by another weight: that of another norm, or one "
     "that was not loaded",
     "transposed": "{} is read transposed: files hold the output axis first",
@@ -193,6 +193,7 @@ MATRICES = {
     "w_up": "up_proj",
     "w_down": "down_proj",
 }
+NORMS = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
 
 
 def wrong_layers(model: Model, at: Sequence[int]) -> Iterator[tuple[str, str, dict]]:
@@ -207,8 +208,9 @@ def wrong_layers(model: Model, at: Sequence[int]) -> Iterator[tuple[str, str, di
     yield "interleaved", TEXTS["interleaved"], changed(turned)
     swap = partial(_swap_gate_and_up)
     yield "gate and up", TEXTS["gate and up"], changed(swap)
-    for word in ("attn_norm", "mlp_norm"):
-        yield "no gain", TEXTS["no gain"], changed(partial(_without_gain, word=word))
+    for word, name in NORMS.items():
+        text = TEXTS["no gain"].format(name)
+        yield "no gain", text, changed(partial(_without_gain, word=word))
     for word, name in MATRICES.items():
         text = TEXTS["transposed"].format(f"the weight of {name}")
         yield "transposed", text, changed(partial(_transpose, word=word))
@@ -263,13 +265,21 @@ def faults(model: Model, at: Sequence[int]) -> Iterator[Fault]:
         text = TEXTS["position in decode"].format(shift)
         yield Fault("position in decode", text, model, shift_later=shift)
     ones = np.ones_like(model.norm)
-    yield Fault("no gain", TEXTS["no gain"], model._replace(norm=ones))
+    text = TEXTS["no gain"].format("model.norm")
+    yield Fault("no gain", text, model._replace(norm=ones))
     if model.lm_head is not model.embed:
         tied = model._replace(lm_head=model.embed)
         yield Fault("head tied", TEXTS["head tied"], tied)
     read = transposed(model.lm_head, model.lm_head.shape)
     text = TEXTS["transposed"].format("the weight of lm_head")
     yield Fault("transposed", text, model._replace(lm_head=read))
+
+
+def faults_of_one_block(model: Model, at: Sequence[int]) -> Iterator[Fault]:
+    """Every wrong weight in each of the blocks `at` alone."""
+    for i in at:
+        for key, text, changes in wrong_layers(model, [i]):
+            yield Fault(key, f"{text} (in block {i} alone)", model._replace(**changes))
 
 
 def run_fault(

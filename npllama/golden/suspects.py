@@ -162,10 +162,10 @@ def of_norm(scene: Scene) -> Iterator[Suspicion]:
     size = np.square(bare).sum(axis=axes)  # (E,)
     gain = (bare * scene.exact).sum(axis=axes) / np.where(size > 0, size, 1)  # (E,)
     yield Suspicion("inputs", TEXTS["inputs"], normed(x, eps) * gain)
-    yield Suspicion("no gain", TEXTS["no gain"], normed(x, eps))
-    yield Suspicion(
-        "gain plus one", TEXTS["gain plus one"], normed(x, eps) * (1 + gain)
-    )
+    name = scene.module.split(".")[-1] if scene.module != "model.norm" else scene.module
+    yield Suspicion("no gain", TEXTS["no gain"].format(name), normed(x, eps))
+    text = TEXTS["gain plus one"].format(name)
+    yield Suspicion("gain plus one", text, normed(x, eps) * (1 + gain))
     y = candidate_of(scene)
     for guess in (*EPSILONS, fitted_eps(x, gain, y)):
         if guess != eps:
