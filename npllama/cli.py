@@ -192,11 +192,7 @@ def run_chat(options: argparse.Namespace) -> None:
     style = options.format
     style = detect_format(model.tokenizer) if style == "auto" else style
     help_, config = helpers(options), generation_config(options, model)
-    if not streams(config) or config.logprobs is not None or config.prompt_logprobs:
-        raise UsageError(
-            "a chat shows one text as it comes: no beams, no several texts, no "
-            "log-probabilities"
-        )
+    check_chat(config)
     if options.eos_token_id is None:
         # What ends a turn does so whatever else the checkpoint wishes.
         ends = stop_tokens(model.tokenizer, style).union(config.eos_token_id or ())
@@ -208,6 +204,19 @@ def run_chat(options: argparse.Namespace) -> None:
             conversation = Conversation(model, style, options.system)
         elif message:
             answer(conversation, message, config, rng, help_)
+
+
+def check_chat(config: GenerationConfig) -> None:
+    """Raise UsageError if more is asked for than a conversation can give."""
+    absent = {
+        "beams or several texts": not streams(config),
+        "log-probabilities": config.logprobs is not None or config.prompt_logprobs,
+        "token_healing": config.token_healing,
+        "echo": config.echo,
+    }
+    for what, asked in absent.items():
+        if asked:
+            raise UsageError(f"a chat shows one text as it comes, without {what}")
 
 
 def ask() -> str | None:

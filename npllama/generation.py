@@ -77,7 +77,8 @@ def generate(
     -------
     Generation, or a list of them
         A list if several prompts were given, or several texts asked for
-        (``num_return_sequences``): then those of the first prompt come first.
+        (``num_return_sequences``): then those of the first prompt come first, and
+        may be fewer if a search finds no more.
 
     Raises
     ------

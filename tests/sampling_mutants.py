@@ -109,7 +109,7 @@ MUTANTS = [
     # temperature
     (
         TEMPERATURE,
-        "return logits / logits.dtype.type(t)",
+        "divided = logits / logits.dtype.type(t)",
         "return logits * logits.dtype.type(t)",
         T_TEMPERATURE + "test_temperature_divides",
     ),

@@ -158,6 +158,8 @@ WRONG = [
     (2, ("generate", "\udcff"), "PROMPT is not UTF-8"),
     (2, ("chat", "--num-beams", "2"), "a chat shows one text"),
     (2, ("chat", "--logprobs", "2"), "a chat shows one text"),
+    (2, ("chat", "--token-healing"), "without token_healing"),
+    (2, ("chat", "--echo"), "without echo"),
     (1, ("chat", "--assistant", "nowhere"), "nowhere"),
     (1, ("generate", "x", "--num-beams", "9" * 30), "out of memory"),
     (1, ("generate", "x", "--guidance-scale", "1e39"), "is inf"),

@@ -120,6 +120,16 @@ def test_temperature_must_be_above_zero(t):
 def test_a_temperature_that_overflows_is_refused():
     with pytest.raises(ValueError, match="dividing by temperature"):
         s.temperature(np.array([1.0, 2.0], np.float32), 1e-39)
+    with pytest.raises(ValueError, match="dividing by temperature"):
+        s.temperature(np.array([-1e38, -2e38], np.float32), 0.1)
+
+
+def test_only_the_lowest_logits_may_leave_the_type():
+    # What transformers puts in place of -inf, before it divides by the temperature.
+    lowest = np.finfo(np.float32).min
+    logits = s.remove_invalid_values(np.array([1.0, -np.inf, 2.0], np.float32))
+    assert logits[1] == lowest
+    assert s.temperature(logits, 0.5).tolist() == [2.0, -np.inf, 4.0]
 
 
 @pytest.mark.parametrize("options", [(0, 1, 1), (1, -0.1, 1), (1, 1, 0), (1, 1, -1)])

@@ -45,13 +45,14 @@ def temperature(logits: ArrayLike, t: float) -> Row:
             f"temperature must be above 0 and finite, got {t} (0 is greedy)"
         )
     logits = checked(logits)
-    try:
-        with np.errstate(over="raise", divide="raise", invalid="raise"):
-            return logits / logits.dtype.type(t)
-    except FloatingPointError:
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        divided = logits / logits.dtype.type(t)
+    # The lowest may become -inf: their probability is 0 before and after.
+    if (np.isfinite(divided.max(axis=-1)) != np.isfinite(logits.max(axis=-1))).any():
         raise ValueError(
             f"dividing by temperature {t} takes the logits out of {logits.dtype}"
-        ) from None
+        )
+    return divided
 
 
 def _entropy_share(row: Row) -> float:
