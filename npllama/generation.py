@@ -91,7 +91,7 @@ def generate(
     texts: Sequence[Any] = [prompts] if single else prompts
     if not len(texts):
         raise ValueError("prompts: the list is empty; give at least one")
-    tasks = [prepare(model, text, config, helpers) for text in texts]
+    tasks = numbered([prepare(model, text, config, helpers) for text in texts])
     search, grow = searching(config), growing(config, helpers)
     if search is not None:
         found = [
@@ -100,7 +100,8 @@ def generate(
             for hypothesis in search(task, child)[: config.num_return_sequences]
         ]
     elif grow is not None:
-        copies = [task for task in tasks for _ in range(config.num_return_sequences)]
+        wanted = config.num_return_sequences
+        copies = numbered([task for task in tasks for _ in range(wanted)])
         children = rng.spawn(len(copies))
         found = [grown(task, grow, child) for task, child in zip(copies, children)]
     else:
@@ -183,6 +184,11 @@ def stream(
             yield echoed(model, prompt)
         if piece.text:
             yield piece.text
+
+
+def numbered(tasks: Sequence[Task]) -> list[Task]:
+    """The same tasks, each with its number."""
+    return [task._replace(row=row) for row, task in enumerate(tasks)]
 
 
 #  ---- sampling and greedy search, side by side -------------------------------

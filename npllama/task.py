@@ -55,6 +55,7 @@ class Task(NamedTuple):
     stop: Stop
     max_new_tokens: int
     formats: list[Process]
+    row: int = 0  # its number among those that are to be continued
 
     @property
     def capacity(self) -> int:
@@ -155,6 +156,7 @@ def process_of(
         ends=ends,
         model=first.model,
         rngs=rngs,
+        first=first.row,
         before=before,
         formats=formats,
     )

@@ -471,3 +471,36 @@ def test_beams_that_are_drawn_keep_more_tokens_than_can_end_the_text():
     V = model.config.vocab_size
     left = process([prompt], np.arange(V, dtype=np.float32)[None])
     assert np.isfinite(left).sum() == 4
+
+
+@pytest.mark.parametrize(
+    "options, rows",
+    [
+        ({}, [0, 1]),
+        ({"num_beams": 2}, [0, 1]),
+        ({"num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 1.0}, [0, 1]),
+        ({"num_beams": 2, "stochastic_beams": True}, [0, 1]),
+        ({"prompt_lookup_num_tokens": 2}, [0, 1]),
+        ({"do_sample": True, "num_return_sequences": 2}, [0, 1, 2, 3]),
+    ],
+)
+def test_what_is_allowed_may_depend_on_the_row(options, rows):
+    model, prompt = model_of(0)
+    config = GenerationConfig(
+        max_new_tokens=3,
+        prefix_allowed_tokens_fn=lambda row, tokens: [7 + row],
+        **options,
+    )
+    found = generate(model, [prompt, prompt], config)
+    if "num_beams" in options:
+        found = found[:: len(found) // 2]
+    assert [text.tokens for text in found] == [[7 + row] * 3 for row in rows]
+
+
+def test_the_last_layer_decides_where_nothing_plausible_is_left():
+    model, prompt = model_of(0)
+    for kept in range(model.config.vocab_size):
+        config = GenerationConfig(
+            dola_layers="low", max_new_tokens=1, allowed_token_ids=(kept,)
+        )
+        assert generate(model, prompt, config).tokens == [kept]

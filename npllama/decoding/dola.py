@@ -184,7 +184,8 @@ def dola(
     References
     ----------
     Chuang et al. 2023, eq. 2 to 5.  As in their code and in transformers 4, the head
-    is put on premature layers without the final norm.
+    is put on premature layers without the final norm.  Where `process` removes all
+    that is plausible, the last layer decides alone (transformers takes token 0).
     """
     if divergence not in DIVERGENCES:
         raise ValueError(f"divergence {divergence!r}: {', '.join(DIVERGENCES)}")
@@ -198,6 +199,9 @@ def dola(
         early = np.stack([states[layer][0, 0] for layer in layers])  # (L, E)
         premature = einsum("LE,VE->LV", early, model.lm_head, "premature_lm_head")
         scores = contrast(final[0], premature, DIVERGENCES[divergence])
-        text.append(int(choose(process([text], scores[None]), rngs)[0]))
+        processed = process([text], scores[None])  # (1, V)
+        if not (processed > -np.inf).any():
+            processed = process([text], final)
+        text.append(int(choose(processed, rngs)[0]))
         reason = ends(text[len(prompt) :])
         yield Round(text[-1:], 0, 0, reason)

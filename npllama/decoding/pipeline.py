@@ -39,6 +39,8 @@ class Setting:
         For guidance only, which runs it a second time.
     rngs : generators, one per row
         For steps that are chance themselves (XTC).
+    first : int
+        What `prefix_allowed_tokens_fn` is told to be the number of the first row.
     before, formats : further steps
         In front of all others (another model's objection), and among the bans (a
         format that binds the text).
@@ -49,6 +51,7 @@ class Setting:
     ends: Sequence[int] = ()
     model: Model | None = None
     rngs: Sequence[np.random.Generator] = ()
+    first: int = 0
     before: Sequence[Process] = ()
     formats: Sequence[Process] = ()
 
@@ -83,8 +86,8 @@ def pipeline(config: GenerationConfig, setting: Setting) -> Process:
     """
     steps = [*setting.before, *guidance(config, setting)]
     steps += [*biases(config), *penalties(config, setting), *repeats(config, setting)]
-    steps += [*bans(config, setting), *choices(config), *musts(config, setting)]
-    steps += [*final_bans(config, setting), *setting.formats]
+    steps += [*bans(config, setting), *choices(config, setting)]
+    steps += [*musts(config, setting), *final_bans(config, setting), *setting.formats]
     if config.do_sample:
         steps += shapes(config, setting)
     steps += last_words(config)
@@ -213,15 +216,19 @@ def bans(c: GenerationConfig, setting: Setting) -> list[Process]:
     return steps
 
 
-def choices(c: GenerationConfig) -> list[Process]:
+def choices(c: GenerationConfig, setting: Setting) -> list[Process]:
     """What alone may come."""
     steps: list[Process] = []
     if c.allowed_token_ids is not None:
         steps.append(lambda h, x: sampling.allowed_tokens(x, c.allowed_token_ids))
     if (allow := c.prefix_allowed_tokens_fn) is not None:
+        # All beams of a search continue one prompt, and have its number.
         steps.append(
             lambda h, x: sampling.prefix_allowed_tokens(
-                x, h, allow, num_beams=min(c.num_beams, len(x))
+                x,
+                h,
+                lambda row, tokens: allow(setting.first + row, tokens),
+                num_beams=min(c.num_beams, len(x)),
             )
         )
     return steps
