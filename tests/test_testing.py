@@ -73,6 +73,18 @@ SMALL = {
             else s.top_k(row, k)
         ),
     ),
+    "the best of the first thousand": ("greedy", lambda row: s.greedy(row[:1000])),
+    "almost a": ("top_a", lambda row, a: s.top_a(row, 0.999 * a)),
+    "almost the threshold": (
+        "xtc",
+        lambda row, p, x, u: own.xtc(row, p, x * 0.999, 0.0),
+    ),
+    "almost alpha": (
+        "contrastive_decoding",
+        lambda row, other, a, b: own.contrastive_decoding_step(
+            row, other, a * 0.999, b
+        ),
+    ),
     "a thousandth less": ("min_p", lambda row, p: s.min_p(row, 0.999 * p)),
     "a hundredth less": ("typical", lambda row, mass: s.typical_p(row, 0.99 * mass)),
     "a hundredth more": (

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from npllama.testing.laws import Law, Violation, check, shown
 from npllama.testing.masks import applied, expect_first, not_written
 from npllama.testing.strategies import (
+    RISING,
     array,
     cases,
     logits,
@@ -66,7 +67,7 @@ def check_greedy(*, ties: Literal["lowest", "any"] = "lowest") -> Iterator[Law]:
             )
 
     says = "the most probable token is chosen"
-    known = ({"logits": row(0, 1, 1)}, {"logits": row(-math.inf, -5)})
+    known = tuple({"logits": x} for x in (row(0, 1, 1), row(-math.inf, -5), RISING))
     yield Law(says, cases(logits=logits()), holds, known)
     yield Law(
         "the array passed in is not written into", cases(logits=logits()), not_written

@@ -94,6 +94,8 @@ def check_contrastive_decoding() -> Iterator[Law]:
     known = (
         usual | {"logits": row(2, 1, 0, -5)},
         usual | {"logits": row(2, GONE, 1, 0)},
+        # Just above alpha times the best, and just below.
+        usual | {"logits": row(0, math.log(0.1) + 2e-4, math.log(0.1) - 2e-4, -9)},
     )
     says = "of the tokens the expert finds plausible, those gain that it likes better"
     yield Law(says, rows, holds, known)

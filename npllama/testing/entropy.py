@@ -25,7 +25,15 @@ from npllama.testing.masks import (
     kept,
     mask_laws,
 )
-from npllama.testing.strategies import array, cases, equal_logits, logits, row, shares
+from npllama.testing.strategies import (
+    HALVING,
+    array,
+    cases,
+    equal_logits,
+    logits,
+    row,
+    shares,
+)
 from npllama.testing.truth import (
     GONE,
     alive,
@@ -40,8 +48,6 @@ LEAST = {"least": st.integers(1, 5)}
 UNIFORM = row(0, 0, 0, 0)
 # The best token is so predictable that the second is more typical.
 PEAKED = row(2, 1, 1, 1, 1, 1, 0, 0)
-# Probabilities 1/2, 1/4, 1/8, 1/8; the second is the nearest to the entropy.
-HALVING = row(*np.log([1 / 2, 1 / 4, 1 / 8, 1 / 8]))
 
 
 def _nearest(

@@ -30,6 +30,15 @@ def row(*values: float) -> Row:
     return array(values)
 
 
+# Rows on which a small mistake shows.  More tokens than some samplers look at, the
+# best of them last; the best, and two neighbours of half its probability, 2e-4 above
+# that and below; probabilities 1/2, 1/4, and neighbours of 1/8; and these, equal.
+RISING = array(np.arange(2000) / 8)
+HALVES = row(0, np.log(0.5) + 2e-4, np.log(0.5) - 2e-4)
+EIGHTHS = row(0, np.log(0.5), np.log(0.25) + 2e-4, np.log(0.25) - 2e-4)
+HALVING = row(*np.log([1 / 2, 1 / 4, 1 / 8, 1 / 8]))
+
+
 def of_values(values: st.SearchStrategy[float], most: int = 8) -> st.SearchStrategy:
     """Rows of up to `most` logits drawn one by one, at least one of them finite."""
     few = st.lists(values, min_size=1, max_size=most)

@@ -26,15 +26,21 @@ from npllama.testing.masks import (
     mask_laws,
     over,
 )
-from npllama.testing.strategies import array, cases, equal_logits, logits, row, shares
+from npllama.testing.strategies import (
+    EIGHTHS,
+    HALVES,
+    RISING,
+    array,
+    cases,
+    equal_logits,
+    logits,
+    row,
+    shares,
+)
 from npllama.testing.truth import GONE, alive, ranked, slack, softmax
 
 LEAST = st.integers(1, 5)
 UNIFORM = row(0, 0, 0, 0)
-# More tokens than some samplers look at, the best of them last.
-RISING = array(np.arange(2000) / 8)
-# The best, and two neighbours of half its probability: 2e-4 above that and below.
-HALVES = row(0, np.log(0.5) + 2e-4, np.log(0.5) - 2e-4)
 
 
 def _least(options: Options, takes_least: bool) -> Options:
@@ -292,7 +298,7 @@ def check_top_a(*, batched: bool = False) -> Iterator[Law]:
     options = {"x": shares()}
     yield from mask_laws(options, batched=batched)
     says = "what is as probable as a times the square of the best stays, nothing else"
-    known = ({"logits": row(0, -1, -1), "x": 0.5},)
+    known = ({"logits": row(0, -1, -1), "x": 0.5}, {"logits": EIGHTHS, "x": 0.5})
     yield Law(says, cases(logits=logits(large=True), **options), holds, known)
 
 
@@ -360,7 +366,7 @@ def check_xtc(
     rest = {"least": 1} if takes_least else {}
     known = tuple(
         {"logits": r, "probability": 1.0, "threshold": x, "u": 0.0} | rest
-        for r, x in ((row(2, 1, 0, -9), 0.05), (UNIFORM, 0.25))
+        for r, x in ((row(2, 1, 0, -9), 0.05), (UNIFORM, 0.25), (HALVES, 0.25))
     )
     yield Law(says, cases(logits=logits(large=True), **options), holds, known)
     says = "probability 0 never acts"
