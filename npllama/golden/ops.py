@@ -40,6 +40,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -159,6 +160,8 @@ def plain_errors(op: str, dtype: str, inputs: Inputs) -> list[np.ndarray]:
     return [relative_errors(op, dtype, y.astype(np.float64), expected) for y in runs]
 
 
+# Whoever tries several kernels asks for the same cases again.
+@lru_cache(maxsize=1024)
 def noise(op: str, dtype: str, make: Callable, seed: int) -> tuple[float, float]:
     """The floors of the largest and of the mean error, in units of one rounding.
 
