@@ -144,12 +144,12 @@ def process_of(
     if len(tasks) > 1 and any(task.formats for task in tasks):
         formats = [_row_by_row([task.formats for task in tasks])]
     ends = [task.capacity for task in tasks]
-    amateur, before = first.helpers.amateur, []
+    amateur, objections = first.helpers.amateur, []
     if amateur is not None:
         config = first.config
         check_vocabulary("amateur", amateur, first.model)
         alpha, beta = config.contrastive_alpha, config.contrastive_beta
-        before = [contrastive_decoding(amateur, max(ends), alpha, beta)]
+        objections = [contrastive_decoding(amateur, max(ends), alpha, beta)]
     setting = Setting(
         prompts=[task.prompt for task in tasks],
         eos=first.eos,
@@ -157,8 +157,8 @@ def process_of(
         model=first.model,
         rngs=rngs,
         first=first.row,
-        before=before,
         formats=formats,
+        objections=objections,
     )
     return pipeline(first.config, setting)
 

@@ -504,3 +504,25 @@ def test_the_last_layer_decides_where_nothing_plausible_is_left():
             dola_layers="low", max_new_tokens=1, allowed_token_ids=(kept,)
         )
         assert generate(model, prompt, config).tokens == [kept]
+
+
+def test_an_amateur_objects_to_nothing_but_what_is_left():
+    model, prompt = model_of(0)
+    helpers = Helpers(amateur=model_of(0)[0])
+    for kept in range(model.config.vocab_size):
+        config = GenerationConfig(max_new_tokens=1, allowed_token_ids=(kept,))
+        found = generate(model, prompt, config, helpers=helpers)
+        assert found.tokens == [kept]
+
+
+def test_beams_with_an_amateur_are_compared_by_log_probabilities():
+    model, prompt = model_of(0)
+    helpers = Helpers(amateur=model)
+    config = GenerationConfig(
+        num_beams=3, max_new_tokens=3, contrastive_alpha=1e-9, eos_token_id=()
+    )
+    plain = generate(model, prompt, config)
+    found = generate(model, prompt, config, helpers=helpers)
+    # Where both agree on everything, nothing is to be objected to.
+    assert found.tokens == plain.tokens
+    assert abs(found.score - plain.score) < 1e-4

@@ -25,6 +25,7 @@ import numpy as np
 
 from npllama.decoding.common import Process
 from npllama.decoding.follower import Follower
+from npllama.sampling import log_softmax
 from npllama.weights import Model
 
 
@@ -106,6 +107,8 @@ def contrastive_decoding(
 
     def process(history: Sequence[Sequence[int]], logits: np.ndarray) -> np.ndarray:
         other = follower.logits(history) / amateur_temperature
+        # For beams, rows must be comparable: so log-probabilities, as in the papers.
+        other = log_softmax(other).astype(logits.dtype)
         return contrast(logits, other, alpha, beta)
 
     return process

@@ -3,7 +3,8 @@
 Each option that is switched on becomes a step, a function from histories and
 logits to logits; run one after the other they are the `process` that strategies
 call.  The order is that of transformers: guidance, biases, penalties, bans, then
-(if tokens are drawn) temperature and truncation, and last the watermark.  llama.cpp
+(if tokens are drawn) temperature and truncation, and last the watermark; an amateur,
+whom transformers does not know, objects to what the bans have left.  llama.cpp
 divides by the temperature last; ``sampler_order="llama.cpp"`` does so too.
 """
 
@@ -41,9 +42,9 @@ class Setting:
         For steps that are chance themselves (XTC).
     first : int
         What `prefix_allowed_tokens_fn` is told to be the number of the first row.
-    before, formats : further steps
-        In front of all others (another model's objection), and among the bans (a
-        format that binds the text).
+    formats, objections : further steps
+        Among the bans (a format that binds the text), and behind them (what another
+        model objects to): so it is judged among the tokens that are left.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -52,8 +53,8 @@ class Setting:
     model: Model | None = None
     rngs: Sequence[np.random.Generator] = ()
     first: int = 0
-    before: Sequence[Process] = ()
     formats: Sequence[Process] = ()
+    objections: Sequence[Process] = ()
 
     def prompt(self, row: int) -> Sequence[int]:
         """The prompt that a row continues."""
@@ -84,10 +85,11 @@ def pipeline(config: GenerationConfig, setting: Setting) -> Process:
     -------
     function of (histories, logits) to logits
     """
-    steps = [*setting.before, *guidance(config, setting)]
-    steps += [*biases(config), *penalties(config, setting), *repeats(config, setting)]
+    steps = [*guidance(config, setting), *biases(config)]
+    steps += [*penalties(config, setting), *repeats(config, setting)]
     steps += [*bans(config, setting), *choices(config, setting)]
-    steps += [*musts(config, setting), *final_bans(config, setting), *setting.formats]
+    steps += [*musts(config, setting), *final_bans(config, setting)]
+    steps += [*setting.formats, *setting.objections]
     if config.do_sample:
         steps += shapes(config, setting)
     steps += last_words(config)
