@@ -8,10 +8,10 @@ from test_golden_floor import golden
 import npllama.golden.diagnose
 from npllama.config import config_to_hf
 from npllama.golden.compare import compare, judge
-from npllama.golden.diagnose import diagnose
+from npllama.golden.diagnose import diagnose, left_by
 from npllama.golden.floor import floor
 from npllama.golden.report import examine
-from npllama.golden.suspects import Scene, made_from
+from npllama.golden.suspects import Scene, Suspicion, made_from
 from npllama.golden.trace import Trace
 
 LAYER, NEXT = "prefill/model.layers.0.", "prefill/model.layers.1."
@@ -179,6 +179,15 @@ def test_what_is_just_outside_is_explained_but_not_proved():
     attention = {name: x for name, x in candidate.items() if name.endswith("attention")}
     _, finding = found_in(*case, attention, "bfloat16")
     assert finding.fault == "eps" and not finding.proved
+
+
+def test_error_where_a_suspicion_is_open_is_not_explained_by_it():
+    exact = np.random.default_rng(3).standard_normal((1, 2, 40))
+    y, tensor = exact.copy(), exact.copy()
+    y[0, 0, 7] += 3
+    tensor[0, 0] = np.nan
+    left, before = left_by(Suspicion("mask", "", tensor), y, exact)
+    assert left == before == 0
 
 
 def test_two_tensors_in_each_others_place_are_told_so():

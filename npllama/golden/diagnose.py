@@ -13,6 +13,7 @@ tensor.  A backend that shows nothing but logits can be diagnosed in this way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -127,15 +128,19 @@ def leaning(scene: Scene) -> Finding | None:
 #  ---- the verdict ------------------------------------------------------------
 
 
-def left_by(suspicion: Suspicion, y: np.ndarray, exact: np.ndarray) -> float:
-    """Relative error that remains, where all three are finite."""
+def left_by(suspicion: Suspicion, y: np.ndarray, exact: np.ndarray):
+    """Relative error that remains, and that before, where all three are finite.
+
+    A suspicion that leaves numbers open (NaN) explains none of the error in them.
+    """
     tensor = suspicion.tensor
     if tensor.shape != y.shape:
-        return float("inf")
+        return math.inf, math.inf
     shown = np.isfinite(y) & np.isfinite(exact) & np.isfinite(tensor)
     if shown.sum() < min(ENOUGH, exact.size / 2):
-        return float("inf")
-    return relative_error(y[shown], tensor[shown])
+        return math.inf, math.inf
+    before = relative_error(y[shown], exact[shown])
+    return relative_error(y[shown], tensor[shown]), before
 
 
 def work(scene: Scene) -> int:
@@ -209,14 +214,13 @@ def closest(scene: Scene, found: Iterator[Suspicion]) -> Finding | None:
     only if no other does.
     """
     y, exact = candidate_of(scene), scene.exact
-    shown = np.isfinite(y) & np.isfinite(exact)
-    before = relative_error(y[shown], exact[shown])
     limit = scene.factor * (scene.row.floor or 0.0)
     best: dict[bool, Finding] = {}
     for suspicion in found:
-        left, fitted = left_by(suspicion, y, exact), suspicion.fault in FITTED
+        left, before = left_by(suspicion, y, exact)
+        fitted = suspicion.fault in FITTED
         # Anything is nearer than the exact tensor to one that is far too large.
-        explained = left <= LIKELY * min(before, 1.0)
+        explained = left <= LIKELY * min(before, 1.0) and left < before
         if not (explained or (left <= min(limit, BETTER * before) and not fitted)):
             continue
         # Two that leave as little are told apart by their order.
