@@ -220,8 +220,9 @@ def closest(scene: Scene, found: Iterator[Suspicion]) -> Finding | None:
         left, before = left_by(suspicion, y, exact)
         fitted = suspicion.fault in FITTED
         # Anything is nearer than the exact tensor to one that is far too large.
-        explained = left <= LIKELY * min(before, 1.0) and left < before
-        if not (explained or (left <= min(limit, BETTER * before) and not fitted)):
+        explained = left <= LIKELY * min(before, 1.0)
+        near = left <= min(limit, BETTER * before) and not fitted
+        if left >= before or not (explained or near):
             continue
         # Two that leave as little are told apart by their order.
         if fitted not in best or left < 0.9 * best[fitted].left:
