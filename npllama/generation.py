@@ -83,7 +83,10 @@ def generate(
     Raises
     ------
     ValueError
-        If a prompt is empty or too long, or a token is outside the vocabulary.
+        If a prompt is empty or too long, a token is outside the vocabulary, or the
+        options leave no token to choose.
+    TypeError
+        If a prompt is neither text nor token ids.
     """
     config = config or GenerationConfig(**options_of(model))
     rng = rng or np.random.default_rng()

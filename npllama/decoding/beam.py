@@ -98,11 +98,16 @@ def beam_search(
     list of Hypothesis
         At most `num_beams`, best first.
 
+    Raises
+    ------
+    ValueError
+        If `process` leaves no beam any token before a text is finished.
+
     References
     ----------
-    transformers 5 `GenerationMixin._beam_search`.  Canonical beam search is
-    "never" with a length penalty of 0.  vLLM counts the prompt in the length and
-    the token that ends the text not.
+    transformers 5 `GenerationMixin._beam_search`, which in that case returns texts
+    with a score of -1e9.  Canonical beam search is "never" with a length penalty of
+    0.  vLLM counts the prompt in the length and the token that ends the text not.
     """
     longest, cache, logits = begin(model, prompt, max_new_tokens, num_beams)
     rules = Rules(num_beams, longest, length_penalty, early_stopping)

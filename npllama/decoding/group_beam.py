@@ -125,7 +125,7 @@ def group_beam_search(
     Raises
     ------
     ValueError
-        If the beams cannot be split evenly.
+        If the beams cannot be split evenly, or no token is left to any of them.
 
     References
     ----------
