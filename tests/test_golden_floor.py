@@ -126,6 +126,14 @@ def test_elements_made_from_few_numbers_do_not_count_as_many():
         assert found["prefill/mlp.up_proj"]["rms"] == pytest.approx(0.25 * raised)
 
 
+def test_no_floor_rests_on_luck_but_exact_numbers_stay_exact():
+    exact = np.ones((1, 1, 36))
+    lucky, right = (distance([exact + e], exact, 36) for e in (1e-9, 0.0))
+    found = floors_of({"prefill/model.norm": lucky, "prefill/lm_head": right})
+    assert found["prefill/model.norm"]["rms"] == pytest.approx(1.5 * 2**-24)
+    assert found["prefill/lm_head"]["rms"] == 0
+
+
 def test_trace_without_tokens_has_no_floor():
     with pytest.raises(ValueError, match="no tokens"):
         steps_of({"prefill/lm_head": np.zeros((1, 2, 3))})

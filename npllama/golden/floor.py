@@ -18,7 +18,9 @@ elements still.  So the floor of a module in a step is the larger of two, the wo
 order in this step and the worst order over all steps together; and it is raised by
 3 / sqrt(n) of itself, some four times what the root mean square of n errors varies
 by chance.  All elements of a position are made from the E numbers of its residual
-stream, and share their errors: n counts no more than those.
+stream, and share their errors: n counts no more than those.  And where all orders
+were lucky, a backend that rounds sum, root and quotient otherwise need not be: no
+floor but that of exact numbers is below `LEAST`.
 
 The emulation runs all steps in one pass, since a causal model computes the same for a
 position whether it comes with others or alone; what differs is the order of sums.
@@ -37,6 +39,10 @@ from npllama.golden.precision import activations_in, weights_in
 from npllama.ops import einsum
 from npllama.rope import scaled_frequencies
 from npllama.weights import Layer, Model
+
+# One and a half roundings of float32, in which all backends sum.
+LEAST = 1.5 * 2.0**-24
+
 
 #  ---- the ways to compute ----------------------------------------------------
 
@@ -352,7 +358,7 @@ def floors_of(parts: Mapping[str, Distance]) -> dict[str, dict[str, float]]:
     def floor_of(name: str, part: Distance) -> dict[str, float]:
         chance = 1 + 3 / math.sqrt(max(part.elements, 1))
         rms = max(worst(part), over_steps[split_name(name)[1]])
-        return {"rms": chance * rms, "max": part.largest}
+        return {"rms": max(chance * rms, LEAST) if rms else 0.0, "max": part.largest}
 
     return {name: floor_of(name, part) for name, part in parts.items()}
 
