@@ -526,3 +526,18 @@ def test_beams_with_an_amateur_are_compared_by_log_probabilities():
     # Where both agree on everything, nothing is to be objected to.
     assert found.tokens == plain.tokens
     assert abs(found.score - plain.score) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "options, name",
+    [
+        ({"bad_words_ids": [[7, 99999]]}, "bad_words_ids holds 99999"),
+        ({"eos_token_id": 99999, "min_new_tokens": 2}, "eos_token_id holds 99999"),
+        ({"force_words_ids": [[99999]], "num_beams": 2}, "force_words_ids"),
+        ({"suppress_tokens": [99999]}, "suppress_tokens holds 99999"),
+    ],
+)
+def test_a_token_outside_the_vocabulary_is_named_with_its_option(options, name):
+    model, prompt = model_of(0)
+    with pytest.raises(ValueError, match=name):
+        generate(model, prompt, GenerationConfig(**options))

@@ -123,5 +123,9 @@ def bad_words(
     transformers, `NoBadWordsLogitsProcessor`.
     """
     ends = [(int(eos),) for eos in np.atleast_1d(np.asarray(eos_token_id, np.int64))]
+    size = checked(logits).shape[-1]
+    for word in bad_words_ids:
+        if not token_ids(word, size, "bad_words_ids").size:
+            raise ValueError("a sequence in bad_words_ids must hold at least one id")
     words = {tuple(word) for word in bad_words_ids}
     return sequence_bias(logits, tokens, {w: -math.inf for w in words if w not in ends})

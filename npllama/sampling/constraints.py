@@ -101,8 +101,10 @@ def min_length(
     """
     if min_length < 0:
         raise ValueError(f"min_length must be 0 or more, got {min_length}")
+    logits = checked(logits)
+    ends = token_ids(eos_token_id, logits.shape[-1], "eos_token_id")
     short = np.asarray(length) < min_length
-    return _where(short, suppress(logits, eos_token_id), checked(logits))
+    return _where(short, suppress(logits, ends), logits)
 
 
 def min_new_tokens(
