@@ -40,8 +40,8 @@ from npllama.ops import einsum
 from npllama.rope import scaled_frequencies
 from npllama.weights import Layer, Model
 
-# One and a half roundings of float32, in which all backends sum.
-LEAST = 1.5 * 2.0**-24
+# Two roundings of float32, in which all backends sum.
+LEAST = 2 * 2.0**-24
 
 
 #  ---- the ways to compute ----------------------------------------------------
