@@ -15,9 +15,8 @@ import numpy as np
 
 from npllama.sampling import GreenList, SynthID
 
-_ID_LISTS: tuple[str, ...]
-_ID_LISTS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens")
-_ID_LISTS += ("begin_suppress_tokens", "allowed_token_ids", "negative_prompt_ids")
+_ID_LISTS = ["eos_token_id", "forced_eos_token_id", "suppress_tokens"]
+_ID_LISTS += ["begin_suppress_tokens", "allowed_token_ids", "negative_prompt_ids"]
 
 
 #  ---- one form for every value -------------------------------------------------

@@ -115,7 +115,7 @@ MUTANTS = [
      ROOFLINE + "an_interpreter_takes_its_time_in_every_layer_of_every_pass"),
     ("cost/roofline.py", '"overhead": self.between', '"overhead": 0.0',
      ROOFLINE + "an_interpreter_takes_its_time_in_every_layer_of_every_pass"),
-    ("cost/roofline.py", "6 * (H + K) * D", "6 * H * D",
+    ("cost/roofline.py", "ROTATION * (H + K) * D", "ROTATION * H * D",
      ROOFLINE + "a_key_head_is_turned_and_kept_and_its_values_are_kept"),
     ("cost/roofline.py", "math.ceil((memory_one", "math.floor((memory_one",
      ROOFLINE + "decode_turns_compute_bound_at_the_batch_that_is_told"),

@@ -12,9 +12,10 @@ NumPy asks for: finding small pages takes its time, and a model's weights are ma
 model, since larger ones are done at a better rate.  Every product meets weights
 that are not in the cache, as in a forward pass.
 
-*Everything else*, by SiLU.  A GPU's compiler melts what stands between two products
-into them; NumPy walks through the array once for each function, on one core.  With a
-BLAS on several cores it takes a fifth of the time of a prompt, too much to leave out.
+*Everything else*, by RMSNorm, a rotation and SiLU.  A GPU's compiler melts what stands
+between two products into them; NumPy walks through the array once for each function,
+on one core.  With a BLAS on several cores it takes a fifth of the time of a prompt, too
+much to leave out.
 
 *The interpreter*, by a narrow model: what a layer of decode takes beyond its products
 with weights.  A call of NumPy costs a microsecond before it touches a number, and
@@ -38,9 +39,12 @@ import numpy as np
 from npllama.cache import new_cache
 from npllama.config import Config
 from npllama.cost.hardware import HARDWARE, Hardware
+from npllama.cost.roofline import NORM, ROTATION, SILU
 from npllama.feedforward import silu
 from npllama.model import forward
+from npllama.norm import rms_norm
 from npllama.ops import einsum
+from npllama.rope import rotate
 from npllama.weights import Model, assemble, tensor_shapes
 
 THIS_MACHINE = "this-machine"
@@ -49,8 +53,6 @@ THIS_MACHINE = "this-machine"
 WIDTHS = ((768, 2048), (2048, 5632))
 POSITIONS, ROUNDS, LAYERS = 256, 5, 8
 BEYOND_CACHES = 2**28  # bytes
-# What SiLU does to an element: negate, exponentiate, add one, divide.
-SILU = 4
 
 
 def seconds_of(work: Callable[[], object]) -> float:
@@ -107,8 +109,17 @@ def product_rate(matrices: list[np.ndarray]) -> float:
 
 def elementwise_rate() -> float:
     """Elements per second that one NumPy function walks through."""
-    x = np.ones((POSITIONS, WIDTHS[0][1]), dtype=np.float32)  # (T, F)
-    return rate_of(lambda: silu(x), SILU * x.size)
+    E, F = WIDTHS[0]
+    x, gate = (np.ones((1, POSITIONS, size), dtype=np.float32) for size in (E, F))
+    q = x.reshape(1, POSITIONS, -1, 64)  # (1, T, H, D)
+    cos = sin = np.ones((1, POSITIONS, 32), dtype=np.float32)
+
+    def between() -> None:
+        rms_norm(x, x[0, 0], 1e-5)
+        rotate(q, cos, sin)
+        silu(gate)
+
+    return rate_of(between, NORM * x.size + ROTATION * q.size + SILU * gate.size)
 
 
 def narrow_model() -> Model:

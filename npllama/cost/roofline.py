@@ -110,23 +110,26 @@ def timed(op: Operator, machine: Hardware, kinds: Dtypes) -> Timed:
     return Timed(op.name, op.flops, moved, math_time, moved / machine.bandwidth)
 
 
-SILU, SOFTMAX = 4, 5
+# How often NumPy walks through the numbers, by the text of the chapters.
+NORM, ROTATION, SILU, SOFTMAX = 4, 6, 4, 5
 
 
 def elementwise(config: Config, ops: Iterable[Operator]) -> int:
     """Elements that NumPy's functions walk through between the products.
 
-    How often, counted in the chapters: RMSNorm 3 times (square, scale, gain), the
-    residual sum once; a rotation 6 times for queries and keys, writing keys and
-    values into the cache once; softmax 5 times for every pair of a query and a key
-    (maximum, difference, exponential, sum, the mask); SiLU 4 times, its product with
-    `up_proj` once.
+    RMSNorm takes 4 walks (square, sum, quotient, gain), the residual sum one; a
+    rotation of queries and keys 6, half of an array each, but in strides; scaling
+    queries and dividing by the sum one each; writing keys and values into the cache
+    one; softmax 5 for every pair of a query and a key (maximum, difference,
+    exponential, sum, the mask); SiLU 4 (sign, exponential, sum, quotient), its
+    product with `up_proj` one.
     """
     found = {op.name: op.flops for op in ops}
     E, F = config.hidden_size, config.intermediate_size
     H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     positions = found["q_proj"] // (2 * E * H * D)  # of all layers
-    each = 2 * (3 + 1) * E + 6 * (H + K) * D + 2 * K * D + (SILU + 1) * F
+    each = 2 * (NORM + 1) * E + ROTATION * (H + K) * D + 2 * (H + K) * D
+    each += (SILU + 1) * F
     return positions * each + SOFTMAX * found["scores"] // (2 * D)
 
 
