@@ -325,5 +325,13 @@ def check_group_beam_search() -> Iterator[Law]:
         length_penalty=st.sampled_from([0.0, 1.0]),
         max_new_tokens=st.integers(1, 4),
     ).map(_split)
+    # The third group pays twice.
+    twice: dict[str, Any] = {
+        "diversity_penalty": 0.3,
+        "length_penalty": 0.0,
+        "max_new_tokens": 1,
+    }
+    twice |= {"model": LanguageModel(4, 0), "prompt": [0]}
+    twice |= {"num_beams": 3, "num_beam_groups": 3}
     says = "each token costs a group the penalty for every earlier beam that took it"
-    yield Law(says, drawn, _groups)
+    yield Law(says, drawn, _groups, (twice,))

@@ -45,6 +45,7 @@ def check_stop_strings() -> Iterator[Law]:
         {"pieces": ["aab", "a"], "strings": ["ab"]},
         {"pieces": ["a"], "strings": ["a"]},
         {"pieces": ["a", "", "ba"], "strings": ["ab"]},
+        {"pieces": ["aba", "b"], "strings": ["ab"]},
     )
     says = "generation stops with the token that completes a string, however cut"
     yield Law(says, cases(pieces=PIECES, strings=STRINGS), holds, known)
@@ -77,6 +78,7 @@ def check_stop_output(
         {"pieces": ["b", "ab", "b"], "strings": ["abb", "ba"]},
         {"pieces": ["ab", "a"], "strings": ["bab"]},
         {"pieces": ["aabab"], "strings": ["b", "ab"]},
+        {"pieces": ["aabb"], "strings": ["aabb", "ab"]},
     )
     says = "what is shown is the text up to the string that ends first, however cut"
     yield Law(says, cases(pieces=PIECES, strings=STRINGS), holds, known)
