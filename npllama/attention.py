@@ -82,8 +82,30 @@ def naive(q: np.ndarray, k: np.ndarray, v: np.ndarray, start: np.ndarray) -> np.
 
 # Blocks of scores this large keep BLAS busy and still lie in the cache.
 QUERY_BLOCK = 128
-KEY_BLOCK = 512
+KEY_BLOCK = 4096
 SCORES = 2**20
+
+
+def default_blocks(rows: int, queries: int, G: int, keys: int) -> tuple[int, int]:
+    """How many keys, and how many key heads, `vectorized` takes at once.
+
+    As many keys as make a million scores with the G query heads of one key head,
+    4096 at least; where there are fewer keys, as many more heads.
+
+    Parameters
+    ----------
+    rows, queries, keys : int
+        Rows of the batch, queries of a block, and all keys that the last one sees.
+    G : int
+        Query heads that share a key head.
+
+    Returns
+    -------
+    key_block, head_block : int
+    """
+    each = rows * queries * G
+    key_block = max(KEY_BLOCK, SCORES // each)
+    return key_block, max(1, SCORES // (each * min(keys, key_block)))
 
 
 def vectorized(
@@ -93,13 +115,14 @@ def vectorized(
     start: np.ndarray,
     query_block: int = QUERY_BLOCK,
     key_block: int | None = None,
+    head_block: int | None = None,
 ) -> np.ndarray:
     """Causal attention by blocks, equal to `naive` up to rounding.
 
     A block of queries meets only the keys at or before its last position, a block
-    of keys at a time.  No more than one block of scores exists at once, so memory
-    does not grow with the context; this is FlashAttention's arrangement, for a
-    processor's cache instead of a GPU's.
+    of keys and a few heads at a time.  No more than one block of scores exists at
+    once, so memory does not grow with the context; this is FlashAttention's
+    arrangement, for a processor's cache instead of a GPU's.
 
     Parameters
     ----------
@@ -109,9 +132,8 @@ def vectorized(
     start : (B,) int64
     query_block : int
         Queries per block.
-    key_block : int or None
-        Keys per block.  None: at least 512; few queries, as in decode, meet as many
-        more at once as make a million scores.
+    key_block, head_block : int or None
+        Keys and key heads per block.  None: as `default_blocks`.
 
     Returns
     -------
@@ -124,27 +146,24 @@ def vectorized(
     """
     B, T, H, D = q.shape
     K, G = k.shape[1], H // k.shape[1]
-    grouped = q.reshape(B, T, K, G, D)  # (B, T, K, G, D)
-    y = np.empty_like(grouped)  # (B, T, K, G, D)
-    if key_block is None:
-        key_block = max(KEY_BLOCK, SCORES // (B * H * min(T, query_block)))
+    sizes = default_blocks(B, min(T, query_block), G, int(start.max()) + T)
+    key_block, head_block = key_block or sizes[0], head_block or sizes[1]
+    y = np.empty(q.shape, dtype=q.dtype)  # (B, T, H, D)
     for rows in _rows_that_start_together(start):
         first = int(start[rows.start])
-        for t in range(0, T, query_block):
-            block = grouped[rows, t : t + query_block] * (1 / math.sqrt(D))
-            seen = min(first + t + block.shape[1], k.shape[2])
-            keys, values = k[rows, :, :seen], v[rows, :, :seen]
-            hidden = values[:, :, first + t + 1 :]  # from some of these queries
-            if hidden.size and not np.isfinite(hidden).all():
-                # A weight of zero does not hide them, since 0 * nan is nan; loops
-                # never look.  So whoever hunts for the first number that went wrong
-                # is not sent to a position before it.
-                part = q[rows, t : t + query_block]
-                mixed = naive(part, keys, values, start[rows] + t).reshape(block.shape)
-            else:
-                mixed = _block_of_queries(block, keys, values, first + t, key_block)
-            y[rows, t : t + query_block] = mixed
-    return y.reshape(B, T, H, D)
+        for h in range(0, K, head_block):
+            keys, values = k[rows, h : h + head_block], v[rows, h : h + head_block]
+            for t in range(0, T, query_block):
+                here = np.s_[rows, t : t + query_block, h * G : (h + head_block) * G]
+                seen = first + min(t + query_block, T)
+                y[here] = _block_of_queries(
+                    q[here],
+                    keys[:, :, :seen],
+                    values[:, :, :seen],
+                    first + t,
+                    key_block,
+                )
+    return y
 
 
 def _rows_that_start_together(start: np.ndarray) -> list[slice]:
@@ -165,8 +184,7 @@ def _block_of_queries(
 
     Parameters
     ----------
-    q : (B, T, K, G, D) float
-        Already divided by sqrt(D).
+    q : (B, T, H, D) float
     k, v : (B, K, S, D) float
         Exactly the keys that the last query may see.
     first : int
@@ -174,13 +192,22 @@ def _block_of_queries(
 
     Returns
     -------
-    (B, T, K, G, D) float
+    (B, T, H, D) float
     """
-    S = k.shape[2]
+    B, T, H, D = q.shape
+    K, S = k.shape[1:3]
+    hidden = v[:, :, first + 1 :]  # from some of these queries
+    if hidden.size and not np.isfinite(hidden).all():
+        # A weight of zero does not hide them, since 0 * nan is nan; loops never
+        # look.  So whoever hunts for the first number that went wrong is not sent
+        # to a position before it.
+        return naive(q, k, v, np.full(B, first, dtype=np.int64))
+    q = q.reshape(B, T, K, H // K, D).transpose(0, 2, 3, 1, 4)  # (B, K, G, T, D)
+    q = q * (1 / math.sqrt(D))
     peak = total = y = np.zeros((), dtype=q.dtype)  # ()
     for s in range(0, S, key_block):
         keys, values = k[:, :, s : s + key_block], v[:, :, s : s + key_block]
-        scores = einsum("BTKGD,BKSD->BKGTS", q, keys, "scores")
+        scores = einsum("BKGTD,BKSD->BKGTS", q, keys, "scores")
         if s + keys.shape[2] > first + 1:
             _hide_the_future(scores, s, first)
         peak_here = scores.max(axis=-1, keepdims=True)  # (B, K, G, T, 1)
@@ -195,7 +222,7 @@ def _block_of_queries(
         total = total + p.sum(axis=-1, keepdims=True)  # (B, K, G, T, 1)
         y = y + einsum("BKGTS,BKSD->BKGTD", p, values, "values")
     y /= total
-    return y.transpose(0, 3, 1, 2, 4)
+    return y.transpose(0, 3, 1, 2, 4).reshape(B, T, H, D)
 
 
 def _hide_the_future(scores: np.ndarray, s: int, first: int) -> None:

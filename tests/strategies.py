@@ -136,7 +136,8 @@ class AttentionCase(NamedTuple):
     v: np.ndarray  # (B, K, N, D)
     start: np.ndarray  # (B,)
     query_block: int
-    key_block: int
+    key_block: int | None
+    head_block: int | None
 
 
 @st.composite
@@ -157,7 +158,7 @@ def attention_cases(draw, dtype=None):
     q = normal([seed, 0], B, T, K * G, D, dtype=dtype)
     k = normal([seed, 1], B, K, N, D, dtype=dtype)
     v = normal([seed, 2], B, K, N, D, dtype=dtype)
-    blocks = draw(st.integers(1, 8)), draw(st.integers(1, 8))
+    blocks = (draw(st.integers(1, n)) for n in (8, 8, 3))
     return AttentionCase(q, k, v, start, *blocks)
 
 

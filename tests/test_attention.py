@@ -19,7 +19,13 @@ from strategies import (
 )
 from tolerances import assert_close, assert_same
 
-from npllama.attention import attention, naive, softmax, vectorized
+from npllama.attention import (
+    attention,
+    default_blocks,
+    naive,
+    softmax,
+    vectorized,
+)
 from npllama.cache import new_cache
 from npllama.rope import rope_tables
 from npllama.weights import Layer
@@ -93,13 +99,14 @@ def test_vectorized_equals_naive(case):
 
 @given(attention_cases("float64"))
 def test_default_blocks_equal_naive_too(case):
-    long = case._replace(query_block=128, key_block=512)
+    long = case._replace(query_block=128, key_block=None, head_block=None)
     here = real(case)
     assert_close(in_blocks(long)[here], in_loops(case)[here], terms(case), scale=3)
 
 
 def test_several_default_blocks_equal_naive():
-    B, T, start, K, G, D, N = 2, 150, 450, 2, 2, 3, 610
+    B, T, start, K, G, D, N = 2, 150, 4200, 2, 2, 3, 4360
+    assert default_blocks(B, 128, G, start + T) == (4096, 1)
     q, k, v = normal(0, B, T, K * G, D), normal(1, B, K, N, D), normal(2, B, K, N, D)
     starts = np.array([start, start - 7])
     assert_close(vectorized(q, k, v, starts), naive(q, k, v, starts), N, scale=3)
@@ -127,7 +134,7 @@ def test_changing_the_future_changes_nothing(case, path):
 
 @given(attention_cases("float64"), paths)
 @example(
-    AttentionCase(*(normal(i, 1, 2, 2, 4) for i in range(3)), np.array([0]), 9, 9),
+    AttentionCase(*(normal(i, 1, 2, 2, 4) for i in range(3)), np.array([0]), 9, 9, 9),
     in_blocks,
 )
 def test_future_that_is_not_a_number_changes_nothing(case, path):

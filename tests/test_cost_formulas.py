@@ -1,6 +1,7 @@
 """The closed forms: equal to what is counted, to the textbooks, and to each other."""
 
 import tracemalloc
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -46,13 +47,9 @@ def paths(draw):
         return naive, {"causal": "triangle"}
     if kind == "vectorized":
         return vectorized, {"causal": "blocks"}
-    query_block, key_block = draw(sizes), draw(sizes)
-
-    def attend(q, k, v, start):
-        return vectorized(q, k, v, start, query_block, key_block)
-
-    blocks = {"query_block": query_block, "key_block": key_block}
-    return attend, {"causal": "blocks", **blocks}
+    names = ("query_block", "key_block", "head_block")
+    blocks = {name: draw(sizes) for name in names}
+    return partial(vectorized, **blocks), {"causal": "blocks", **blocks}
 
 
 def phase_of(new, start):
@@ -124,7 +121,9 @@ def test_counted_equals_predicted_where_rows_hold_different_lengths(
     agree(count.by("phase", "name"), predicted(config, start, [new, 1], **options))
 
 
-@pytest.mark.parametrize("new, cached", [(300, 0), (129, 700), (1, 1100), (128, 1)])
+@pytest.mark.parametrize(
+    "new, cached", [(300, 0), (129, 700), (1, 1100), (128, 1), (9, 8200)]
+)
 def test_counted_equals_predicted_beyond_the_default_blocks(new, cached):
     config = Config(5, 8, 3, 1, 8, 2, 2)
     count = run(config, [cached] * 2, [new])
@@ -168,6 +167,7 @@ def test_counter_knows_the_full_square_of_what_was_executed(
 
 
 @given(big, batches, st.integers(0, 10**6), st.integers(1, 50), ways)
+@example("llama-7b", 1, 100_000, 1, "blocks")  # where room is left for ten heads
 def test_many_steps_of_decode_cost_the_sum_of_single_ones(
     name, batch, cached, steps, causal
 ):
@@ -201,7 +201,8 @@ def test_blocks_are_the_square_at_one_end_and_the_triangle_at_the_other(
     def met(causal, **blocks):
         return one_pass(preset(name), batch, new, cached, causal=causal, **blocks).met
 
-    whole = met("blocks", query_block=new, key_block=cached + new)
+    heads = preset(name).num_key_value_heads
+    whole = met("blocks", query_block=new, key_block=cached + new, head_block=heads)
     assert whole == met("square")
     assert met("blocks", query_block=1).pairs == met("triangle").pairs
 
@@ -412,7 +413,9 @@ def measured_peak(config, batch, new, cached, last):
 
 
 @pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("sizes", [(2, 200, 0), (1, 300, 500), (2, 700, 100)])
+@pytest.mark.parametrize(
+    "sizes", [(2, 200, 0), (1, 300, 500), (2, 700, 100), (1, 200, 9000)]
+)
 @pytest.mark.parametrize(
     "moment, config",
     {
@@ -426,7 +429,8 @@ def measured_peak(config, batch, new, cached, last):
 def test_the_fullest_moment_is_as_full_as_predicted(moment, config, sizes, last):
     peak = measured_peak(config, *sizes, last)
     moments = activation_moments(config, *sizes, last=last)
-    if not last and (moment != "rotation" or sizes[1] == 700):
+    short = sizes[2] < 9000 and (moment != "rotation" or sizes[1] == 700)
+    if short and not last:
         assert max(moments, key=moments.get) == moment.split()[0]
     small = 6000  # Python's own objects, in elements of four bytes
     most = activation_peak(config, *sizes, last=last)

@@ -53,7 +53,7 @@ def run_ragged(chapters, config, dtype):
     """Prefill of unequal rows in small blocks, chunks, padding, single tokens."""
 
     def in_blocks(q, k, v, start):
-        return chapters.attention.vectorized(q, k, v, start, 2, 3)
+        return chapters.attention.vectorized(q, k, v, start, 2, 3, 1)
 
     arrays = random_model(config, 0, dtype)
     layers = tuple(chapters.weights.Layer(*layer) for layer in arrays.layers)

@@ -122,6 +122,7 @@ def one_pass(
     last: bool = False,
     query_block: int = QUERY_BLOCK,
     key_block: int | None = None,
+    head_block: int | None = None,
 ) -> Work:
     """The work of one `forward` over `new` positions per row.
 
@@ -132,7 +133,7 @@ def one_pass(
     causal : "square", "triangle" or "blocks"
     last : bool
         Logits behind the last position only, as in `forward`.
-    query_block, key_block : int
+    query_block, key_block, head_block : int
         Of "blocks".
 
     Raises
@@ -141,7 +142,8 @@ def one_pass(
         If a size is impossible, or `causal` unknown.
     """
     check_pass(batch, new, cached, causal)
-    met = in_one_pass(config, batch, new, cached, causal, query_block, key_block)
+    sizes = query_block, key_block, head_block
+    met = in_one_pass(config, batch, new, cached, causal, *sizes)
     return Work(1, batch * new, batch * (1 if last else new), met)
 
 
@@ -191,7 +193,7 @@ def tabulate(config: Config, work: Work, causal: str) -> tuple[Operator, ...]:
         flops, moved = 2 * D * pairs, D * queries + pairs
         return Operator(name, equation, calls, flops, 0, D * keys, moved)
 
-    scores, values = "BTKGD,BKSD->BKGTS", "BKGTS,BKSD->BKGTD"
+    scores, values = "BKGTD,BKSD->BKGTS", "BKGTS,BKSD->BKGTD"
     if causal == "triangle":
         scores, values = "D,SD->S", "S,SD->D"
     rows = work.positions * E  # of the table, one for every token
@@ -220,6 +222,7 @@ def operators(
     last: bool = False,
     query_block: int = QUERY_BLOCK,
     key_block: int | None = None,
+    head_block: int | None = None,
 ) -> tuple[Operator, ...]:
     """What one `forward` costs, operator by operator; see `one_pass`."""
     work = one_pass(
@@ -231,6 +234,7 @@ def operators(
         last=last,
         query_block=query_block,
         key_block=key_block,
+        head_block=head_block,
     )
     return tabulate(config, work, causal)
 

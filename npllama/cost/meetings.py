@@ -9,7 +9,7 @@ many pairs of a query and a key are really multiplied depends on the arrangement
     triangle   every position meets only what it may see, the least there is to do:
                `attention.naive`
     blocks     a block of queries meets the keys up to its last one, a block of keys
-               at a time: `attention.vectorized`
+               and a few heads at a time: `attention.vectorized`
 
 The same is said of all three: how many products there are, how many pairs, and how
 many query and key vectors are read.  A pair costs 2 D FLOPs in the scores, and 2 D
@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from npllama.attention import KEY_BLOCK, QUERY_BLOCK, SCORES
+from npllama.attention import QUERY_BLOCK, default_blocks
 from npllama.config import Config
 
 CAUSAL = ("square", "triangle", "blocks")
@@ -65,28 +65,34 @@ def blocks(
     rows: int,
     new: int,
     cached: int,
-    query_block: int = QUERY_BLOCK,
-    key_block: int = KEY_BLOCK,
+    query_block: int,
+    key_block: int,
+    head_block: int,
 ) -> Meetings:
     """Blocks of queries meet blocks of keys, up to the last of the queries.
 
     The queries of a block are read again for every block of keys, and the keys for
-    every block of queries.
+    every block of queries.  Heads only share a product or do not.
     """
     H, K = rows * config.num_attention_heads, rows * config.num_key_value_heads
+    turns = ceiling(config.num_key_value_heads, head_block)
     met = NOBODY
     for t in range(0, new, query_block):
         n = min(query_block, new - t)
         seen = cached + t + n
-        times = -(-seen // key_block)
-        met += Meetings(times, H * n * seen, H * n * times, K * seen)
+        times = ceiling(seen, key_block)
+        met += Meetings(turns * times, H * n * seen, H * n * times, K * seen)
     return met
 
 
-def default_key_block(config: Config, batch: int, new: int, query_block: int) -> int:
-    """What `attention.vectorized` takes unless it is told another size."""
-    together = batch * config.num_attention_heads * min(new, query_block)
-    return max(KEY_BLOCK, SCORES // together)
+def sharing(config: Config) -> int:
+    """Query heads that share a key head, G."""
+    return config.num_attention_heads // config.num_key_value_heads
+
+
+def ceiling(n: int, size: int) -> int:
+    """How many blocks of a size hold n."""
+    return -(-n // size)
 
 
 def together(batch: int, cached: int | Iterable[int]) -> list[tuple[int, int]]:
@@ -109,6 +115,7 @@ def in_one_pass(
     causal: str,
     query_block: int = QUERY_BLOCK,
     key_block: int | None = None,
+    head_block: int | None = None,
 ) -> Meetings:
     """Meetings in a layer when rows that hold `cached` positions get `new` more."""
     groups = together(batch, cached)
@@ -117,9 +124,10 @@ def in_one_pass(
     elif causal == "triangle":
         met = [triangle(config, rows, new, start) for rows, start in groups]
     else:
-        if key_block is None:
-            key_block = default_key_block(config, batch, new, query_block)
-        sizes = query_block, key_block
+        longest = max(start for _, start in groups) + new
+        queries, G = min(new, query_block), sharing(config)
+        keys, heads = default_blocks(batch, queries, G, longest)
+        sizes = query_block, key_block or keys, head_block or heads
         met = [blocks(config, rows, new, start, *sizes) for rows, start in groups]
     return sum(met, NOBODY)
 
@@ -138,12 +146,27 @@ def in_decode(
         return Meetings(steps, H * seen, H * steps, K * seen)
     if causal == "triangle":
         return Meetings(H * steps, H * seen, H * steps, H * seen)
-    size = default_key_block(config, batch, 1, QUERY_BLOCK)
+    size, _ = default_blocks(batch, 1, sharing(config), cached + steps)
     times = _ceilings(cached + steps, size) - _ceilings(cached, size)
-    return Meetings(times, H * seen, H * times, K * seen)
+    before, after = (_products(config, batch, n) for n in (cached, cached + steps))
+    return Meetings(after - before, H * seen, H * times, K * seen)
 
 
 def _ceilings(n: int, size: int) -> int:
     """The sum of ceil(i / size) over i = 1 ... n: `size` ones, `size` twos, ..."""
     whole, rest = divmod(n, size)
     return size * whole * (whole + 1) // 2 + rest * (whole + 1)
+
+
+def _products(config: Config, batch: int, n: int) -> int:
+    """Products of one query with 1, 2, ..., n keys in blocks, summed.
+
+    Beyond one block of keys there is a product for every head and block.  Within
+    it, S keys leave room for X // S heads, so more than g turns are needed where
+    X // S < K / g: from S = X // ceil(K / g) + 1 on.
+    """
+    K, G = config.num_key_value_heads, sharing(config)
+    size, X = default_blocks(batch, 1, G, 1)
+    short = min(n, size)
+    more = sum(max(0, short - X // ceiling(K, g)) for g in range(1, K))
+    return short + more + K * (_ceilings(n, size) - short)

@@ -9,10 +9,10 @@ that NumPy makes for an intermediate result.
 
 from __future__ import annotations
 
-from npllama.attention import QUERY_BLOCK
+from npllama.attention import QUERY_BLOCK, default_blocks
 from npllama.config import Config
 from npllama.cost.formulas import check_pass
-from npllama.cost.meetings import default_key_block
+from npllama.cost.meetings import sharing
 
 
 def activation_moments(
@@ -65,24 +65,19 @@ def _triangle(config: Config, batch: int, new: int, cached: int) -> int:
 def _blocks(config: Config, batch: int, new: int, cached: int) -> int:
     """The most that a block of n queries takes: itself, scores, mixed values.
 
-    The block before leaves its result behind until this one has its own, and a
-    block of scores stays while the next is computed.  Where heads share keys, scores
-    are copied, to lie side by side for the product with the values.
+    A block of scores stays while the next is computed; what was mixed is there
+    twice, while more is added to it and when its axes are put back in order.
     """
-    H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    key_block = default_key_block(config, batch, new, QUERY_BLOCK)
+    K, D, G = config.num_key_value_heads, config.head_dim, sharing(config)
+    together = batch, min(new, QUERY_BLOCK), G
+    key_block, head_block = default_blocks(*together, cached + new)
     most = 0
     for t in range(0, new, QUERY_BLOCK):
         n = min(QUERY_BLOCK, new - t)
         seen = cached + t + n
         S, second = min(seen, key_block), min(max(seen - key_block, 0), key_block)
-        copies = 2 if n > 1 and H > K else 1
-        each = max(copies * S + 2 * D, S + 3 * D)
-        if second:
-            each = max(each, S + second + 2 * D, copies * second + 3 * D)
-        each += D if t else 0
-        most = max(most, batch * H * n * each)
-    return most
+        most = max(most, n * (S + second + 3 * D))
+    return batch * min(K, head_block) * G * most
 
 
 def activation_peak(
