@@ -83,8 +83,9 @@ def test_attention_alone_is_measured_in_time_and_memory():
     assert found["memory"]["positions"] == 128
 
 
-def test_decoding_is_measured_and_guesses_are_counted(monkeypatch, tmp_path):
-    monkeypatch.setattr(bench, "LOOKUP_SIZE", bench.CHANCE_SIZE)
+def test_decoding_is_measured_and_guesses_are_counted(tiny, monkeypatch, tmp_path):
+    for name in ("LOOKUP_SIZE", "CHANCE_SIZE"):
+        monkeypatch.setattr(bench, name, "tiny")
     monkeypatch.setattr(bench, "TEXT", 30)
     found = bench.measure_decoding(bench.QUICK, 1, tmp_path)
     # Forty-eight tokens are known, and every repetition has one word that is new.
