@@ -309,26 +309,42 @@ def test_overhead_leaves_out_every_weight_of_the_layers(monkeypatch):
 # ---- the benchmark ----------------------------------------------------------
 
 
+def predicted_rates(rates):
+    """Tokens per second at 110M, on a machine of such rates."""
+    compute = {"fp32": rates["flops"]}
+    bandwidth, *rest = (rates[x] for x in ("bandwidth", "elementwise", "overhead"))
+    machine = Hardware("x", compute, bandwidth, elementwise=rest[0], overhead=rest[1])
+    passes, kinds = (preset("stories110m"), machine, 1), (dtypes("fp32"), "blocks")
+    prefill = predict(*passes, 256, 1, *kinds).prefill
+    return {
+        "prefill": prefill.rate,
+        "decode": predict(*passes, 64, 64, *kinds).decode.rate,
+    }
+
+
 def test_benchmark_holds_the_prediction_to_what_was_measured():
     rates = {"flops": 2e11, "bandwidth": 2e10, "elementwise": 2e9, "overhead": 1e-4}
     half = {name: rate / 2 for name, rate in rates.items()}
-    measured = {"npllama": {"median": 100.0}}
-    size = {
-        "prefill": {"tokens": 256, "programs": measured},
-        "decode": {"tokens": 64, "programs": measured},
-    }
-    found = bench_roofline.compare({"stories110m": size}, [rates, half, rates], 64)
-    config = preset("stories110m")
-    machine = Hardware("x", {"fp32": 2e11}, 2e10, elementwise=2e9, overhead=1e-4)
-    kinds = dtypes("fp32")
-    first = predict(config, machine, 1, 256, 1, kinds, "blocks").prefill.rate
-    step = predict(config, machine, 1, 64, 64, kinds, "blocks").decode.rate
+    rounds = [100.0, 50.0, 25.0]  # tokens per second
+
+    def part(tokens, per_call):
+        seconds = [[per_call / rate] for rate in rounds]
+        return {"tokens": tokens, "programs": {"npllama": {"rounds_seconds": seconds}}}
+
+    size = {"prefill": part(256, 256), "decode": part(64, 1)}
+    size["probes"] = [rates, half, rates]
+    found = bench_roofline.compare({"stories110m": size}, 64)
     rows = found["sizes"]["stories110m"]
-    assert rows["prefill"]["predicted_is_times"] == first / 100
-    assert rows["decode"]["predicted_is_times"] == step / 100
+    whole, halved = (predicted_rates(probed) for probed in (rates, half))
+    for measure in ("prefill", "decode"):
+        # Each round is held to its own probe.
+        ratios = [whole[measure] / 100, halved[measure] / 50, whole[measure] / 25]
+        assert np.isclose(rows[measure]["predicted_is_times"], np.median(ratios))
+        assert rows[measure]["measured"] == pytest.approx(50.0)
     facts = dict.fromkeys(("cpu", "threads", "processors", "python", "numpy", "blas"))
     printed = report.table({"machine": facts, "sizes": {}, "roofline": found})
-    assert f"{step / 100:.2f}" in printed and "prediction / measurement" in printed
+    assert f"{rows['decode']['predicted_is_times']:.2f}" in printed
+    assert "prediction / measurement" in printed
 
 
 def test_phase_without_operators_of_one_kind_is_bound_by_the_other():

@@ -26,6 +26,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -76,9 +77,18 @@ def progress(text: str) -> None:
 
 
 def measure_size(
-    name: str, plan: Plan, threads: int, peers: dict[str, str], folder: Path
+    name: str,
+    plan: Plan,
+    threads: int,
+    peers: dict[str, str],
+    folder: Path,
+    probe: Worker | None = None,
 ) -> dict[str, Any]:
-    """Load, prefill, decode and memory of every program at one size."""
+    """Load, prefill, decode and memory of every program at one size.
+
+    A `probe` measures the machine before every round: machines have moods.
+    """
+    probes: list[dict[str, float]] = []
     path = folder / f"{name}.npz"
     progress(f"{name}: writing random weights")
     parameters = write_model(preset(name), path, 1 + ("llama.cpp" in peers))
@@ -91,7 +101,8 @@ def measure_size(
         load = workers[0].ask("load")
         labels = [_labels(worker.ask("hello")) for worker in workers]
         agreement = compare_logits(workers, labels, preset(name).vocab_size, folder)
-        times = run_rounds(name, workers, labels, plan)
+        before = (lambda: probes.append(probe.ask("measure"))) if probe else None
+        times = run_rounds(name, workers, labels, plan, before)
         memory = {_program(v): w.ask("memory") for w, v in zip(workers, labels)}
     path.unlink()
     path.with_suffix(".gguf").unlink(missing_ok=True)
@@ -102,6 +113,7 @@ def measure_size(
         "decode": _rates(times["decode"], plan.steps, 1),
         "memory": memory,
         "logits_differ_by": agreement,
+        "probes": probes,
     }
 
 
@@ -154,7 +166,11 @@ def compare_logits(
 
 
 def run_rounds(
-    name: str, workers: list[Worker], labels: list[dict[str, str]], plan: Plan
+    name: str,
+    workers: list[Worker],
+    labels: list[dict[str, str]],
+    plan: Plan,
+    before: Callable[[], None] | None = None,
 ) -> dict[str, dict[str, list]]:
     """Let the programs take turns; the first round warms up and is forgotten."""
     times: dict[str, dict[str, list]] = {"prefill": {}, "decode": {}}
@@ -162,6 +178,9 @@ def run_rounds(
     prompt = rng.integers(0, preset(name).vocab_size, PREFILL).tolist()
     for i in range(plan.rounds + 1):
         prefills, steps = (plan.prefills, plan.steps) if i else (1, 2)
+        if before and i:
+            progress(f"{name}: round {i} of {plan.rounds}, probe")
+            before()
         for worker, names in zip(workers, labels):
             progress(f"{name}: round {i} of {plan.rounds}, {worker.name}")
             answers = {
@@ -228,25 +247,6 @@ def measure_decoding(plan: Plan, threads: int, folder: Path) -> dict[str, Any]:
         kept = worker.ask("kept", texts=10 * plan.rounds, guesses=DRAFTED)
     results["pair"] = {"guesses": DRAFTED, "kept": kept}
     return results
-
-
-#  ---- the roofline -------------------------------------------------------------
-
-
-def measure_roofline(
-    plan: Plan, threads: int, sizes: dict[str, Any], folder: Path
-) -> dict[str, Any]:
-    """What the probe of this machine predicts, beside what was or is measured."""
-    probes, found = [], {}
-    with Worker("roofline", "probe", sys.executable, threads) as worker:
-        for name in ROOFLINE_SIZES:
-            progress(f"roofline: probe, then {name}")
-            probes.append(worker.ask("measure"))
-            found[name] = sizes.get(name) or measure_size(
-                name, plan, threads, {}, folder
-            )
-        probes.append(worker.ask("measure"))
-    return compare(found, probes, CONTEXT)
 
 
 #  ---- the command --------------------------------------------------------------
@@ -342,6 +342,11 @@ def find_peers(asked: list[str] | None, pythons: dict[str, str]) -> dict[str, st
     return found
 
 
+def scratch() -> tempfile.TemporaryDirectory:
+    """A folder for weights, gone afterwards."""
+    return tempfile.TemporaryDirectory(prefix="npllama-bench-")
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Everything that was asked for."""
     plan = QUICK if options.quick else THOROUGH
@@ -349,24 +354,28 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     results: dict[str, Any] = {"machine": machine(options.threads), "sizes": {}}
     results["plan"] = plan._asdict()
     models = {name: python for name, python in peers.items() if name in PEERS}
-    with tempfile.TemporaryDirectory(prefix="npllama-bench-") as folder:
-        for name in options.sizes:
+    also = ROOFLINE_SIZES if options.roofline else ()
+    with scratch() as folder, ExitStack() as stack:
+        probe = None
+        if options.roofline:
+            worker = Worker("roofline", "probe", sys.executable, options.threads)
+            probe = stack.enter_context(worker)
+        for name in dict.fromkeys([*options.sizes, *also]):
+            beside = models if name in options.sizes else {}
             results["sizes"][name] = measure_size(
-                name, plan, options.threads, models, Path(folder)
+                name, plan, options.threads, beside, Path(folder), probe
             )
+    if options.roofline:
+        predicted = {name: results["sizes"][name] for name in ROOFLINE_SIZES}
+        results["roofline"] = compare(predicted, CONTEXT)
     if options.attention:
         others = {name: python for name, python in peers.items() if name in ALONE}
         results["attention"] = measure_attention(
             plan, options.threads, others, ATTENTION, ATTENTION_MEMORY
         )
     if options.decoding:
-        with tempfile.TemporaryDirectory(prefix="npllama-bench-") as folder:
+        with scratch() as folder:
             results["decoding"] = measure_decoding(plan, options.threads, Path(folder))
-    if options.roofline:
-        with tempfile.TemporaryDirectory(prefix="npllama-bench-") as folder:
-            results["roofline"] = measure_roofline(
-                plan, options.threads, results["sizes"], Path(folder)
-            )
     progress("")
     return results
 

@@ -1,9 +1,9 @@
 """What the roofline predicts for this machine, beside what npllama does on it.
 
-The probe runs in a process of its own, with the threads of the others, before and
-after every size, for machines have moods; the median of each rate counts.  The
-prediction is for the very pass that is measured: a prompt at once, and the step in
-the middle of those that are timed.
+The probe runs in a process of its own, with the threads of the others, before every
+round, for machines have moods: a round is predicted by its own probe, and the median
+of the ratios counts.  The prediction is for the very pass that is measured: a prompt
+at once, and the step in the middle of those that are timed.
 """
 
 from __future__ import annotations
@@ -40,49 +40,55 @@ class Probe:
 PROGRAMS = {"probe": Probe}
 
 
-def machine_of(probes: list[dict[str, float]]) -> Hardware:
-    """The median of several probes."""
-    rates = {name: median(p[name] for p in probes) for name in probes[0]}
+def machine_of(probe: dict[str, float]) -> Hardware:
+    """The machine that a probe found."""
     return Hardware(
         "this-machine",
-        {"fp32": rates["flops"]},
-        rates["bandwidth"],
-        elementwise=rates["elementwise"],
-        overhead=rates["overhead"],
+        {"fp32": probe["flops"]},
+        probe["bandwidth"],
+        elementwise=probe["elementwise"],
+        overhead=probe["overhead"],
     )
 
 
-def compare(
-    sizes: dict[str, dict[str, Any]],
-    probes: list[dict[str, float]],
-    context: int,
-) -> dict[str, Any]:
+def compare(sizes: dict[str, dict[str, Any]], context: int) -> dict[str, Any]:
     """Prediction and measurement of every size.
 
     Parameters
     ----------
     sizes : mapping of preset to its part of the results
-        As `bench.py` measures it.
-    probes : list of rates
+        As `bench.py` measures it, with a probe before every round.
     context : int
         Positions behind which decode was timed.
     """
-    machine, found = machine_of(probes), {}
+    found: dict[str, Any] = {}
     for name, size in sizes.items():
         prompt, steps = size["prefill"]["tokens"], size["decode"]["tokens"]
-        config, types = preset(name), dtypes("fp32")
-        first = predict(config, machine, 1, prompt, 1, types, "blocks").prefill
-        step = predict(config, machine, 1, context, steps, types, "blocks").decode
-        found[name] = {}
-        for measure, tokens, predicted in (
-            ("prefill", prompt, first.rate),
-            ("decode", steps, step.rate),
-        ):
-            measured = size[measure]["programs"]["npllama"]["median"]
-            found[name][measure] = {
-                "tokens": tokens,
-                "predicted": predicted,
-                "measured": measured,
-                "predicted_is_times": predicted / measured,
-            }
+        predictions: dict[str, list[float]] = {"prefill": [], "decode": []}
+        for probe in size["probes"]:
+            passes = preset(name), machine_of(probe), 1
+            types = dtypes("fp32"), "blocks"
+            first = predict(*passes, prompt, 1, *types).prefill
+            step = predict(*passes, context, steps, *types).decode
+            predictions["prefill"].append(first.rate)
+            predictions["decode"].append(step.rate)
+        found[name] = {
+            measure: beside(rates, size[measure], prompt if measure == "prefill" else 1)
+            for measure, rates in predictions.items()
+        }
+    probes = [probe for size in sizes.values() for probe in size["probes"]]
     return {"probes": probes, "sizes": found}
+
+
+def beside(
+    predicted: list[float], part: dict[str, Any], per_call: int
+) -> dict[str, Any]:
+    """Tokens per second predicted for every round, and those that it had."""
+    rounds = part["programs"]["npllama"]["rounds_seconds"]
+    measured = [per_call / median(seconds) for seconds in rounds]
+    return {
+        "tokens": part["tokens"],
+        "predicted": median(predicted),
+        "measured": median(measured),
+        "predicted_is_times": median(p / m for p, m in zip(predicted, measured)),
+    }
