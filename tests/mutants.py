@@ -12,6 +12,8 @@ SHAPES = "test_shapes.py::test_"
 
 MUTANTS = [
     # ---- ops
+    ("ops.py", "2**25 - 2**13", "2**26",
+     "test_ops.py::test_memory_of_freed_arrays_is_kept"),
     ("ops.py", "order_y=_order(", "order_y=None and _order(",
      OPS + "product_equals_numpys_einsum"),
     ("ops.py", "y[:, c : c + step, None])", "y[:, c : c + step, None][:1])",

@@ -1,7 +1,12 @@
 """Chapter 1: the product is right, counted, and refuses what does not fit."""
 
 import math
+import os
+import platform
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -205,3 +210,42 @@ def test_watching_does_not_change_the_product():
     alone = einsum("TE,FE->TF", a, b, "y")
     with observing(Watcher()):
         assert_same(einsum("TE,FE->TF", a, b, "y"), alone)
+
+
+# ---- memory between products ------------------------------------------------
+
+PAGES = """
+import resource, sys
+import numpy as np
+if sys.argv[1:]:
+    sys.path.insert(0, sys.argv[1])
+    import npllama.ops
+
+def silu(x):
+    below = -x
+    above = np.exp(below)
+    del below
+    above += 1
+    return x / above
+
+x = np.ones(2**19, dtype=np.float32)
+for turn in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        silu(x)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not GNU's C library")
+def test_memory_of_freed_arrays_is_kept():
+    def fresh_pages(*folder):
+        env = {k: v for k, v in os.environ.items() if "MALLOC" not in k.upper()}
+        ran = subprocess.run(
+            [sys.executable, "-c", PAGES, *folder],
+            env=env, capture_output=True, check=True, encoding="utf-8",
+        )  # fmt: skip
+        return int(ran.stdout)
+
+    kept = fresh_pages(str(Path(ops.__file__).parents[1]))
+    assert kept < 512 < 20 * 512 < fresh_pages()

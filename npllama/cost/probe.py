@@ -14,7 +14,7 @@ that are not in the cache, as in a forward pass.
 
 *Everything else*, by RMSNorm, a rotation and SiLU.  A GPU's compiler melts what stands
 between two products into them; NumPy walks through the array once for each function,
-on one core.  With a BLAS on several cores it takes a fifth of the time of a prompt, too
+on one core.  With a BLAS on several cores it takes a seventh of the time of a prompt, too
 much to leave out.
 
 *The interpreter*, by a narrow model: what a layer of decode takes beyond its products
@@ -69,13 +69,14 @@ def rate_of(work: Callable[[], object], amount: float) -> float:
 
 
 def weights(size: int) -> list[np.ndarray]:
-    """Matrices of both widths in turn, of so many bytes, in small pages."""
+    """Matrices of both widths, about half of so many bytes each, in small pages."""
     pool = np.frombuffer(mmap.mmap(-1, size), dtype=np.float32)
     pool[:] = 0.5
     found: list[np.ndarray] = []
     begin = 0
     while True:
-        E, F = WIDTHS[len(found) % 2]
+        # A wide one takes as much room as seven narrow ones.
+        E, F = WIDTHS[0 if len(found) % 8 else 1]
         if begin + E * F > len(pool):
             return found
         found.append(pool[begin : begin + E * F].reshape(F, E))
@@ -99,9 +100,9 @@ def product_rate(matrices: list[np.ndarray]) -> float:
     """FLOP/s of products with many positions, half of them at each width."""
     small = [w for w in matrices if w.shape[1] == WIDTHS[0][0]]
     large = [w for w in matrices if w.shape[1] == WIDTHS[1][0]]
-    some, one = small[:4], large[:1]
     rates = []
-    for group in (some, one):
+    # Enough of each that none is still in the cache when its turn comes again.
+    for group in (small[:12], large[:2]):
         flops = 2 * POSITIONS * sum(w.size for w in group)
         rates.append(rate_of(partial(multiply, group, POSITIONS), flops))
     return len(rates) / sum(1 / rate for rate in rates)
