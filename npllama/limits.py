@@ -73,12 +73,13 @@ def _watermark(data: Mapping[str, Any] | GreenList | SynthID) -> GreenList | Syn
 Check = tuple[Callable[[Any], bool], str]
 
 
-def _whole(least: int) -> Check:
+def _whole(least: int, most: int | None = None) -> Check:
     def fits(value: Any) -> bool:
         whole = isinstance(value, int) and not isinstance(value, bool)
-        return whole and value >= least
+        return whole and value >= least and (most is None or value <= most)
 
-    return fits, f"a whole number, {least} or more"
+    bounds = f", {least} or more" if most is None else f" from {least} to {most}"
+    return fits, f"a whole number{bounds}"
 
 
 def _real(test: Callable[[float], bool], legal: str) -> Check:
@@ -97,7 +98,7 @@ def _among(*choices: Any) -> Check:
     ), legal
 
 
-_ID = _whole(0)[0]
+_ID = _whole(0, 2**63 - 1)[0]  # what an array of ids can hold
 
 
 def _ids(value: Any) -> bool:
@@ -139,6 +140,11 @@ _SHARE = _real(lambda x: 0 < x <= 1, "above 0 and at most 1")
 _PROBABILITY = _real(lambda x: 0 <= x <= 1, "from 0 to 1")
 _CUTOFF = _real(lambda x: 0 <= x < 1, "0 (off), or between 0 and 1")
 _ANY = _real(lambda x: True, "a finite number")
+# Added to a logit a million times, or multiplied with one, these are still numbers.
+_MODERATE = _real(lambda x: abs(x) <= 1e30, "a number from -1e30 to 1e30")
+_FACTOR = _real(lambda x: 1e-30 <= x <= 1e30, "above 0, from 1e-30 to 1e30")
+# Rows of a batch and guesses of a round, which are all held at once.
+_MANY = _whole(1, 2**20)
 
 RANGES: dict[str, Check] = {
     "early_stopping": _among(True, False, "never"),
@@ -175,18 +181,22 @@ RANGES: dict[str, Check] = {
     "dry_base": _real(lambda x: x >= 1, "1 or more"),
 }
 RANGES |= dict.fromkeys(
-    ["max_new_tokens", "max_length", "num_return_sequences", "best_of", "num_beams"]
-    + ["num_beam_groups", "prompt_lookup_num_tokens", "max_matching_ngram_size"]
-    + ["num_assistant_tokens", "assistant_early_exit", "assistant_window"]
-    + ["lookahead_window", "dry_allowed_length", "repeat_last_n"],
+    ["max_new_tokens", "max_length", "max_matching_ngram_size", "assistant_window"]
+    + ["assistant_early_exit", "dry_allowed_length", "repeat_last_n"],
     _whole(1),
 )
-RANGES["lookahead_ngram_size"] = _whole(2)
+RANGES |= dict.fromkeys(
+    ["num_return_sequences", "best_of", "num_beams", "num_beam_groups"]
+    + ["prompt_lookup_num_tokens", "num_assistant_tokens", "lookahead_window"],
+    _MANY,
+)
+RANGES["lookahead_ngram_size"] = _whole(2, 2**20)
 RANGES |= dict.fromkeys(
     ["min_length", "min_new_tokens", "no_repeat_ngram_size", "logprobs"]
-    + ["encoder_no_repeat_ngram_size", "forced_bos_token_id", "dry_penalty_last_n"],
+    + ["encoder_no_repeat_ngram_size", "dry_penalty_last_n"],
     _whole(0),
 )
+RANGES["forced_bos_token_id"] = (_ID, "a token id")
 RANGES |= dict.fromkeys(
     ["do_sample", "stochastic_beams", "include_stop_str_in_output", "token_healing"]
     + ["remove_invalid_values", "renormalize_logits", "prompt_logprobs", "echo"],
@@ -200,17 +210,16 @@ RANGES |= dict.fromkeys(
 )
 RANGES |= dict.fromkeys(["epsilon_cutoff", "eta_cutoff"], _CUTOFF)
 RANGES |= dict.fromkeys(
-    ["repetition_penalty", "encoder_repetition_penalty", "max_time"]
-    + ["dynatemp_exponent", "mirostat_tau", "mirostat_eta"],
-    _POSITIVE,
+    ["max_time", "dynatemp_exponent", "mirostat_tau", "mirostat_eta"], _POSITIVE
 )
+RANGES |= dict.fromkeys(["repetition_penalty", "encoder_repetition_penalty"], _FACTOR)
 RANGES |= dict.fromkeys(
     ["dynatemp_range", "top_a", "dry_multiplier", "diversity_penalty"]
     + ["contrastive_beta", "top_n_sigma"],
     _NOT_NEGATIVE,
 )
 RANGES |= dict.fromkeys(
-    ["presence_penalty", "frequency_penalty", "guidance_scale"], _ANY
+    ["presence_penalty", "frequency_penalty", "guidance_scale"], _MODERATE
 )
 
 

@@ -1,6 +1,7 @@
 """The one face: prompts in, texts out, whatever the strategy."""
 
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -215,6 +216,10 @@ def test_healing_lets_a_cut_word_be_finished(stories):
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
         ({"min_p": 1.5}, "from 0 to 1"),
         ({"temperature": float("nan")}, "temperature is nan"),
+        ({"num_beams": 10**30}, "a whole number from 1 to 1048576"),
+        ({"lookahead_ngram_size": 10**30}, "a whole number from 2 to 1048576"),
+        ({"presence_penalty": -1e31}, "a number from -1e30 to 1e30"),
+        ({"repetition_penalty": 1e-300}, "above 0, from 1e-30 to 1e30"),
         ({"top_k": True}, "top_k is True"),
         ({"early_stopping": 1, "num_beams": 2}, "early_stopping is 1"),
         ({"mirostat": True}, "mirostat is True"),
@@ -331,11 +336,11 @@ def test_numbers_and_lists_of_numpy_are_taken_as_python_s():
 
 def test_a_watermark_is_put_on_from_its_fields_too():
     model, prompt = model_of(0)
-    for fields, config in (
+    for given_fields, config in (
         ({"greenlist_ratio": 0.5, "bias": 9.0}, GreenList(0.5, 9.0)),
         ({"keys": [1, 2], "ngram_len": 3, "debug_mode": False}, SynthID((1, 2), 3)),
     ):
-        wished = model._replace(generation_config={"watermarking_config": fields})
+        wished = model._replace(generation_config={"watermarking_config": given_fields})
         rule = GenerationConfig(watermarking_config=config, eos_token_id=(EOS,))
         assert generate(wished, prompt) == generate(model, prompt, rule)
         assert generate(wished, prompt) != generate(model, prompt)
@@ -541,3 +546,14 @@ def test_a_token_outside_the_vocabulary_is_named_with_its_option(options, name):
     model, prompt = model_of(0)
     with pytest.raises(ValueError, match=name):
         generate(model, prompt, GenerationConfig(**options))
+
+
+@pytest.mark.parametrize("field", fields(GenerationConfig), ids=lambda f: f.name)
+@pytest.mark.parametrize("value", [10**30, -(10**30), 2**63])
+def test_enormous_number_is_refused_or_means_no_limit(field, value):
+    more = {"do_sample": True, "max_new_tokens": 2} | {field.name: value}
+    model, prompt = model_of(0)
+    with suppress(ValueError):
+        config = GenerationConfig(**more)
+        with np.errstate(over="raise", invalid="raise"):
+            generate(model, prompt, config, np.random.default_rng(0))

@@ -148,7 +148,7 @@ def presence_penalty(
     """
     if not math.isfinite(penalty):
         raise ValueError(f"presence_penalty must be finite, got {penalty}")
-    return _subtract(logits, tokens, lambda count: penalty * (count > 0), last_n)
+    return _subtract(logits, tokens, lambda count: float(penalty) * (count > 0), last_n)
 
 
 def frequency_penalty(
@@ -160,7 +160,7 @@ def frequency_penalty(
     """
     if not math.isfinite(penalty):
         raise ValueError(f"frequency_penalty must be finite, got {penalty}")
-    return _subtract(logits, tokens, lambda count: penalty * count, last_n)
+    return _subtract(logits, tokens, lambda count: float(penalty) * count, last_n)
 
 
 def exponential_decay_length_penalty(
