@@ -15,8 +15,8 @@ head, which makes the cache G times smaller; with K = 1 it is called multi-query
 keys as k1 k1 k2 k2, not k1 k2 k1 k2).
 
 The chapter says it twice.  `naive` is the formula in loops.  `vectorized` is the
-same for use: all heads at once, and a long context in blocks, so that the T x S
-matrix of scores is never held in memory.
+same for use: in blocks of queries, keys and heads, so that the T x S matrix of
+scores of a long context is never held in memory.
 """
 
 from __future__ import annotations
@@ -80,9 +80,10 @@ def naive(q: np.ndarray, k: np.ndarray, v: np.ndarray, start: np.ndarray) -> np.
     return y
 
 
-# Blocks of scores this large keep BLAS busy and still lie in the cache.
+# About a million scores keep BLAS busy and still lie in the cache.  Many rows or a
+# large group make more: with fewer keys at a time, products would be too short.
 QUERY_BLOCK = 128
-KEY_BLOCK = 4096
+LEAST_KEYS = 4096
 SCORES = 2**20
 
 
@@ -104,7 +105,7 @@ def default_blocks(rows: int, queries: int, G: int, keys: int) -> tuple[int, int
     key_block, head_block : int
     """
     each = rows * queries * G
-    key_block = max(KEY_BLOCK, SCORES // each)
+    key_block = max(LEAST_KEYS, SCORES // each)
     return key_block, max(1, SCORES // (each * min(keys, key_block)))
 
 
@@ -120,9 +121,10 @@ def vectorized(
     """Causal attention by blocks, equal to `naive` up to rounding.
 
     A block of queries meets only the keys at or before its last position, a block
-    of keys and a few heads at a time.  No more than one block of scores exists at
-    once, so memory does not grow with the context; this is FlashAttention's
-    arrangement, for a processor's cache instead of a GPU's.
+    of keys and a few heads at a time.  Of the scores no more than two blocks exist at
+    once (one stays while the next is computed), so memory does not grow with the
+    context; this is FlashAttention's arrangement, for a processor's cache instead of
+    a GPU's.
 
     Parameters
     ----------
@@ -151,10 +153,12 @@ def vectorized(
     y = np.empty(q.shape, dtype=q.dtype)  # (B, T, H, D)
     for rows in _rows_that_start_together(start):
         first = int(start[rows.start])
-        for h in range(0, K, head_block):
-            keys, values = k[rows, h : h + head_block], v[rows, h : h + head_block]
+        for head in range(0, K, head_block):
+            some = np.s_[rows, head : head + head_block]
+            keys, values = k[some], v[some]
+            heads = slice(head * G, (head + head_block) * G)  # that share them
             for t in range(0, T, query_block):
-                here = np.s_[rows, t : t + query_block, h * G : (h + head_block) * G]
+                here = np.s_[rows, t : t + query_block, heads]
                 seen = first + min(t + query_block, T)
                 y[here] = _block_of_queries(
                     q[here],

@@ -20,6 +20,8 @@ An observer may look on: ``with observing(obs):`` lets ``obs`` see every product
 every array that a later chapter hands to `note`, to record them.  A ledger gets a
 line for every product, to count it.  Nothing else in this book knows that it is
 being watched.
+
+At its end the chapter asks the system, once, to keep the memory of freed arrays.
 """
 
 from __future__ import annotations
@@ -273,12 +275,13 @@ def einsum(equation: str, a: np.ndarray, b: np.ndarray, name: str) -> np.ndarray
 
 
 def keep_freed_memory() -> None:
-    """Have the memory of freed arrays kept for the next ones.
+    """Have up to 64 MiB of freed arrays kept for the next ones.
 
-    GNU's C library gives a large array back to the system as soon as it is freed, and
-    the system clears every page of the next one: a fifth of the time of a prompt.
-    The library learns from what it sees, though: once an array of nearly 32 MiB (the
-    most it heeds) was freed, it keeps twice as much.  Elsewhere nothing changes.
+    GNU's C library gives large arrays back to the system, which then has to clear
+    every page of the next ones: a tenth to a third of the time of a prompt.  It
+    learns, and keeps twice the largest array that it saw freed, but a layer has
+    several of that size at once.  So one of nearly 32 MiB (the most it heeds; larger
+    ones always go back) is freed at the start.  Elsewhere nothing changes.
 
     References
     ----------

@@ -76,7 +76,7 @@ SEEN = {
     "encoder_repetition_penalty": [
         ("penalties", "repetition_penalty(logits, prompt, penalty)")
     ],
-    "presence_penalty": [("penalties", "lambda count: penalty * count")],
+    "presence_penalty": [("penalties", "lambda count: float(penalty) * count")],
     "exponential_decay": [
         ("penalties", "np.asarray(new_tokens) - start + 1, 0"),
         ("penalties", "(np.float64(factor) ** late - 1)"),

@@ -363,8 +363,8 @@ MUTANTS = [
     ),
     (
         PENALTIES,
-        "lambda count: penalty * (count > 0)",
-        "lambda count: penalty * count",
+        "lambda count: float(penalty) * (count > 0)",
+        "lambda count: float(penalty) * count",
         T_PENALTIES + "test_token_penalties_are_the_definition",
     ),
     (

@@ -172,7 +172,10 @@ def run_rounds(
     plan: Plan,
     before: Callable[[], None] | None = None,
 ) -> dict[str, dict[str, list]]:
-    """Let the programs take turns; the first round warms up and is forgotten."""
+    """Let the programs take turns, and `before` run ahead of each round.
+
+    The first round warms up, without it, and is forgotten.
+    """
     times: dict[str, dict[str, list]] = {"prefill": {}, "decode": {}}
     rng = np.random.default_rng(2)
     prompt = rng.integers(0, preset(name).vocab_size, PREFILL).tolist()
@@ -304,7 +307,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     option = parser.add_argument
     # fmt: off
     option("--sizes", nargs="*", type=size, default=list(SHORT.values()), metavar="SIZE",
-           help="15m, 110m, 1.1b or names of presets; none at all measures no model")
+           help="15m, 110m, 1.1b or names of presets; none: only what others need")
     option("--peers", nargs="*", choices=[*PEERS, "jax"], metavar="PEER",
            help="torch, llama.cpp, jax (attention only); by default those installed")
     option("--python", action="append", type=other_python, default=[],
@@ -316,7 +319,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     option("--decoding", action="store_true",
            help="also time sampling and prompt lookup, and count the draft's guesses")
     option("--roofline", action="store_true",
-           help="also hold the roofline's prediction for this machine to what it does")
+           help="also hold the roofline's prediction to what 110m and 1.1b do here")
     option("--quick", action="store_true", help="one short round instead of five")
     option("--json", type=Path, metavar="FILE", help="write all figures to FILE")
     # fmt: on
@@ -361,9 +364,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             worker = Worker("roofline", "probe", sys.executable, options.threads)
             probe = stack.enter_context(worker)
         for name in dict.fromkeys([*options.sizes, *also]):
-            beside = models if name in options.sizes else {}
             results["sizes"][name] = measure_size(
-                name, plan, options.threads, beside, Path(folder), probe
+                name,
+                plan,
+                options.threads,
+                models if name in options.sizes else {},
+                Path(folder),
+                probe if name in ROOFLINE_SIZES else None,
             )
     if options.roofline:
         predicted = {name: results["sizes"][name] for name in ROOFLINE_SIZES}

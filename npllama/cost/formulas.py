@@ -133,8 +133,9 @@ def one_pass(
     causal : "square", "triangle" or "blocks"
     last : bool
         Logits behind the last position only, as in `forward`.
-    query_block, key_block, head_block : int
-        Of "blocks".
+    query_block : int
+    key_block, head_block : int or None
+        Of "blocks"; None: as `attention.default_blocks`.
 
     Raises
     ------

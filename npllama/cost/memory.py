@@ -63,14 +63,16 @@ def _triangle(config: Config, batch: int, new: int, cached: int) -> int:
 
 
 def _blocks(config: Config, batch: int, new: int, cached: int) -> int:
-    """The most that a block of n queries takes: itself, scores, mixed values.
+    """The most that a block of n queries takes: itself, scores, and what was mixed.
 
-    A block of scores stays while the next is computed; what was mixed is there
-    twice, while more is added to it and when its axes are put back in order.
+    A block of scores stays while the next is computed.  At that moment what was
+    mixed is there twice, when it is scaled down to a new peak (or, where heads share
+    keys, the queries are, lined up for the product).  With one block of keys, what
+    was mixed is there twice when its axes are put back in order.
     """
     K, D, G = config.num_key_value_heads, config.head_dim, sharing(config)
-    together = batch, min(new, QUERY_BLOCK), G
-    key_block, head_block = default_blocks(*together, cached + new)
+    n = min(new, QUERY_BLOCK)
+    key_block, head_block = default_blocks(batch, n, G, cached + new)
     most = 0
     for t in range(0, new, QUERY_BLOCK):
         n = min(QUERY_BLOCK, new - t)

@@ -9,13 +9,13 @@ hold, and lie in pages of the kind that a mapped file has, not in the large ones
 NumPy asks for: finding small pages takes its time, and a model's weights are mapped.
 
 *Arithmetic*, by products of 256 positions with matrices of a small and of a large
-model, since larger ones are done at a better rate.  Every product meets weights
-that are not in the cache, as in a forward pass.
+model, since larger ones are done at a better rate.  There are so many that none is
+still in the cache when its turn comes again, as in a forward pass.
 
 *Everything else*, by RMSNorm, a rotation and SiLU.  A GPU's compiler melts what stands
 between two products into them; NumPy walks through the array once for each function,
-on one core.  With a BLAS on several cores it takes a seventh of the time of a prompt, too
-much to leave out.
+on one core.  With a BLAS on several cores it takes a seventh of the time of a prompt,
+too much to leave out.
 
 *The interpreter*, by a narrow model: what a layer of decode takes beyond its products
 with weights.  A call of NumPy costs a microsecond before it touches a number, and
@@ -101,8 +101,7 @@ def product_rate(matrices: list[np.ndarray]) -> float:
     small = [w for w in matrices if w.shape[1] == WIDTHS[0][0]]
     large = [w for w in matrices if w.shape[1] == WIDTHS[1][0]]
     rates = []
-    # Enough of each that none is still in the cache when its turn comes again.
-    for group in (small[:12], large[:2]):
+    for group in (small, large):
         flops = 2 * POSITIONS * sum(w.size for w in group)
         rates.append(rate_of(partial(multiply, group, POSITIONS), flops))
     return len(rates) / sum(1 / rate for rate in rates)

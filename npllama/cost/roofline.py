@@ -119,16 +119,17 @@ def elementwise(config: Config, ops: Iterable[Operator]) -> int:
 
     RMSNorm takes 4 walks (square, sum, quotient, gain), the residual sum one; a
     rotation of queries and keys 6, half of an array each, but in strides; scaling
-    queries and dividing by the sum one each; writing keys and values into the cache
-    one; softmax 5 for every pair of a query and a key (maximum, difference,
-    exponential, sum, the mask); SiLU 4 (sign, exponential, sum, quotient), its
+    queries, dividing by the sum, putting the result's axes back in order and storing
+    it one each; writing keys and values into the cache one; softmax 5 for every pair
+    of a query and a key (maximum, difference, exponential, sum, and less than one
+    for the mask); SiLU 4 (sign, exponential, sum, quotient), its
     product with `up_proj` one.
     """
     found = {op.name: op.flops for op in ops}
     E, F = config.hidden_size, config.intermediate_size
     H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     positions = found["q_proj"] // (2 * E * H * D)  # of all layers
-    each = 2 * (NORM + 1) * E + ROTATION * (H + K) * D + 2 * (H + K) * D
+    each = 2 * (NORM + 1) * E + ROTATION * (H + K) * D + (4 * H + 2 * K) * D
     each += (SILU + 1) * F
     return positions * each + SOFTMAX * found["scores"] // (2 * D)
 

@@ -66,10 +66,9 @@ def compare(sizes: dict[str, dict[str, Any]], context: int) -> dict[str, Any]:
         prompt, steps = size["prefill"]["tokens"], size["decode"]["tokens"]
         predictions: dict[str, list[float]] = {"prefill": [], "decode": []}
         for probe in size["probes"]:
-            passes = preset(name), machine_of(probe), 1
-            types = dtypes("fp32"), "blocks"
-            first = predict(*passes, prompt, 1, *types).prefill
-            step = predict(*passes, context, steps, *types).decode
+            config, machine, kinds = preset(name), machine_of(probe), dtypes("fp32")
+            first = predict(config, machine, 1, prompt, 1, kinds, "blocks").prefill
+            step = predict(config, machine, 1, context, steps, kinds, "blocks").decode
             predictions["prefill"].append(first.rate)
             predictions["decode"].append(step.rate)
         found[name] = {
@@ -83,7 +82,7 @@ def compare(sizes: dict[str, dict[str, Any]], context: int) -> dict[str, Any]:
 def beside(
     predicted: list[float], part: dict[str, Any], per_call: int
 ) -> dict[str, Any]:
-    """Tokens per second predicted for every round, and those that it had."""
+    """Medians over rounds: tokens per second predicted, measured, and their ratio."""
     rounds = part["programs"]["npllama"]["rounds_seconds"]
     measured = [per_call / median(seconds) for seconds in rounds]
     return {

@@ -1,7 +1,7 @@
 """Inside a timed process: requests come in as lines of JSON, answers go out.
 
 Run as ``python -m benchmarks.worker KIND NAME THREADS ARGUMENTS``, where KIND is
-``programs`` or ``attention`` and NAME one of its programs.
+``programs``, ``attention``, ``decoding`` or ``roofline`` and NAME one of its programs.
 """
 
 from __future__ import annotations
