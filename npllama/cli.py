@@ -197,6 +197,7 @@ def run_chat(options: argparse.Namespace) -> None:
         # What ends a turn does so whatever else the checkpoint wishes.
         ends = stop_tokens(model.tokenizer, style).union(config.eos_token_id or ())
         config = replace(config, eos_token_id=tuple(ends))
+    turn_tokens(model.tokenizer, "", style, True, options.system)  # if it can be said
     print(f"[{style} turns; /reset begins anew, /quit or Ctrl-D ends]", file=sys.stderr)
     conversation = Conversation(model, style, options.system)
     while (message := ask()) is not None:
@@ -359,11 +360,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has gone; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
-    except (MemoryError, OverflowError):
+    except MemoryError:
         return _fail(options.command, "out of memory; ask for less", FAILURE)
     except OSError as error:
         return _fail(options.command, in_words(error), FAILURE)
-    except ValueError as error:
+    except (ValueError, TypeError, OverflowError) as error:
         return _fail(options.command, str(error), FAILURE)
     return code or 0
 

@@ -78,8 +78,8 @@ def run_record(options: argparse.Namespace) -> None:
     wanted = Wanted(
         options.new_tokens, tuple(options.only), options.scores, floors(options.floor)
     )
-    if options.seed < 0 or options.workers < 1:
-        raise UsageError("--seed must be 0 or more, and --workers 1 or more")
+    if options.seed < 0 or not 1 <= options.workers <= 1024:
+        raise UsageError("--seed must be 0 or more, and --workers from 1 to 1024")
     if options.prompts is None:
         if options.dask or options.workers > 1:
             raise UsageError("--workers and --dask need many prompts: --prompts FILE")

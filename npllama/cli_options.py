@@ -122,12 +122,25 @@ def generation_config(
         given = _over(given, load_options(options.generation_config))
     named = ((f.name, getattr(options, f.name, None)) for f in fields(GenerationConfig))
     given = _over(given, {name: v for name, v in named if v is not None})
+    for name, value in given.items():
+        for word in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(word, str) and not _is_text(word):
+                raise UsageError(f"--{name.replace('_', '-')} is not UTF-8")
     try:
         config = _config(given)
         format_of(config)  # a malformed pattern is misuse, too
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from None
     return config
+
+
+def _is_text(word: str) -> bool:
+    """Whether Python could read all that it was given."""
+    try:
+        word.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _over(given: dict[str, Any], stronger: dict[str, Any]) -> dict[str, Any]:

@@ -86,10 +86,10 @@ def generate(
         If a prompt is empty or too long, a token is outside the vocabulary, or the
         options leave no token to choose.
     TypeError
-        If a prompt is neither text nor token ids.
+        If a prompt is neither text nor token ids, or another argument not what it
+        should be.
     """
-    config = config or GenerationConfig(**options_of(model))
-    rng = rng or np.random.default_rng()
+    config, rng = _asked(model, config, rng)
     single = is_prompt(prompts)
     texts: Sequence[Any] = [prompts] if single else prompts
     if not len(texts):
@@ -146,8 +146,9 @@ def pieces(
         As `generate`; also if several texts are asked for, a strategy that knows
         its text only at the end, or log-probabilities.
     """
-    config = config or GenerationConfig(**options_of(model))
-    rng = rng or np.random.default_rng()
+    config, rng = _asked(model, config, rng)
+    if not is_prompt(prompt):
+        raise TypeError("a stream is of one prompt; several are for generate")
     if searching(config) is not None or max(_copies(config)) > 1:
         raise ValueError("beams and several texts cannot be streamed; use generate")
     if config.logprobs is not None or config.prompt_logprobs:
@@ -180,13 +181,30 @@ def stream(
     ------
     str
     """
-    config = config or GenerationConfig(**options_of(model))
+    config, rng = _asked(model, config, rng)
     grown = pieces(model, prompt, config, rng, helpers=helpers)
     for i, piece in enumerate(grown):
         if i == 0 and config.echo:
             yield echoed(model, prompt)
         if piece.text:
             yield piece.text
+
+
+def _asked(
+    model: Model, config: GenerationConfig | None, rng: np.random.Generator | None
+) -> tuple[GenerationConfig, np.random.Generator]:
+    """Options and source of chance, or their defaults; TypeError if they are none."""
+    if not isinstance(model, Model):
+        raise TypeError(f"model: {type(model).__name__} found; see npllama.load")
+    config = GenerationConfig(**options_of(model)) if config is None else config
+    rng = np.random.default_rng() if rng is None else rng
+    if not isinstance(config, GenerationConfig):
+        raise TypeError(f"config: {type(config).__name__} found, not GenerationConfig")
+    if not isinstance(rng, np.random.Generator):
+        raise TypeError(
+            f"rng: {type(rng).__name__} found; see numpy.random.default_rng"
+        )
+    return config, rng
 
 
 def numbered(tasks: Sequence[Task]) -> list[Task]:

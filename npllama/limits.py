@@ -8,6 +8,7 @@ NumPy's arrays become tuples, NumPy's numbers Python's.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -73,19 +74,23 @@ def _watermark(data: Mapping[str, Any] | GreenList | SynthID) -> GreenList | Syn
 Check = tuple[Callable[[Any], bool], str]
 
 
-def _whole(least: int, most: int | None = None) -> Check:
+INT64 = 2**63 - 1  # what an array of whole numbers can hold
+
+
+def _whole(least: int, most: int = INT64) -> Check:
     def fits(value: Any) -> bool:
         whole = isinstance(value, int) and not isinstance(value, bool)
-        return whole and value >= least and (most is None or value <= most)
+        return whole and least <= value <= most
 
-    bounds = f", {least} or more" if most is None else f" from {least} to {most}"
+    bounds = f", {least} or more" if most == INT64 else f" from {least} to {most}"
     return fits, f"a whole number{bounds}"
 
 
 def _real(test: Callable[[float], bool], legal: str) -> Check:
     def fits(value: Any) -> bool:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return number and math.isfinite(value) and test(value)
+        # A whole number may be too large to be asked whether it is finite.
+        return number and abs(value) <= sys.float_info.max and test(value)
 
     return fits, legal
 
@@ -98,7 +103,7 @@ def _among(*choices: Any) -> Check:
     ), legal
 
 
-_ID = _whole(0, 2**63 - 1)[0]  # what an array of ids can hold
+_ID = _whole(0)[0]
 
 
 def _ids(value: Any) -> bool:
@@ -144,7 +149,7 @@ _ANY = _real(lambda x: True, "a finite number")
 _MODERATE = _real(lambda x: abs(x) <= 1e30, "a number from -1e30 to 1e30")
 _FACTOR = _real(lambda x: 1e-30 <= x <= 1e30, "above 0, from 1e-30 to 1e30")
 # Rows of a batch and guesses of a round, which are all held at once.
-_MANY = _whole(1, 2**20)
+_MANY = _whole(1, 2**14)
 
 RANGES: dict[str, Check] = {
     "early_stopping": _among(True, False, "never"),
@@ -190,7 +195,7 @@ RANGES |= dict.fromkeys(
     + ["prompt_lookup_num_tokens", "num_assistant_tokens", "lookahead_window"],
     _MANY,
 )
-RANGES["lookahead_ngram_size"] = _whole(2, 2**20)
+RANGES["lookahead_ngram_size"] = _whole(2, 2**14)
 RANGES |= dict.fromkeys(
     ["min_length", "min_new_tokens", "no_repeat_ngram_size", "logprobs"]
     + ["encoder_no_repeat_ngram_size", "dry_penalty_last_n"],
@@ -231,14 +236,14 @@ MARK_RANGES: dict[str, Check] = {
     "pick": (callable, "a function of (seed, V, number)"),
     "table": (callable, "a function of the key"),
     "keys": (
-        lambda v: v and _ids(v) and max(v) < 2**63,
+        lambda v: v and _ids(v),
         "a list of whole numbers, each below 2 to the 63rd",
     ),
-    "ngram_len": _whole(2),
+    "ngram_len": _whole(2, 2**14),
     "skip_first_ngram_calls": _FLAG,
 }
 MARK_RANGES |= dict.fromkeys(
-    ["context_width", "sampling_table_size", "context_history_size"], _whole(1)
+    ["context_width", "sampling_table_size", "context_history_size"], _whole(1, 2**24)
 )
 MARK_RANGES["sampling_table_seed"] = _whole(0)
 

@@ -197,7 +197,7 @@ class GenerationConfig:
             value = plain(field.name, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
             fits, legal = RANGES[field.name]
-            if value is not None and not fits(value):
+            if not fits(value) and (value is not None or field.default is not None):
                 raise ValueError(f"{field.name} is {value!r}; it must be {legal}")
         check_together(self)
 
@@ -236,7 +236,7 @@ def load_options(path: str | os.PathLike) -> dict[str, Any]:
     path = path / "generation_config.json" if path.is_dir() else path
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path}: expected a JSON object")

@@ -221,7 +221,7 @@ def locate(name: str | os.PathLike) -> Path:
         If there is neither; the message lists the shipped models.
     """
     path = Path(name)
-    if path.exists():
+    if str(name) and path.exists():  # an empty name would be this folder
         return path
     # In a checkout the files lie beside the package, installed in one of their own.
     folders = [Path(__file__).parent.parent / "weights"]
@@ -230,7 +230,7 @@ def locate(name: str | os.PathLike) -> Path:
     if str(name) in shipped:
         return shipped[str(name)]
     raise FileNotFoundError(
-        f"no weights file {name}; shipped with npllama: {', '.join(sorted(shipped))}"
+        f"no weights file {str(name) or 'of an empty name'}; shipped with npllama: {', '.join(sorted(shipped))}"
     )
 
 

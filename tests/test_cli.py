@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from npllama import cli
 from npllama.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -161,8 +162,14 @@ WRONG = [
     (2, ("chat", "--token-healing"), "without token_healing"),
     (2, ("chat", "--echo"), "without echo"),
     (1, ("chat", "--assistant", "nowhere"), "nowhere"),
-    (1, ("generate", "x", "--num-beams", "1048576"), "out of memory"),
-    (2, ("generate", "x", "--num-beams", "9" * 30), "from 1 to 1048576"),
+    (2, ("generate", "x", "--num-beams", "9" * 30), "from 1 to 16384"),
+    (2, ("generate", "x", "--best-of", "20000", "--do-sample"), "from 1 to 16384"),
+    (2, ("generate", "x", "--forced-bos-token-id", "9" * 30), "must be a token id"),
+    (2, ("generate", "x", "--suppress-tokens", f"[{2**63}]"), "a list of token ids"),
+    (2, ("generate", "x", "--regex", "\udcff"), "--regex is not UTF-8"),
+    (2, ("generate", "x", "--stop-strings", "\udcff"), "--stop-strings is not UTF-8"),
+    (1, ("chat", "--format", "llama-3"), "format: llama-3 needs"),
+    (1, ("generate", "x", "--weights", ""), "no weights file of an empty name"),
     (2, ("generate", "x", "--guidance-scale", "1e39"), "from -1e30 to 1e30"),
     (2, ("frobnicate",), "invalid choice"),
     (2, (), "required"),
@@ -180,6 +187,23 @@ WRONG = [
     (1, ("generate", "x", "--assistant", "nowhere"), "nowhere"),
     (1, ("info", "--weights", "nowhere.npz"), "nowhere.npz"),
 ]
+
+
+def test_options_nested_too_deeply_are_one_line(capsys, tmp_path):
+    file = tmp_path / "deep.json"
+    file.write_text("[" * 100_000)
+    code, out, err = called(capsys, "generate", "x", "--generation-config", str(file))
+    assert (code, out) == (1, "") and err.count("\n") == 1 and "deep.json" in err
+
+
+def test_memory_that_is_not_there_is_one_line(capsys, monkeypatch):
+    def greedy(options):
+        raise MemoryError
+
+    monkeypatch.setitem(cli.RUN, "generate", greedy)
+    assert called(capsys, "generate", "x") == (
+        1, "", "npllama generate: out of memory; ask for less\n"
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("code, words, message", WRONG)

@@ -174,12 +174,15 @@ def test_the_command_without_a_sampler_that_can_be_had_is_a_usage_error(folder):
     for arguments in (
         ("--sampler", "nowhere:factory"),
         (*right, "--sampler-report", "nowhere/report.json"),
+        (*right, "--sampler-report", "."),
+        (*right, "--sampler-examples", "0"),
         (),
     ):
         done = run(folder, *arguments)
         assert done.returncode == 4
         (line,) = filter(None, done.stderr.splitlines())
         assert line.startswith("ERROR: ") and "--sampler" in line
+    assert not list(folder.glob("*.part"))
 
 
 def test_the_plugin_that_every_run_of_pytest_loads_imports_nothing():

@@ -216,8 +216,12 @@ def test_healing_lets_a_cut_word_be_finished(stories):
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
         ({"min_p": 1.5}, "from 0 to 1"),
         ({"temperature": float("nan")}, "temperature is nan"),
-        ({"num_beams": 10**30}, "a whole number from 1 to 1048576"),
-        ({"lookahead_ngram_size": 10**30}, "a whole number from 2 to 1048576"),
+        ({"num_beams": None}, "num_beams is None; it must be a whole number"),
+        ({"temperature": 10**400}, "it must be above 0"),
+        ({"suppress_tokens": [2**63]}, "a list of token ids"),
+        ({"watermarking_config": {"keys": [1], "ngram_len": 10**20}}, "from 2 to"),
+        ({"num_beams": 10**30}, "a whole number from 1 to 16384"),
+        ({"lookahead_ngram_size": 10**30}, "a whole number from 2 to 16384"),
         ({"presence_penalty": -1e31}, "a number from -1e30 to 1e30"),
         ({"repetition_penalty": 1e-300}, "above 0, from 1e-30 to 1e30"),
         ({"top_k": True}, "top_k is True"),
@@ -557,3 +561,15 @@ def test_enormous_number_is_refused_or_means_no_limit(field, value):
         config = GenerationConfig(**more)
         with np.errstate(over="raise", invalid="raise"):
             generate(model, prompt, config, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    "name, wrong",
+    [("model", "stories"), ("config", {"max_new_tokens": 2}), ("rng", 5)],
+)
+def test_argument_of_another_kind_is_named(name, wrong):
+    model, prompt = model_of(0)
+    given = {"model": model, "config": GenerationConfig(), "rng": None} | {name: wrong}
+    for write in (generate, lambda *a: list(stream(*a)), lambda *a: list(pieces(*a))):
+        with pytest.raises(TypeError, match=f"^{name}: "):
+            write(given["model"], prompt, given["config"], given["rng"])

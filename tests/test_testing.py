@@ -231,3 +231,12 @@ def test_other_conventions_are_tried_from_the_least_change_on():
         0,
     )
     assert fitting("greedy", lambda row: int(row.argmin()), {}) is None
+
+
+def test_what_is_no_convention_or_no_sampler_is_the_callers_mistake():
+    with pytest.raises(ValueError, match="ties is 'bogus'; it is one of"):
+        check_top_p(s.top_p, ties="bogus")
+    with pytest.raises(ValueError, match="no convention 'tie'"):
+        check_top_p(s.top_p, tie="all")
+    with pytest.raises(TypeError, match="not a function"):
+        check_top_p(None)

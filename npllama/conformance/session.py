@@ -6,6 +6,7 @@ workers of pytest-xdist can share them, and is printed at the end.
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,8 +38,13 @@ class Session:
     def __init__(self, config: pytest.Config):
         self.sampler: str = config.getoption("sampler")
         self.file: str | None = config.getoption("sampler_report")
-        if self.file and not Path(self.file).resolve().parent.is_dir():
-            raise pytest.UsageError(f"--sampler-report {self.file}: no such folder")
+        many: int = config.getoption("sampler_examples")
+        if many < 1:
+            raise pytest.UsageError(
+                f"--sampler-examples is {many}; it must be 1 or more"
+            )
+        if self.file:
+            check_place(Path(self.file))
         try:
             offers = load(self.sampler)
         except BadSampler as problem:
@@ -46,7 +52,6 @@ class Session:
         self.trials = [Trial(offer, law) for offer in offers for law in offer.laws]
         self.hints: dict[str, str] = {}
         # The same cases in every run, so that a report can be compared with another.
-        many = max(config.getoption("sampler_examples"), 1)
         settings.register_profile(NAME, max_examples=many, derandomize=True)
         settings.load_profile(NAME)
         if all(NAME in arg for arg in config.args):
@@ -92,6 +97,22 @@ class Session:
             write(Path(self.file), self.sampler, report)
 
 
+def check_place(path: Path) -> None:
+    """Raise UsageError, before all work, if no file can be written there."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        beside(path).touch()
+        beside(path).unlink()
+    except OSError as error:
+        raise pytest.UsageError(f"--sampler-report {path}: {error.strerror}") from None
+
+
+def beside(path: Path) -> Path:
+    """Where a file is written before it gets its name."""
+    return path.with_name(path.name + ".part")
+
+
 def write(path: Path, sampler: str, report: Report) -> None:
     """Write a report as JSON, beside its place and then into it."""
     record = {
@@ -100,6 +121,5 @@ def write(path: Path, sampler: str, report: Report) -> None:
         "examples": settings().max_examples,
         **report.record(),
     }
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)
+    beside(path).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    beside(path).replace(path)

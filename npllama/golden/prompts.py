@@ -98,7 +98,10 @@ def do(job: Job) -> str:
         As `record_job`; also if the file is that of another job.
     """
     if not os.path.exists(job.path):
-        return record_job(job)
+        try:
+            return record_job(job)
+        except ValueError as error:
+            raise ValueError(f"{job.path}: {error}") from None
     found = read_golden(job.path).meta
     if any(found.get(key) != value for key, value in identity(job).items()):
         raise ValueError(
@@ -149,13 +152,14 @@ def read_prompts(path: str | os.PathLike) -> list[Prompt]:
 def _json_prompt(path, number: int, line: str) -> Prompt:
     try:
         entry = json.loads(line)
-        found = entry["tokens"] if "tokens" in entry else entry["prompt"]
-    except (ValueError, RecursionError, KeyError, TypeError):
-        found = None
-    whole = isinstance(found, list) and found
+        (kind,) = {"prompt", "tokens"} & set(entry)  # one, whatever else is said
+        found = entry[kind]
+    except (ValueError, RecursionError, TypeError):
+        kind, found = None, None
+    whole = kind == "tokens" and isinstance(found, list) and found
     if whole and all(isinstance(t, int) and not isinstance(t, bool) for t in found):
         return found
-    if isinstance(found, str) and found:
+    if kind == "prompt" and isinstance(found, str) and found:
         return found
     raise ValueError(
         f'{path}: prompt {number} is neither {{"prompt": text}} nor '

@@ -138,13 +138,15 @@ def check(laws: Callable[..., Iterator[Law]]) -> Callable[..., None]:
     -------
     function
         ``check(sampler, **conventions)`` raises `Violation` at the first law that
-        does not hold.  It stands in `CHECKS` under the name of the strategy.
+        does not hold, ValueError if there is no such convention.  It stands in `CHECKS` under the name of the strategy.
     """
     name = laws.__name__.removeprefix("check_")
 
     @functools.wraps(laws)
     def checked(sampler: Callable, /, **conventions: Any) -> None:
-        for law in laws(**conventions):
+        if not callable(sampler):
+            raise TypeError(f"{name}: the sampler is {sampler!r:.60}, not a function")
+        for law in laws_of(name, conventions):
             if found := counterexample(law, sampler):
                 raise Violation(f"{name}: {found}")
 
