@@ -49,7 +49,16 @@ def new_cache(
     KVCache
         2 * L * B * K * N * D elements; the system hands out the memory as it is
         first written.
+
+    Raises
+    ------
+    TypeError
+        If `config` is none.
+    ValueError
+        If there would be no rows or no positions.
     """
+    if not isinstance(config, Config):
+        raise TypeError(f"config: {type(config).__name__} found; give model.config")
     L, K, D = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
     if batch < 1 or capacity < 1:
         raise ValueError(f"a cache of {batch} rows and {capacity} positions is empty")

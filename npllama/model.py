@@ -64,6 +64,8 @@ def forward(
     ValueError
         If a token is outside the vocabulary, the cache is of another shape or
         dtype, or a row would outgrow it.  Nothing has been written then.
+    TypeError
+        If the cache is none.
     """
     tokens, count = _check(model, tokens, cache, count)
     B, T = tokens.shape
@@ -123,7 +125,9 @@ def _check(model, tokens, cache, count) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_cache(model, cache, count) -> None:
-    """Raise ValueError unless `count` new positions of every row fit in the cache."""
+    """Raise an error unless `count` new positions of every row fit in the cache."""
+    if not isinstance(cache, KVCache):
+        raise TypeError(f"cache: {type(cache).__name__} found; see new_cache")
     L, B, dtype = model.config.num_hidden_layers, len(count), model.embed.dtype
     K, D = model.config.num_key_value_heads, model.config.head_dim
     N = cache.k.shape[-2]

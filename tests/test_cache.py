@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import DISTINCT, configs, dtypes, normal, seeds
+from strategies import DISTINCT, configs, dtypes, normal, random_model, seeds
 from tolerances import assert_same
 
+from npllama import forward
 from npllama.cache import append, new_cache
 
 
@@ -44,3 +45,11 @@ def test_new_cache_is_empty_and_of_the_models_shape(config, B, N, dtype):
 def test_cache_without_room_is_refused(batch, capacity):
     with pytest.raises(ValueError, match=f"{batch} rows and {capacity} positions"):
         new_cache(DISTINCT, batch, capacity)
+
+
+def test_model_in_the_place_of_its_config_is_named():
+    model = random_model(DISTINCT, 0)
+    with pytest.raises(TypeError, match="config: Model found; give model.config"):
+        new_cache(model, 1, 5)
+    with pytest.raises(TypeError, match="cache: NoneType found; see new_cache"):
+        forward(model, np.array([[1]]), None)
