@@ -25,6 +25,7 @@ from npllama.chat import FORMATS, closing, detect_format, stop_tokens, turn_toke
 from npllama.cli_options import (
     UsageError,
     add_generation_options,
+    as_text,
     generation_config,
     helpers,
     in_words,
@@ -160,8 +161,7 @@ def read_prompt(argument: str | None) -> str:
     """The prompt given as an argument, or from standard input."""
     try:
         if argument is not None and argument != "-":
-            # Where the system says nothing of UTF-8, Python kept the bytes.
-            return argument.encode("utf-8", "surrogateescape").decode("utf-8")
+            return as_text(argument)
         if sys.stdin is None or (argument is None and sys.stdin.isatty()):
             raise UsageError("no PROMPT: give it as an argument, or pipe it in")
         return sys.stdin.buffer.read().decode("utf-8").rstrip("\r\n")

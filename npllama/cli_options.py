@@ -121,11 +121,7 @@ def generation_config(
     if options.generation_config:
         given = _over(given, load_options(options.generation_config))
     named = ((f.name, getattr(options, f.name, None)) for f in fields(GenerationConfig))
-    given = _over(given, {name: v for name, v in named if v is not None})
-    for name, value in given.items():
-        for word in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(word, str) and not _is_text(word):
-                raise UsageError(f"--{name.replace('_', '-')} is not UTF-8")
+    given = _over(given, {n: _in_text(n, v) for n, v in named if v is not None})
     try:
         config = _config(given)
         format_of(config)  # a malformed pattern is misuse, too
@@ -134,13 +130,20 @@ def generation_config(
     return config
 
 
-def _is_text(word: str) -> bool:
-    """Whether Python could read all that it was given."""
+def as_text(word: str) -> str:
+    """A word of the command line; UnicodeError if it is not UTF-8."""
+    # Where the system says nothing of UTF-8, Python kept the bytes.
+    return word.encode("utf-8", "surrogateescape").decode("utf-8")
+
+
+def _in_text(name: str, value: Any) -> Any:
+    """The value of an option, with the words in it read."""
+    if isinstance(value, list):
+        return [_in_text(name, one) for one in value]
     try:
-        word.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+        return as_text(value) if isinstance(value, str) else value
+    except UnicodeError:
+        raise UsageError(f"--{name.replace('_', '-')} is not UTF-8") from None
 
 
 def _over(given: dict[str, Any], stronger: dict[str, Any]) -> dict[str, Any]:

@@ -229,9 +229,8 @@ def locate(name: str | os.PathLike) -> Path:
     shipped = {f.stem: f for folder in folders for f in folder.glob("*.npz")}
     if str(name) in shipped:
         return shipped[str(name)]
-    raise FileNotFoundError(
-        f"no weights file {str(name) or 'of an empty name'}; shipped with npllama: {', '.join(sorted(shipped))}"
-    )
+    known, asked = ", ".join(sorted(shipped)), str(name) or "of an empty name"
+    raise FileNotFoundError(f"no weights file {asked}; shipped with npllama: {known}")
 
 
 def assemble(

@@ -72,7 +72,8 @@ def blocks(
     """Blocks of queries meet blocks of keys, up to the last of the queries.
 
     The queries of a block are read again for every block of keys, and the keys for
-    every block of queries.  Heads only share a product or do not.
+    every block of queries.  Where a few heads go at a time, there are more
+    products of fewer pairs each.
     """
     H, K = rows * config.num_attention_heads, rows * config.num_key_value_heads
     turns = ceiling(config.num_key_value_heads, head_block)

@@ -122,8 +122,8 @@ def elementwise(config: Config, ops: Iterable[Operator]) -> int:
     queries, dividing by the sum, putting the result's axes back in order and storing
     it one each; writing keys and values into the cache one; softmax 5 for every pair
     of a query and a key (maximum, difference, exponential, sum, and less than one
-    for the mask); SiLU 4 (sign, exponential, sum, quotient), its
-    product with `up_proj` one.
+    for the mask); SiLU 4 (sign, exponential, sum, quotient), its product with
+    `up_proj` one.
     """
     found = {op.name: op.flops for op in ops}
     E, F = config.hidden_size, config.intermediate_size

@@ -138,7 +138,8 @@ def check(laws: Callable[..., Iterator[Law]]) -> Callable[..., None]:
     -------
     function
         ``check(sampler, **conventions)`` raises `Violation` at the first law that
-        does not hold, ValueError if there is no such convention.  It stands in `CHECKS` under the name of the strategy.
+        does not hold, ValueError if there is no such convention.  It stands in
+        `CHECKS` under the name of the strategy.
     """
     name = laws.__name__.removeprefix("check_")
 
