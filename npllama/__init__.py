@@ -1,39 +1,37 @@
 """npllama: a LLaMA in NumPy, written to be read.
 
 The files of this package are the chapters of a book.  Each has one idea, and
-needs only the chapters before it.
+needs only the chapters before it.  A first reading is Part I: nine files, from the
+one product to the whole model on one screen.  A chapter that is a folder lists its
+sections in its own ``__init__.py``, in reading order.
 
-Part I, the forward pass
-    `ops`          the one product, written as an equation
-    `config`       the numbers that define a LLaMA
-    `tokenizer`    text to tokens and back
-    `vocabulary`   the files that a tokenizer is read from
-    `chat`         how a conversation becomes one text
-    `npz`          arrays in a file, used where they lie
-    `weights`      one file that is the whole model
-    `norm`         keeping one scale
-    `rope`         where a token stands
-    `cache`        what need not be computed again
-    `attention`    looking back
-    `feedforward`  thinking on the spot
-    `model`        the whole on one screen
+Part I, the network
+    1   `ops`          the one product, written as an equation
+    2   `config`       the numbers that define a LLaMA
+    3   `weights`      what a LLaMA is made of
+    4   `norm`         keeping one scale
+    5   `rope`         where a token stands
+    6   `cache`        what need not be computed again
+    7   `attention`    looking back
+    8   `feedforward`  thinking on the spot
+    9   `model`        the whole on one screen
 
-Part II, from logits to text
-    `sampling`     from logits to logits to a token
-    `limits`       what an option may be
-    `options`      what a user may ask for
-    `decoding`     from distributions to texts, a strategy per file
-    `task`         a prompt made ready
-    `strategies`   which strategy is asked for
-    `generation`   one face for all of it
+Part II, text and files
+    10  `text`         text to tokens and back; conversations
+    11  `files`        one file that is the whole model
 
-Part III, what it costs
-    `cost`         counted while it runs, predicted in closed form; and the roofline
+Part III, from logits to text
+    12  `sampling`     from logits to logits to a token
+    13  `decoding`     from distributions to texts, a strategy per file
+    14  `generation`   what may be asked for, and one face for all of it
 
-Part IV, the golden reference
-    `golden`       every number on the way, and where another's go wrong
-    `testing`      what must hold of anyone's sampler
-    `conformance`  all of it on one package, and a report
+Part IV, what it costs
+    15  `cost`         counted while it runs, predicted in closed form; the roofline
+
+Part V, the golden reference
+    16  `golden`       every number on the way, and where another's go wrong
+    17  `testing`      what must hold of anyone's sampler
+    18  `conformance`  all of it on one package, and a report
 
 Letters stand for sizes, and only for sizes:
 
@@ -64,12 +62,13 @@ What others call the weights of a block:
 from npllama.cache import KVCache, new_cache
 from npllama.config import PRESETS, Config, Rope, preset
 from npllama.cost.counter import FlopCounter
-from npllama.generation import Generation, generate, pieces, stream
+from npllama.files.checkpoint import load, save
+from npllama.generation.generate import Generation, generate, pieces, stream
+from npllama.generation.options import GenerationConfig
+from npllama.generation.task import Helpers
 from npllama.model import forward
 from npllama.ops import observing
-from npllama.options import GenerationConfig
-from npllama.task import Helpers
-from npllama.weights import Model, load, save
+from npllama.weights import Model
 
 __version__ = "0.1.0"
 

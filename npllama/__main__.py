@@ -2,6 +2,6 @@
 
 import sys
 
-from npllama.cli import main
+from npllama.cli.main import main
 
 sys.exit(main())

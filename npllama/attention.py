@@ -1,4 +1,4 @@
-r"""Chapter 8: attention.
+r"""Chapter 7: attention.
 
 Every position asks (its query q) what the positions up to itself offer (their keys
 k), and takes home the average of their values v, weighted by the softmax of how

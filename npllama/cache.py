@@ -1,4 +1,4 @@
-"""Chapter 7: the cache, arrays in the caller's hands.
+"""Chapter 6: the cache, arrays in the caller's hands.
 
 Attention at one position looks at the keys and values of all positions before it.
 They never change once computed, so they are kept: to extend a text by one token

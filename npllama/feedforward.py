@@ -1,4 +1,4 @@
-"""Chapter 9: the feed-forward half of a block.
+"""Chapter 8: the feed-forward half of a block.
 
 Attention moves information between positions; this half works on each position
 alone, and holds two thirds of the weights.  It widens the vector from E to F,

@@ -1,4 +1,4 @@
-"""Chapter 10: the whole model on one screen.
+"""Chapter 9: the whole model on one screen.
 
 Look up each token's vector; let L blocks add to it, each first by attention, then
 by a feed-forward; compare the result with every word of the vocabulary.  The sum

@@ -1,4 +1,4 @@
-"""Chapter 5: RMSNorm.
+"""Chapter 4: RMSNorm.
 
 A deep stack of blocks only trains if the numbers that flow through it keep one
 scale.  Before each half of a block, and before the last product, every position's

@@ -1,4 +1,4 @@
-"""Chapter 6: rotary position embedding (RoPE).
+"""Chapter 5: rotary position embedding (RoPE).
 
 Attention compares a query with keys by dot products, which know nothing of order.
 RoPE brings the position in by turning: the coordinates of a head are taken in

@@ -18,12 +18,12 @@ def listed(part=""):
     """Names in the table of contents: of one part, such as "Part I,", or of all."""
     parts = re.split(r"^(?=Part )", TITLE_PAGE or "", flags=re.M)[1:]
     lines = "".join(text for text in parts if text.startswith(part))
-    return tuple(re.findall(r"^    `(\w+)`  ", lines, re.M))
+    return tuple(re.findall(r"^    \d+ +`(\w+)`  ", lines, re.M))
 
 
 def path_of(name):
-    """File of a chapter."""
-    return PACKAGE / f"{name}.py"
+    """File of a chapter, such as ``rope``, or of a section, such as ``files.npz``."""
+    return PACKAGE / f"{name.replace('.', '/')}.py"
 
 
 def source_of(name):
@@ -38,9 +38,7 @@ def tree_of(name):
 
 PART_ONE = listed("Part I,")
 # The chapters of sizes and arrays, which have shapes to be wrong about.
-ARRAYS = tuple(
-    name for name in PART_ONE if name == "config" or "import numpy" in source_of(name)
-)
+ARRAYS = (*PART_ONE, "files.npz", "files.checkpoint")
 
 
 # A shape, perhaps with a dtype, or the letter of a size.
@@ -76,7 +74,7 @@ def load(names, tree_of, given):
             module = sys.modules[name] = types.ModuleType(name)
             module.__dict__.update(given, __file__=f"{short}.py")
             exec(compile(tree_of(short), f"{short}.py", "exec"), module.__dict__)
-        return types.SimpleNamespace(**{n.split(".")[1]: sys.modules[n] for n in full})
+        return types.SimpleNamespace(**{n.split(".")[-1]: sys.modules[n] for n in full})
     finally:
         for name in full:
             sys.modules.pop(name, None)

@@ -1,4 +1,4 @@
-"""Chapter 8: attention, in loops and in blocks."""
+"""Chapter 7: attention, in loops and in blocks."""
 
 from dataclasses import replace
 

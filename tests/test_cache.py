@@ -1,4 +1,4 @@
-"""Chapter 7: the cache."""
+"""Chapter 6: the cache."""
 
 import numpy as np
 import pytest

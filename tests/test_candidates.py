@@ -14,13 +14,14 @@ from strategies import DISTINCT, random_model
 
 from npllama.cache import new_cache
 from npllama.config import Rope
+from npllama.files.checkpoint import load, save
 from npllama.golden.compare import compare
 from npllama.golden.record import Recorder, Wanted, record
 from npllama.golden.trace import read_golden, read_trace
 from npllama.model import forward
 from npllama.ops import observing
 from npllama.rope import frequencies, llama3_frequencies, rotate, rotate_neighbours
-from npllama.weights import load, save, tensor_shapes
+from npllama.weights import tensor_shapes
 
 PROMPT, NEW = 7, 3
 

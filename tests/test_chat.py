@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from npllama.chat import (
+from npllama.text.chat import (
     FORMATS,
     LLAMA2_MARKS,
     chat_tokens,
@@ -17,7 +17,7 @@ from npllama.chat import (
     stop_tokens,
     turn_tokens,
 )
-from npllama.vocabulary import load_tokenizer_file
+from npllama.text.vocabulary import load_tokenizer_file
 
 FOLDER = Path(__file__).parent / "goldens" / "tokenizers"
 SP = load_tokenizer_file(FOLDER / "sentencepiece.model")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from npllama import cli
-from npllama.cli import main
+from npllama.cli import main as cli
+from npllama.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 
@@ -80,7 +80,7 @@ def test_beams_and_several_texts_are_printed(capsys):
 def test_every_option_of_the_config_is_an_option_of_the_command(capsys):
     from dataclasses import fields
 
-    from npllama.options import GenerationConfig
+    from npllama.generation.options import GenerationConfig
 
     _, out, _ = called(capsys, "generate", "--help")
     names = {f.name for f in fields(GenerationConfig)} - {"prefix_allowed_tokens_fn"}
@@ -112,7 +112,7 @@ def test_options_in_json_reach_the_config(capsys):
 )
 def test_options_have_precedence_over_the_makers_wishes(wishes, words, expected):
     import npllama
-    from npllama import cli
+    from npllama.cli import main as cli
 
     model = npllama.load("stories")._replace(generation_config=wishes)
     options = cli.parser().parse_args(["generate", "x", *words.split()])
@@ -250,8 +250,8 @@ def test_the_prompt_is_shown_once(capsys, words):
 
 
 def test_tokens_that_come_together_are_not_timed_apart():
-    from npllama.cli_timing import Stopwatch
-    from npllama.generation import Piece
+    from npllama.cli.timing import Stopwatch
+    from npllama.generation.generate import Piece
 
     def rounds():
         for _ in range(2):
@@ -269,7 +269,7 @@ def test_tokens_that_come_together_are_not_timed_apart():
 
 def test_a_chat_takes_an_assistant(capsys, monkeypatch):
     import npllama
-    from npllama import cli
+    from npllama.cli import main as cli
 
     asked = []
     monkeypatch.setattr(cli, "ask", iter(["Once", None]).__next__)
@@ -305,7 +305,7 @@ def test_chat_goes_on_from_its_cache(capsys, monkeypatch):
     import numpy as np
 
     import npllama
-    from npllama import cli
+    from npllama.cli import main as cli
 
     model = npllama.load("stories")
     talk = cli.Conversation(model, "plain", None)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from npllama.cli import main
+from npllama.cli.main import main
 from npllama.config import PRESETS, config_to_hf, preset
 from npllama.cost import FlopCounter, generation, hardware, parameters, total
 

@@ -21,11 +21,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import DISTINCT, configs, seeds
 
-from npllama.chat import detect_format
 from npllama.config import config_to_hf
-from npllama.npz import read_npz
+from npllama.files.checkpoint import load, widen
+from npllama.files.npz import read_npz
 from npllama.rope import halves_order
-from npllama.weights import load, tensor_shapes, widen
+from npllama.text.chat import detect_format
+from npllama.weights import tensor_shapes
 
 TOOL = Path(__file__).parent.parent / "tools" / "convert_hf.py"
 TIED = replace(DISTINCT, tie_word_embeddings=True)

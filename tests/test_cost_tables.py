@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import npllama
-from npllama.cli import main
+from npllama.cli.main import main
 from npllama.config import PRESETS, preset
 from npllama.cost import formulas, traffic
 from npllama.cost.probe import hardware

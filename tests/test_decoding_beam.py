@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npllama.config import Config
-from npllama.decoding.beam import beam_search, draw_without_replacement, top
-from npllama.decoding.common import unprocessed
+from npllama.decoding.beam import beam_search, draw_without_replacement
+from npllama.decoding.common import top, unprocessed
 from npllama.decoding.constrained_beam import (
     constrained_beam_search,
     constraints_of,

@@ -1,4 +1,4 @@
-"""Chapter 9: SwiGLU."""
+"""Chapter 8: SwiGLU."""
 
 import numpy as np
 import spec

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 import npllama
 from npllama import GenerationConfig, Helpers, generate, pieces, stream
 from npllama.decoding.logprobs import text_logprobs
-from npllama.options import load_options, options_from_hf, options_of
+from npllama.generation.options import load_options, options_from_hf, options_of
+from npllama.generation.task import prepare, process_of
 from npllama.sampling import GreenList, SynthID
-from npllama.task import prepare, process_of
 
 SEEDS = st.integers(0, 10_000)
 

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_golden_floor import golden
 
+from npllama.cli.golden_compare import add_compare, run_compare
 from npllama.config import config_to_hf
-from npllama.golden.cli_compare import add_compare, run_compare
+from npllama.files.checkpoint import save
 from npllama.golden.compare import (
     LEANS_DOWN,
     LEANS_UP,
@@ -29,7 +30,7 @@ from npllama.golden.floor import floor
 from npllama.golden.page import page
 from npllama.golden.report import examine, to_json, to_text
 from npllama.golden.trace import FORMAT, Trace
-from npllama.weights import LAYER_NAMES, save, tensor_shapes
+from npllama.weights import LAYER_NAMES, tensor_shapes
 
 NAME = "prefill/model.layers.1.mlp.up_proj"
 

@@ -128,7 +128,7 @@ def test_a_worker_that_is_killed_is_one_line(tmp_path, capsys, monkeypatch):
     def killed(*_):
         raise BrokenProcessPool("terminated abruptly")
 
-    monkeypatch.setattr("npllama.cli_golden.record_all", killed)
+    monkeypatch.setattr("npllama.cli.golden.record_all", killed)
     (tmp_path / "p").write_text("one\n")
     words = [
         "stories-draft",

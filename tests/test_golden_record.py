@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from strategies import DISTINCT, configs, random_model, seeds
 
 from npllama.cache import new_cache
-from npllama.cli import main
+from npllama.cli.main import main
+from npllama.files.checkpoint import load, locate, save
 from npllama.golden.record import Wanted, record, run, sha256
 from npllama.golden.streamed import StreamedModel
 from npllama.golden.trace import META, Trace, read_golden
@@ -20,7 +21,7 @@ from npllama.model import forward
 from npllama.norm import rms_norm
 from npllama.ops import einsum
 from npllama.sampling import draw, softmax
-from npllama.weights import load, locate, save, tensor_shapes
+from npllama.weights import tensor_shapes
 
 BARE = Wanted(floors=())
 

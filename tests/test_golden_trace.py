@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from strategies import DISTINCT, random_model, seeds
 
 from npllama.cache import new_cache
-from npllama.cli import main
+from npllama.cli.main import main
+from npllama.files.checkpoint import locate, widen
 from npllama.golden import trace as trace_module
 from npllama.golden.record import Wanted, record
 from npllama.golden.trace import AXES, FORMAT, META, read_golden, read_trace
 from npllama.model import forward
 from npllama.rope import halves_order, rotate, rotate_neighbours
-from npllama.weights import locate, widen
 
 
 @pytest.fixture(scope="module")

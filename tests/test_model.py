@@ -1,4 +1,4 @@
-"""Chapter 10: the whole model."""
+"""Chapter 9: the whole model."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Chapter 5: RMSNorm."""
+"""Chapter 4: RMSNorm."""
 
 import numpy as np
 import spec

@@ -9,7 +9,7 @@ import pytest
 
 from npllama import GenerationConfig, generate, load
 from npllama.attention import vectorized
-from npllama.cli import parser
+from npllama.cli.main import parser
 from npllama.sampling import top_p
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,4 +1,4 @@
-"""Chapter 6: rotary positions."""
+"""Chapter 5: rotary positions."""
 
 from dataclasses import replace
 

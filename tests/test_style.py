@@ -6,7 +6,7 @@ import keyword
 import re
 
 import pytest
-from chapters import PACKAGE, PART_ONE, TITLE_PAGE, listed, source_of, tree_of
+from chapters import PACKAGE, PART_ONE, TITLE_PAGE, source_of, tree_of
 
 ROOT = PACKAGE.parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -94,63 +94,7 @@ def test_letters_of_equations_stand_in_the_table_of_letters():
     assert list(strange_equations("einsum('TE,EX->TX', a, b, 'y')")) != []
 
 
-# ---- reading order ----------------------------------------------------------
-
-CONTENTS = listed()
-# The command line stands outside the book: it may use all, and nothing uses it.
-OUTSIDE = {"__init__", "__main__", "cli", "cli_cost", "cli_golden", "cli_options"}
-OUTSIDE |= {"cli_timing"}
-
-
-def chapters_used(source):
-    """The chapters that a file imports, wherever in it, but for its own folder."""
-    for node in ast.walk(ast.parse(source)):
-        modules = []
-        if isinstance(node, ast.ImportFrom) and node.level == 0:
-            modules = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 1, ast.unparse(node)
-        elif isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
-        yield from (m.split(".")[1] for m in modules if m.startswith("npllama."))
-
-
-def test_every_chapter_stands_in_the_table_of_contents_and_exists():
-    entries = {path.stem for path in PACKAGE.glob("*.py")}
-    entries |= {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert set(CONTENTS) == entries - OUTSIDE
-    assert len(CONTENTS) == len(set(CONTENTS))
-
-
-def test_chapter_needs_only_the_chapters_before_it():
-    for name in IN_PACKAGE:
-        chapter = name.split("/")[1].removesuffix(".py")
-        if chapter not in OUTSIDE:
-            before = CONTENTS[: CONTENTS.index(chapter) + 1]
-            assert set(chapters_used(TEXTS[name])) <= set(before), name
-
-
-def uses_before_definition(tree):
-    """(user, name) for every function used above the place where it is defined.
-
-    A helper, whose name begins with an underscore, may follow the function that it
-    helps.
-    """
-    defined = {node.name: node.lineno for node in tree.body if hasattr(node, "name")}
-    for node in tree.body:
-        for inner in ast.walk(node):
-            later = defined.get(getattr(inner, "id", None), 0) > node.lineno
-            if later and not inner.id.startswith("_"):
-                yield getattr(node, "name", "module"), inner.id
-
-
-# Chapters about files and text are told from the whole to the parts instead.
-TOLD_BACKWARDS = {"config", "tokenizer", "vocabulary", "chat", "npz", "weights"}
-
-
-@pytest.mark.parametrize("name", [n for n in PART_ONE if n not in TOLD_BACKWARDS])
-def test_definitions_come_before_their_use(name):
-    assert list(uses_before_definition(tree_of(name))) == []
+# ---- the kit -----------------------------------------------------------------
 
 
 def asserts(source):

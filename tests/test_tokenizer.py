@@ -11,13 +11,13 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from npllama import tokenizer as chapter
-from npllama.tokenizer import (
+from npllama.text import tokenizer as chapter
+from npllama.text.tokenizer import (
     SPACE,
     StreamDecoder,
     cut_long_text,
 )
-from npllama.vocabulary import (
+from npllama.text.vocabulary import (
     llama3_special_names,
     load_tokenizer,
     load_tokenizer_file,

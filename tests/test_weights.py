@@ -21,16 +21,9 @@ from hypothesis import strategies as st
 from strategies import DISTINCT, configs, seeds
 
 from npllama.config import config_to_hf
-from npllama.npz import ALIGNMENT, read_npz
-from npllama.weights import (
-    LAYER_NAMES,
-    STORED,
-    check_shapes,
-    load,
-    save,
-    tensor_shapes,
-    widen,
-)
+from npllama.files.checkpoint import STORED, load, save, widen
+from npllama.files.npz import ALIGNMENT, read_npz
+from npllama.weights import LAYER_NAMES, check_shapes, tensor_shapes
 
 every_dtype = pytest.mark.parametrize("dtype", STORED)
 
@@ -479,7 +472,7 @@ def test_the_shapes_of_a_model_are_those_its_config_promises(config):
 
 
 def test_reading_weights_needs_no_more_than_numpy_and_the_tokenizers():
-    code = "import sys, npllama.weights; print(*sys.modules)"
+    code = "import sys, npllama; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout.split()

@@ -38,8 +38,9 @@ from checkpoints.llama2c import open_llama2c  # noqa: E402
 from checkpoints.meta import is_meta, open_meta  # noqa: E402
 from checkpoints.source import Checkpoint, Tensor  # noqa: E402
 
-from npllama.vocabulary import load_tokenizer  # noqa: E402
-from npllama.weights import STORED, save, tensor_shapes, widen  # noqa: E402
+from npllama.files.checkpoint import STORED, save, widen  # noqa: E402
+from npllama.text.vocabulary import load_tokenizer  # noqa: E402
+from npllama.weights import tensor_shapes  # noqa: E402
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 DTYPES = ("float32", "float16", "bfloat16")
@@ -144,7 +145,7 @@ def convert(source: Path, out: Path, dtype: str, quiet: bool = False) -> Checkpo
 
     Writes
     ------
-    out : an ``.npz`` as `npllama.weights.save` makes it
+    out : an ``.npz`` as `npllama.save` makes it
     """
     _check_target(out)
     checkpoint = open_checkpoint(source)

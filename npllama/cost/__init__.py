@@ -1,4 +1,4 @@
-"""Part III: what it costs.
+"""Chapter 15: what it costs.
 
 Every product of the book passes through one function, so its cost can be counted
 while it runs, and predicted before it does.
@@ -11,8 +11,8 @@ while it runs, and predicted before it does.
     `textbook`  the short forms that are quoted, and where they come from
     `memory`    what has to be held at once
     `hardware`  what machines can do, by their data sheets
-    `probe`     what this machine can do, measured
     `roofline`  what a machine could do with a model
+    `probe`     what this machine can do, measured
     `traffic`   what FlashAttention saves, tile by tile
     `tables`    the tables of README.md, worked out
     `plot`      the roofline, drawn

@@ -1,15 +1,15 @@
-"""Part II, second half: from distributions to texts, one strategy per file.
+"""Chapter 13: from distributions to texts, one strategy per file.
 
 What all share
     `common`            prefill, one more token, and what a caller may plug in
     `stopping`          end tokens, stop strings, the clock
     `logprobs`          how likely the model found a text
-    `pipeline`          from options to the one function that shapes distributions
     `follower`          a second opinion that keeps up with the text
 
 One token after the other
+    `single`            for strategies that grow one text in a way of their own
+    `layers`            what every layer would have said
     `sample`            greedy search and sampling
-    `single`, `layers`  for strategies that grow one text in a way of their own
     `contrastive_search`  likely, and unlike what stands there already
     `dola`              late layers against early ones
     `contrastive_decoding`  an expert against an amateur
@@ -26,6 +26,7 @@ Several tokens at once
     `speculative`       the loop, and a small model as draft
     `prompt_lookup`     what came once comes again
     `self_speculation`  the model as its own draft
+    `tree`              several guesses in one pass
     `lookahead`         guesses from parallel iterations
 
 Text held to a format

@@ -30,6 +30,7 @@ from npllama.decoding.common import (
     extend,
     prefill,
     room,
+    top,
     unprocessed,
 )
 from npllama.sampling import log_softmax, softmax
@@ -187,24 +188,6 @@ def successors(
         for i in chosen
         if total[i] > -np.inf
     ]
-
-
-def top(scores: np.ndarray, keep: int) -> np.ndarray:
-    """Indices of the largest scores, largest first; of equals the lower index.
-
-    Parameters
-    ----------
-    scores : (M,) float
-
-    Returns
-    -------
-    (C,) int64
-        C is `keep`, or M if that is less.
-    """
-    keep = min(keep, len(scores))
-    least = np.partition(scores, -keep)[-keep]
-    able = np.flatnonzero(scores >= least)
-    return able[np.argsort(-scores[able], kind="stable")][:keep]
 
 
 def draw_without_replacement(

@@ -146,3 +146,21 @@ def room(model: Model, longest: int, max_new_tokens: int) -> int:
             "and at least one must be left to generate"
         )
     return min(longest + max_new_tokens, context)
+
+
+def top(scores: np.ndarray, keep: int) -> np.ndarray:
+    """Indices of the largest scores, largest first; of equals the lower index.
+
+    Parameters
+    ----------
+    scores : (M,) float
+
+    Returns
+    -------
+    (C,) int64
+        C is `keep`, or M if that is less.
+    """
+    keep = min(keep, len(scores))
+    least = np.partition(scores, -keep)[-keep]
+    able = np.flatnonzero(scores >= least)
+    return able[np.argsort(-scores[able], kind="stable")][:keep]

@@ -21,8 +21,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from npllama.cache import KVCache, new_cache
-from npllama.decoding.beam import top
-from npllama.decoding.common import PREFILL_CHUNK, Process, Stop, room, unprocessed
+from npllama.decoding.common import (
+    PREFILL_CHUNK,
+    Process,
+    Stop,
+    room,
+    top,
+    unprocessed,
+)
 from npllama.decoding.layers import forward_with_layers
 from npllama.decoding.single import Round, within
 from npllama.norm import rms_norm

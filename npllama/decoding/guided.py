@@ -29,7 +29,7 @@ from npllama.decoding.automaton import (
     step,
 )
 from npllama.decoding.common import Process
-from npllama.tokenizer import Tokenizer
+from npllama.text.tokenizer import Tokenizer
 
 States = frozenset[int]
 END = -1  # key under which a node of the vocabulary tree lists whole tokens

@@ -16,8 +16,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npllama.decoding.beam import reorder, top
-from npllama.decoding.common import Process, Stop, extend, prefill, room, unprocessed
+from npllama.decoding.beam import reorder
+from npllama.decoding.common import (
+    Process,
+    Stop,
+    extend,
+    prefill,
+    room,
+    top,
+    unprocessed,
+)
 from npllama.sampling import log_softmax
 from npllama.weights import Model
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 
 from npllama.decoding.common import Stop
-from npllama.tokenizer import Tokenizer
+from npllama.text.tokenizer import Tokenizer
 
 
 def at_tokens(eos: Collection[int]) -> Stop:

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from npllama.files.checkpoint import load, locate
+from npllama.generation.task import encode_prompt
 from npllama.golden.record import ALL, PART, Wanted, check_place, record, sha256
 from npllama.golden.streamed import StreamedModel
 from npllama.golden.trace import read_golden
-from npllama.task import encode_prompt
-from npllama.weights import load, locate
 
 Prompt = str | list[int]
 

@@ -30,11 +30,11 @@ from npllama.attention import softmax, vectorized
 from npllama.cache import new_cache
 from npllama.config import config_to_hf
 from npllama.decoding.common import context_length
+from npllama.files.npz import read_npz, write_array, write_text, writing
 from npllama.golden.floor import floor
 from npllama.golden.precision import check_dtype
 from npllama.golden.trace import FORMAT, META, MOST_META, Trace
 from npllama.model import forward
-from npllama.npz import read_npz, write_array, write_text, writing
 from npllama.ops import einsum, note, observing
 from npllama.sampling import draw
 from npllama.sampling import softmax as probabilities

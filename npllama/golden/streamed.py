@@ -18,8 +18,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from npllama.config import Config
-from npllama.npz import read_npz
-from npllama.weights import Layer, assemble, checked, locate, widen
+from npllama.files.checkpoint import checked, locate, widen
+from npllama.files.npz import read_npz
+from npllama.weights import Layer, assemble
 
 
 class Table:
@@ -74,14 +75,14 @@ class StreamedModel:
     Parameters
     ----------
     path : path or str
-        Of an ``.npz`` as for `weights.load`.
+        Of an ``.npz`` as for `checkpoint.load`.
     dtype : "float32" or "float64"
         The arithmetic that the forward pass will run in.
 
     Raises
     ------
     ValueError, OSError
-        As `weights.load`.
+        As `checkpoint.load`.
     """
 
     def __init__(self, path: str | os.PathLike, dtype: str = "float64"):

@@ -50,9 +50,9 @@ from typing import Any
 import numpy as np
 
 from npllama.config import Config, config_from_hf
-from npllama.npz import read_npz
+from npllama.files.checkpoint import widen
+from npllama.files.npz import read_npz
 from npllama.rope import halves_order
-from npllama.weights import widen
 
 FORMAT = "npllama-golden-1"
 META = "meta.json"

@@ -1,4 +1,4 @@
-r"""From logits to logits to token: how a distribution becomes text.
+r"""Chapter 12: from logits to logits to a token.
 
 The model gives V logits for the next token. A *sampler* is a function from
 logits to logits: it changes values or removes tokens (logit minus infinity).
@@ -15,22 +15,21 @@ Where it needs chance it takes u, a number in [0, 1), or a `Generator`. State is
 a value passed in and handed back. NaN is an error everywhere but in
 `remove_invalid_values`.
 
-Reading order
--------------
-rows         what all samplers share
-draw         the greedy choice; chance
-temperature  how much chance
-truncation   cut off the tail: by rank, by mass, by probability
-entropy      cut off the tail: by the shape of the distribution
-mirostat     truncation with feedback
-penalties    what was said already
-repeats      whole passages that were said already
-bias         words to favour or forbid
-constraints  what must and must not come, and when
-guidance     the prompt against no prompt
-watermark    a mark in the draw; synthid, one that leaves the odds alone, and
-             synthid_detector, which sees it
-chain        the everyday chain
+    `rows`         what all samplers share
+    `draw`         the greedy choice; chance
+    `temperature`  how much chance
+    `truncation`   cut off the tail: by rank, by mass, by probability
+    `entropy`      cut off the tail: by the shape of the distribution
+    `mirostat`     truncation with feedback
+    `penalties`    what was said already
+    `repeats`      whole passages that were said already
+    `bias`         words to favour or forbid
+    `constraints`  what must and must not come, and when
+    `guidance`     the prompt against no prompt
+    `watermark`    a mark in the draw
+    `synthid`      one that leaves the odds alone
+    `synthid_detector`  what sees it
+    `chain`        the everyday chain
 
 Names, and who differs
 ----------------------

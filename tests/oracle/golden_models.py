@@ -8,11 +8,12 @@ import numpy as np
 from candidates.text import Text, text_of
 
 from npllama.config import Config, Rope
+from npllama.files.checkpoint import load
 from npllama.golden.compare import compare
 from npllama.golden.diagnose import Scene, diagnose
 from npllama.golden.record import Wanted, record
 from npllama.golden.trace import read_golden
-from npllama.weights import Model, assemble, load, tensor_shapes
+from npllama.weights import Model, assemble, tensor_shapes
 
 PROMPT, NEW = 20, 4
 GQA = Config(97, 48, 80, 3, 6, 2, 8, max_position_embeddings=64, rms_norm_eps=1e-5)

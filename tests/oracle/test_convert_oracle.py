@@ -12,9 +12,10 @@ import pytest
 from convert_hf import convert, main
 from strategies import DISTINCT
 
-from npllama.npz import read_npz
+from npllama.files.checkpoint import load, widen
+from npllama.files.npz import read_npz
 from npllama.rope import halves_order
-from npllama.weights import load, tensor_shapes, widen
+from npllama.weights import tensor_shapes
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -61,7 +61,7 @@ class NpLlama:
     """`npllama` on one model of random weights."""
 
     def __init__(self, threads: int, path: str):
-        from npllama.weights import load
+        from npllama.files.checkpoint import load
 
         self.m = load(path)
 
@@ -117,7 +117,7 @@ class Pair:
     """The two models that ship."""
 
     def __init__(self, threads: int, *ignored: str):
-        from npllama.weights import load
+        from npllama.files.checkpoint import load
 
         self.m, self.draft = load("stories"), load("stories-draft")
 

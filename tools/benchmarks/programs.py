@@ -107,12 +107,13 @@ class NpLlama(Program):
 
     def __init__(self, threads: int, path: str):
         # Imported first, so that loading a model is all that is timed.
-        from npllama import cache, model, ops, weights
+        from npllama import cache, model, ops
+        from npllama.files import checkpoint
 
         self.ops, self.forward = ops, model.forward
         self.loading: dict[str, Any] = {"before": memory()}
         self.loading["seconds"] = seconds(
-            lambda: setattr(self, "m", weights.load(path))
+            lambda: setattr(self, "m", checkpoint.load(path))
         )
         self.loading["after"] = memory()
         self.cache = cache.new_cache(self.m.config, 1, CAPACITY)
@@ -202,7 +203,7 @@ def as_gguf(source: str, target: Path) -> int:
     from candidates.gguf_file import write_gguf
     from candidates.text import named_weights
 
-    from npllama.weights import load
+    from npllama.files.checkpoint import load
 
     model = load(source)
     write_gguf(target, model.config, named_weights(model))

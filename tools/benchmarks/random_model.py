@@ -10,7 +10,8 @@ import numpy as np
 
 from benchmarks.processes import Failure
 from npllama.config import Config
-from npllama.weights import save, tensor_shapes
+from npllama.files.checkpoint import save
+from npllama.weights import tensor_shapes
 
 
 def random_tensors(config: Config) -> Iterator[tuple[str, np.ndarray]]:

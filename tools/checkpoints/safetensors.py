@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from checkpoints.source import Tensor, refuse_pointer
-from npllama.weights import STORED
+from npllama.files.checkpoint import STORED
 
 LONGEST_HEADER = 100_000_000
 NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}

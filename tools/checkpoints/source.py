@@ -25,8 +25,8 @@ COMPANIONS = (
 class Tensor(NamedTuple):
     """One tensor of a checkpoint, described but not yet read.
 
-    `read` returns it as `npllama.weights` stores it: bfloat16 as its bits in
-    uint16.  A `dtype` that is not a key of `npllama.weights.STORED` cannot be read.
+    `read` returns it as `checkpoint` stores it: bfloat16 as its bits in
+    uint16.  A `dtype` that is not a key of `checkpoint.STORED` cannot be read.
     """
 
     file: Path

@@ -30,7 +30,7 @@ from typing import Any
 import sentencepiece
 import tiktoken
 
-from npllama.tokenizer import (
+from npllama.text.tokenizer import (
     LLAMA3_PATTERN,
     SPACE,
     Token,

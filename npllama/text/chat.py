@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from npllama.tokenizer import SPACE, Tokenizer
+from npllama.text.tokenizer import SPACE, Tokenizer
 
 FORMATS = ("llama-2", "llama-3", "plain")
 LLAMA2_MARKS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")

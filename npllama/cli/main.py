@@ -19,10 +19,10 @@ from typing import NoReturn
 
 import numpy as np
 
-from npllama import cli_cost, cli_golden
 from npllama.cache import new_cache
-from npllama.chat import FORMATS, closing, detect_format, stop_tokens, turn_tokens
-from npllama.cli_options import (
+from npllama.cli import cost as cost_cli
+from npllama.cli import golden as golden_cli
+from npllama.cli.options import (
     UsageError,
     add_generation_options,
     as_text,
@@ -30,14 +30,16 @@ from npllama.cli_options import (
     helpers,
     in_words,
 )
-from npllama.cli_timing import Stopwatch
+from npllama.cli.timing import Stopwatch
 from npllama.cost import FlopCounter, cache_bytes, parameters
 from npllama.decoding import context_length
-from npllama.generation import NO_HELPERS, Generation, generate, pieces
-from npllama.options import GenerationConfig
-from npllama.strategies import searching
-from npllama.task import Helpers, encode_prompt
-from npllama.weights import Model, load
+from npllama.files.checkpoint import load
+from npllama.generation.generate import NO_HELPERS, Generation, generate, pieces
+from npllama.generation.options import GenerationConfig
+from npllama.generation.strategies import searching
+from npllama.generation.task import Helpers, encode_prompt
+from npllama.text.chat import FORMATS, closing, detect_format, stop_tokens, turn_tokens
+from npllama.weights import Model
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -87,8 +89,8 @@ def parser() -> Parser:
         )
     for command in (make, talk):
         add_generation_options(command)
-    cli_cost.add_commands(commands)
-    cli_golden.add_commands(commands)
+    cost_cli.add_commands(commands)
+    golden_cli.add_commands(commands)
     return top
 
 
@@ -328,8 +330,8 @@ RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "generate": run_generate,
     "chat": run_chat,
     "info": run_info,
-    **cli_cost.RUN,
-    **cli_golden.RUN,
+    **cost_cli.RUN,
+    **golden_cli.RUN,
 }
 
 

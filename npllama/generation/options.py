@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from npllama.limits import RANGES, check_together, plain
+from npllama.generation.limits import RANGES, check_together, plain
 from npllama.weights import Model
 
 Ids = tuple[int, ...]

@@ -17,7 +17,6 @@ from npllama.decoding.common import Process, Stop, room
 from npllama.decoding.contrastive_decoding import contrastive_decoding
 from npllama.decoding.guided import guide_for, guided, heal
 from npllama.decoding.json_schema import schema_to_regex
-from npllama.decoding.pipeline import Setting, pipeline
 from npllama.decoding.stopping import (
     Trimmer,
     after_seconds,
@@ -26,8 +25,9 @@ from npllama.decoding.stopping import (
     first_of,
     trim,
 )
-from npllama.options import GenerationConfig
-from npllama.tokenizer import StreamDecoder, Tokenizer
+from npllama.generation.options import GenerationConfig
+from npllama.generation.pipeline import Setting, pipeline
+from npllama.text.tokenizer import StreamDecoder, Tokenizer
 from npllama.weights import Model
 
 Prompt = str | Sequence[int]

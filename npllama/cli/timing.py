@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
-from npllama.generation import Piece
+from npllama.generation.generate import Piece
 
 # Seconds.  No model answers so fast: the token was guessed with the one before.
 AT_ONCE = 5e-5

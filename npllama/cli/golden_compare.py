@@ -12,13 +12,14 @@ import json
 import math
 from pathlib import Path
 
+from npllama.files.checkpoint import load, locate
 from npllama.golden.compare import FACTOR
 from npllama.golden.page import page, write_page
 from npllama.golden.precision import FORMATS
 from npllama.golden.record import check_place, sha256
 from npllama.golden.report import examine, to_json, to_text
 from npllama.golden.trace import Trace, read_golden, read_trace
-from npllama.weights import Model, load, locate
+from npllama.weights import Model
 
 WITHIN, OUTSIDE = 0, 1
 

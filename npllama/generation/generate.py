@@ -19,9 +19,9 @@ from npllama.decoding.common import Hypothesis
 from npllama.decoding.logprobs import TokenLogprob, text_logprobs, token_logprob
 from npllama.decoding.sample import sample
 from npllama.decoding.speculative import Round
-from npllama.options import GenerationConfig, options_of
-from npllama.strategies import Growth, growing, searching
-from npllama.task import (
+from npllama.generation.options import GenerationConfig, options_of
+from npllama.generation.strategies import Growth, growing, searching
+from npllama.generation.task import (
     Helpers,
     Prompt,
     Shower,

@@ -22,8 +22,8 @@ from npllama.decoding.prompt_lookup import prompt_lookup
 from npllama.decoding.self_speculation import early_exit, short_context
 from npllama.decoding.speculative import Propose, Round, assisted, speculate
 from npllama.decoding.stochastic_beam import stochastic_beam_search
-from npllama.limits import ways
-from npllama.task import Task, check_vocabulary, process_of
+from npllama.generation.limits import ways
+from npllama.generation.task import Task, check_vocabulary, process_of
 
 Rng = np.random.Generator
 Search = Callable[[Task, Rng], list[Hypothesis]]

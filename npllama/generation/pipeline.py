@@ -18,7 +18,7 @@ import numpy as np
 from npllama import sampling
 from npllama.decoding.common import Process
 from npllama.decoding.follower import Follower
-from npllama.options import GenerationConfig
+from npllama.generation.options import GenerationConfig
 from npllama.weights import Model
 
 History = Sequence[Sequence[int]]

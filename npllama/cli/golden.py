@@ -13,8 +13,8 @@ from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 
-from npllama.cli_options import UsageError, in_words
-from npllama.golden.cli_compare import add_compare, run_compare
+from npllama.cli.golden_compare import add_compare, run_compare
+from npllama.cli.options import UsageError, in_words
 from npllama.golden.prompts import Job, Prompt, read_prompts, record_all, record_job
 from npllama.golden.record import FLOORS, Wanted
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from npllama.cli_options import UsageError
+from npllama.cli.options import UsageError
 from npllama.config import PRESETS, Config, config_from_hf, preset
 from npllama.cost.formulas import (
     Operator,
@@ -37,8 +37,8 @@ from npllama.cost.roofline import (
 )
 from npllama.cost.tables import TABLES, markdown
 from npllama.cost.textbook import without_cache
-from npllama.npz import read_npz
-from npllama.weights import locate
+from npllama.files.checkpoint import locate
+from npllama.files.npz import read_npz
 
 MOST = 10**7  # of rows or positions: beyond that, a figure was mistyped
 MOST_GUESSES = 1000

@@ -15,9 +15,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from npllama.options import GenerationConfig, load_options, options_of
-from npllama.task import Helpers, format_of
-from npllama.weights import Model, load
+from npllama.files.checkpoint import load
+from npllama.generation.options import GenerationConfig, load_options, options_of
+from npllama.generation.task import Helpers, format_of
+from npllama.weights import Model
 
 # The command line's own defaults, made for reading stories.
 DEFAULTS = {"max_new_tokens": 256, "temperature": 0.8}

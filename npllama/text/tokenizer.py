@@ -1,4 +1,4 @@
-r"""Chapter 3: text to tokens and back.
+r"""Text to tokens and back.
 
 A model knows a fixed list of pieces of text, its vocabulary; a tokenizer cuts any
 text into them.  Both kinds in use are *byte-pair encodings*: begin with single

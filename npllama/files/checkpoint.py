@@ -1,0 +1,213 @@
+"""One file that is the whole model.
+
+The file is a plain ``.npz``: arrays under the names that Hugging Face gives them,
+beside small files that travel along: ``config.json``, those of the tokenizer,
+``generation_config.json`` if there was one, and ``npllama.json`` (the dtype and where
+the weights came from).
+
+Every tensor is a view of the mapped file (see `npz`), so that loading costs no time
+and no copy.
+
+bfloat16, which NumPy does not know, is kept as its 16 bits in a uint16 array; it
+is the upper half of a float32, so widening it is a shift by 16.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npllama.config import Config, config_from_hf, config_to_hf
+from npllama.files.npz import Archive, read_npz, write_array, write_text, writing
+from npllama.text.tokenizer import Tokenizer
+from npllama.text.vocabulary import load_tokenizer
+from npllama.weights import Model, assemble, check_shapes
+
+STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
+STORED |= {"float64": np.float64}
+
+#  ---- reading --------------------------------------------------------------
+
+
+def load(path: str | os.PathLike, dtype: str = "float32") -> Model:
+    """Load a model.
+
+    Weights stored in `dtype` are mapped and never copied; others are widened or
+    narrowed once, tensor by tensor.
+
+    Parameters
+    ----------
+    path : path or str
+        Of an ``.npz`` written by `save` or ``tools/convert_hf.py``, or the name of
+        a model that ships with npllama: ``stories``, ``stories-draft``.
+    dtype : "float32" or "float64"
+        The arithmetic that the forward pass will run in.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a model, or a tensor is missing, extra or misshapen.
+    OSError
+        If it cannot be read.
+    """
+    if dtype not in ("float32", "float64"):
+        raise ValueError(
+            f"dtype {dtype!r}: the forward pass runs in float32 or float64"
+        )
+    path = locate(path)
+    archive = read_npz(path)
+    config, stored, tokenizer = checked(path, archive)
+    wishes = _json_object(archive.files, "generation_config.json")
+    tensors = {name: widen(t, stored, dtype) for name, t in archive.tensors.items()}
+    return assemble(config, tensors, tokenizer)._replace(generation_config=wishes)
+
+
+def checked(path: Path, archive: Archive) -> tuple[Config, str, Tokenizer | None]:
+    """Make sure that an archive is a whole model.
+
+    Returns
+    -------
+    config : Config
+    stored : "float32", "float16", "bfloat16" or "float64"
+        What the tensors are stored in.
+    tokenizer : Tokenizer, or None
+
+    Raises
+    ------
+    ValueError
+        If a tensor is missing, extra, misshapen or of another dtype.
+    """
+    config, stored = _description(path, archive.files)
+    try:
+        check_shapes(config, {name: t.shape for name, t in archive.tensors.items()})
+        for name, tensor in archive.tensors.items():
+            if tensor.dtype != STORED[stored]:
+                raise ValueError(f"tensor {name} is {tensor.dtype}, not {stored}")
+        _json_object(archive.files, "generation_config.json")  # is one, if it is there
+        return config, stored, _tokenizer(archive.files)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def locate(name: str | os.PathLike) -> Path:
+    """Path of a weights file, given as a path or as the name of a shipped model.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is neither; the message lists the shipped models.
+    """
+    path = Path(name)
+    if str(name) and path.exists():  # an empty name would be this folder
+        return path
+    # In a checkout the files lie beside the package, installed in one of their own.
+    folders = [Path(__file__).parents[2] / "weights"]
+    folders += [Path(entry) / "npllama_weights" for entry in sys.path]
+    shipped = {f.stem: f for folder in folders for f in folder.glob("*.npz")}
+    if str(name) in shipped:
+        return shipped[str(name)]
+    known, asked = ", ".join(sorted(shipped)), str(name) or "of an empty name"
+    raise FileNotFoundError(f"no weights file {asked}; shipped with npllama: {known}")
+
+
+def widen(tensor: np.ndarray, stored: str, dtype: str) -> np.ndarray:
+    """Turn a stored tensor into `dtype`; the very same array if it already is.
+
+    Parameters
+    ----------
+    tensor : array as it lies in the file
+    stored : "float32", "float16", "bfloat16" or "float64"
+    dtype : "float32" or "float64"
+    """
+    if stored == "bfloat16":
+        # A bfloat16 is the upper half of a float32: shift it into place.
+        tensor = (tensor.astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(invalid="ignore"):  # a signalling NaN stays NaN, without a word
+        return tensor.astype(dtype, copy=False)
+
+
+def _description(path, files: Mapping[str, bytes]) -> tuple[Config, str]:
+    """The config, and the name of the dtype that the tensors are stored in."""
+    if "config.json" not in files:
+        raise ValueError(
+            f"{path}: no config.json inside; make it with tools/convert_hf.py"
+        )
+    try:
+        config = config_from_hf(_json_object(files, "config.json"))
+        stored = _json_object(files, "npllama.json").get("dtype", "float32")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(stored, str) or stored not in STORED:
+        raise ValueError(f"{path}: dtype {stored!r} is not one of {', '.join(STORED)}")
+    return config, stored
+
+
+def _json_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    try:
+        data = json.loads(files.get(name, b"{}"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: not valid JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{name}: expected a JSON object, found {data!r:.40}")
+    return data
+
+
+def _tokenizer(files: Mapping[str, bytes]) -> Tokenizer | None:
+    present = any(name in files for name in ("tokenizer.model", "tokenizer.json"))
+    return load_tokenizer(files) if present else None
+
+
+#  ---- writing --------------------------------------------------------------
+
+
+def save(
+    path: str | os.PathLike,
+    config: Config,
+    tensors: Iterable[tuple[str, np.ndarray]],
+    *,
+    dtype: str = "float32",
+    files: Mapping[str, bytes] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model, one tensor at a time, so that one tensor is held in memory.
+
+    The file grows beside its final name and is renamed when it is whole: whoever
+    reads `path` finds the old file or the new one, never a half.
+
+    Parameters
+    ----------
+    tensors : iterable of (name, array)
+        Under Hugging Face's names, in the dtype that `dtype` names; bfloat16 as
+        its bits in uint16.
+    dtype : "float32", "float16", "bfloat16" or "float64"
+    files : mapping of name to bytes
+        The tokenizer's files, to travel along.
+    metadata : mapping
+        Further entries of ``npllama.json``, such as the source's SHA-256.
+
+    Raises
+    ------
+    ValueError
+        If a tensor is missing, extra, misshapen or of another dtype.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    texts = {"config.json": config_to_hf(config), "npllama.json": {"dtype": dtype}}
+    texts["npllama.json"] |= dict(metadata or {})
+    with writing(path) as archive:
+        for name, text in texts.items():
+            write_text(archive, name, json.dumps(text, indent=1))
+        for name, content in (files or {}).items():
+            write_text(archive, name, content)
+        for name, tensor in tensors:
+            if tensor.dtype != STORED[dtype]:
+                raise ValueError(f"tensor {name} is {tensor.dtype}, not {dtype}")
+            write_array(archive, name, tensor)
+            found[name] = tensor.shape
+            del tensor  # before the next one is made
+        check_shapes(config, found)
