@@ -19,19 +19,20 @@ Part I, the network
 Part II, text and files
     10  `text`         text to tokens and back; conversations
     11  `files`        one file that is the whole model
+    12  `convert`      any public LLaMA, from wherever it lies
 
 Part III, from logits to text
-    12  `sampling`     from logits to logits to a token
-    13  `decoding`     from distributions to texts, a strategy per file
-    14  `generation`   what may be asked for, and one face for all of it
+    13  `sampling`     from logits to logits to a token
+    14  `decoding`     from distributions to texts, a strategy per file
+    15  `generation`   what may be asked for, and one face for all of it
 
 Part IV, what it costs
-    15  `cost`         counted while it runs, predicted in closed form; the roofline
+    16  `cost`         counted while it runs, predicted in closed form; the roofline
 
 Part V, the golden reference
-    16  `golden`       every number on the way, and where another's go wrong
-    17  `testing`      what must hold of anyone's sampler
-    18  `conformance`  all of it on one package, and a report
+    17  `golden`       every number on the way, and where another's go wrong
+    18  `testing`      what must hold of anyone's sampler
+    19  `conformance`  all of it on one package, and a report
 
 Letters stand for sizes, and only for sizes:
 

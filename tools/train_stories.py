@@ -6,7 +6,7 @@
 
 The corpus comes from `stories`, the tokenizer is a SentencePiece BPE as LLaMA 2's,
 the models are Hugging Face's own `LlamaForCausalLM`, and the result goes through
-``tools/convert_hf.py`` like any checkpoint.  The small model learns from the large
+``npllama convert`` like any checkpoint.  The small model learns from the large
 one (its distributions as targets), because it is to guess what the large one says.
 """
 

@@ -1,4 +1,4 @@
-"""The command line: ``npllama generate | chat | info | flops | roofline | golden``.
+"""The command line: ``npllama generate | chat | info | convert | flops ...``.
 
 Text goes to standard output, everything else to standard error, so that output can
 be piped.  Whatever goes wrong is one line that says what would be right; the exit
@@ -20,6 +20,7 @@ from typing import NoReturn
 import numpy as np
 
 from npllama.cache import new_cache
+from npllama.cli import convert as convert_cli
 from npllama.cli import cost as cost_cli
 from npllama.cli import golden as golden_cli
 from npllama.cli.options import (
@@ -89,6 +90,7 @@ def parser() -> Parser:
         )
     for command in (make, talk):
         add_generation_options(command)
+    convert_cli.add_commands(commands)
     cost_cli.add_commands(commands)
     golden_cli.add_commands(commands)
     return top
@@ -330,6 +332,7 @@ RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "generate": run_generate,
     "chat": run_chat,
     "info": run_info,
+    **convert_cli.RUN,
     **cost_cli.RUN,
     **golden_cli.RUN,
 }

@@ -1,4 +1,4 @@
-"""Chapter 18: all checks of `npllama.testing` on one package, and a report.
+"""Chapter 19: all checks of `npllama.testing` on one package, and a report.
 
     pytest --pyargs npllama.conformance --sampler mypackage.mymodule:factory
 

@@ -1,4 +1,4 @@
-"""Chapter 15: what it costs.
+"""Chapter 16: what it costs.
 
 Every product of the book passes through one function, so its cost can be counted
 while it runs, and predicted before it does.

@@ -1,4 +1,4 @@
-"""Chapter 13: from distributions to texts, one strategy per file.
+"""Chapter 14: from distributions to texts, one strategy per file.
 
 What all share
     `common`            prefill, one more token, and what a caller may plug in

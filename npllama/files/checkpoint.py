@@ -44,7 +44,7 @@ def load(path: str | os.PathLike, dtype: str = "float32") -> Model:
     Parameters
     ----------
     path : path or str
-        Of an ``.npz`` written by `save` or ``tools/convert_hf.py``, or the name of
+        Of an ``.npz`` written by `save` or ``npllama convert``, or the name of
         a model that ships with npllama: ``stories``, ``stories-draft``.
     dtype : "float32" or "float64"
         The arithmetic that the forward pass will run in.
@@ -135,9 +135,7 @@ def widen(tensor: np.ndarray, stored: str, dtype: str) -> np.ndarray:
 def _description(path, files: Mapping[str, bytes]) -> tuple[Config, str]:
     """The config, and the name of the dtype that the tensors are stored in."""
     if "config.json" not in files:
-        raise ValueError(
-            f"{path}: no config.json inside; make it with tools/convert_hf.py"
-        )
+        raise ValueError(f"{path}: no config.json inside; make it with npllama convert")
     try:
         config = config_from_hf(_json_object(files, "config.json"))
         stored = _json_object(files, "npllama.json").get("dtype", "float32")

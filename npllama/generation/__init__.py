@@ -1,4 +1,4 @@
-"""Chapter 14: one face for all of generation.
+"""Chapter 15: one face for all of generation.
 
 `limits`       what an option may be
 `options`      what a user may ask for

@@ -1,4 +1,4 @@
-"""Chapter 16: every number on the way, and where another's go wrong.
+"""Chapter 17: every number on the way, and where another's go wrong.
 
 The author of a LLaMA backend asks three questions.  What should every tensor be?
 Where do mine first differ?  And is that more than rounding?

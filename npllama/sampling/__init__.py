@@ -1,4 +1,4 @@
-r"""Chapter 12: from logits to logits to a token.
+r"""Chapter 13: from logits to logits to a token.
 
 The model gives V logits for the next token. A *sampler* is a function from
 logits to logits: it changes values or removes tokens (logit minus infinity).

@@ -1,4 +1,4 @@
-"""Chapter 17: what must hold of a sampler, tried on anyone's.
+"""Chapter 18: what must hold of a sampler, tried on anyone's.
 
 A sampler is wrong in ways that its text does not show: one token too many where a sum
 meets top-p exactly, a penalty that rewards, a draft whose distribution is not the one

@@ -9,9 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from convert_hf import convert, main
 from strategies import DISTINCT
 
+from npllama.cli.main import main as npllama
+from npllama.convert.convert import convert
 from npllama.files.checkpoint import load, widen
 from npllama.files.npz import read_npz
 from npllama.rope import halves_order
@@ -47,6 +48,11 @@ CASES = {
 }
 TORCH = {"float32": torch.float32, "float16": torch.float16}
 TORCH |= {"bfloat16": torch.bfloat16}
+
+
+def main(arguments):
+    """Run ``npllama convert``; return its exit code."""
+    return npllama(["convert", *arguments])
 
 
 def random_model(dtype="float32", **changes):
@@ -207,7 +213,7 @@ def test_a_pickle_that_is_not_weights_is_refused(tmp_path, monkeypatch, capsys, 
     (tmp_path / "f").replace(tmp_path / "checkpoint" / "pytorch_model.bin")
     assert main(["checkpoint", "out.npz"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("convert_hf: checkpoint/pytorch_model.bin: ")
+    assert line.startswith("npllama convert: checkpoint/pytorch_model.bin: ")
     assert words in line and len(line) < 300
     assert not (tmp_path / "out.npz").exists()
 

@@ -10,7 +10,6 @@ transformers = pytest.importorskip("transformers")
 if not transformers.__version__.startswith("5.23"):
     pytest.skip("the oracle is transformers 5.23", allow_module_level=True)
 
-from convert_hf import main as convert  # noqa: E402
 from goldens import model as oracle  # noqa: E402
 from goldens.model_cases import (  # noqa: E402
     CASES,
@@ -27,6 +26,7 @@ from goldens.model_cases import (  # noqa: E402
 
 import npllama  # noqa: E402
 from npllama.attention import naive, vectorized  # noqa: E402
+from npllama.convert.convert import convert  # noqa: E402
 
 DTYPES = {"float32": 2e-5, "float64": 1e-10}  # of the range of the logits
 SHORT = [case for case in CASES if not case.long]
@@ -126,14 +126,14 @@ def test_the_lift_changes_only_rounding():
 
 @pytest.mark.parametrize("case", GREEDY_CASES, ids=name_of)
 def test_greedy_texts_of_a_converted_checkpoint_equal_generate(case, tmp_path):
-    """save_pretrained, tools/convert_hf.py, load, generate: 200 tokens."""
+    """save_pretrained, npllama convert, load, generate: 200 tokens."""
     # npllama stops where the context ends, so it is made long enough.
     roomy = {"max_position_embeddings": 512, "eos_token_id": None}
     case = case._replace(config=case.config | roomy)
     text, margin = oracle.greedy(case)
     assert margin > 2e-5  # else rounding would decide
     oracle.build(case, "float32").save_pretrained(tmp_path / "hf")
-    assert convert([str(tmp_path / "hf"), str(tmp_path / "out.npz"), "--quiet"]) == 0
+    convert(tmp_path / "hf", tmp_path / "out.npz", "float32")
     model = npllama.load(tmp_path / "out.npz")
     prompt = tokens_of(case)[0, :PROMPT].tolist()
     config = npllama.GenerationConfig(max_new_tokens=GREEDY_TOKENS)

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints.source import Tensor, refuse_pointer
+from npllama.convert.source import Tensor, refuse_pointer
 from npllama.files.checkpoint import STORED
 
 LONGEST_HEADER = 100_000_000

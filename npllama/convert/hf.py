@@ -1,4 +1,4 @@
-"""A folder as `save_pretrained` writes it: config, weights, tokenizer."""
+"""A folder as transformers saves it: config, weights, tokenizer."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints import pytorch, safetensors
-from checkpoints.source import Checkpoint, Tensor, companions, contents, read_json
 from npllama.config import config_from_hf
+from npllama.convert import pytorch, safetensors
+from npllama.convert.source import Checkpoint, Tensor, companions, contents, read_json
 
 Reader = Callable[[Path], dict[str, Tensor]]
 # In transformers' order of preference; each may be split, with an index beside it.

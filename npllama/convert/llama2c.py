@@ -18,9 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoints.meta import to_halves
-from checkpoints.source import Checkpoint, Tensor, companions, contents, refuse_pointer
 from npllama.config import Config, config_from_hf
+from npllama.convert.meta import to_halves
+from npllama.convert.source import (
+    Checkpoint,
+    Tensor,
+    companions,
+    contents,
+    refuse_pointer,
+)
 from npllama.weights import LAYER_NAMES, layer_shapes
 
 Places = dict[str, tuple[tuple[int, ...], int]]  # shape and offset, by name

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints.source import Tensor, refuse_pointer
+from npllama.convert.source import Tensor, refuse_pointer
 
 
 def open_file(path: Path) -> dict[str, Tensor]:

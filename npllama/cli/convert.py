@@ -1,0 +1,99 @@
+"""The command ``npllama convert``: a public checkpoint becomes one ``.npz``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from npllama.cli.options import UsageError
+from npllama.convert.convert import convert, megabytes
+
+DTYPES = ("float32", "float16", "bfloat16")
+INTERRUPTED = 130
+
+
+def add_commands(commands) -> None:
+    """Add ``convert``."""
+    command = commands.add_parser(
+        "convert",
+        help="make an .npz of a public checkpoint",
+        description="Convert a LLaMA checkpoint to the .npz that npllama loads.",
+        allow_abbrev=False,
+    )
+    option = command.add_argument
+    # fmt: off
+    option("source", metavar="SRC", type=Path,
+           help="folder of Hugging Face or Meta, or a .bin of llama2.c")
+    option("out", metavar="OUT.npz", type=Path, help="file to write")
+    option("--dtype", choices=DTYPES, default="float32",
+           help="how weights are stored; float32 loads without a copy (default)")
+    option("--quiet", action="store_true", help="no bar and no summary")
+    # fmt: on
+
+
+def run_convert(options: argparse.Namespace) -> int:
+    """Convert one checkpoint; say what the user should know about it."""
+    if options.out.suffix != ".npz":
+        raise UsageError(f"{options.out}: the result's name should end in .npz")
+    _need_ml_dtypes(options.dtype)
+    try:
+        with _killed_politely():
+            done = convert(options.source, options.out, options.dtype, options.quiet)
+    except KeyboardInterrupt:
+        _complain("interrupted; nothing was written")
+        return INTERRUPTED
+    except OSError as error:
+        error.filename = error.filename or str(options.out)
+        raise
+    for note in done.notes:
+        _complain(f"warning: {note}")
+    if not options.quiet:
+        size = megabytes(options.out.stat().st_size)
+        _say(f"{options.out}: {len(done.tensors)} tensors, {options.dtype}, {size}")
+    return 0
+
+
+def _need_ml_dtypes(dtype: str) -> None:
+    if dtype == "bfloat16":
+        try:
+            import ml_dtypes  # noqa: F401
+        except ImportError:
+            raise ValueError(
+                "--dtype bfloat16: needs ml_dtypes; pip install 'npllama[convert]'"
+            ) from None
+
+
+@contextmanager
+def _killed_politely() -> Iterator[None]:
+    """Let a polite kill clean up as Ctrl-C does."""
+    changed = {}
+    for name in ("SIGTERM", "SIGHUP"):  # Windows lacks the second; nohup ignores it
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) is signal.SIG_DFL:
+            changed[number] = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, before in changed.items():
+            signal.signal(number, before)
+
+
+def _say(message: str) -> None:
+    """Print a line; that nobody can read it is no failure of the conversion."""
+    try:
+        print(message, flush=True)
+    except OSError:
+        # Python would try once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _complain(message: str) -> None:
+    print(f"npllama convert: {' '.join(message.split())}", file=sys.stderr)
+
+
+RUN = {"convert": run_convert}
