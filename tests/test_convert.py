@@ -25,6 +25,8 @@ from npllama.convert.convert import convert, narrow
 from npllama.convert.safetensors import open_file
 from npllama.files.checkpoint import load, widen
 from npllama.files.npz import read_npz
+from npllama.generation.generate import generate
+from npllama.generation.options import GenerationConfig
 from npllama.rope import halves_order
 from npllama.text.chat import detect_format
 from npllama.weights import tensor_shapes
@@ -245,13 +247,47 @@ def test_a_chat_model_keeps_its_form_and_its_makers_wishes(
     assert done.returncode == 0 and done.stderr.startswith("[llama-2 turns;")
 
 
-def test_a_tokenizer_larger_than_the_embedding_is_refused(
+def test_a_tokenizer_larger_than_the_embedding_is_warned_of(
     folder, out, capsys, shipped_tokenizer
 ):
+    # As the official Llama-2-7b-hf was at its release: a pad token without a row.
+    size = shipped_tokenizer.size
+    write_folder(folder, replace(DISTINCT, vocab_size=size - 1))
     (folder / "tokenizer.model").write_bytes(shipped_tokenizer.content)
-    line = fails(capsys, folder, out)
-    assert f"the tokenizer has {shipped_tokenizer.size} tokens" in line
-    assert "vocab_size is 13" in line
+    assert main([str(folder), str(out)]) == 0
+    warning = capsys.readouterr().err
+    assert f"the tokenizer has {size} tokens, the config's vocab_size is" in warning
+    model = load(out)
+    assert generate(model, [1, 2], GenerationConfig(max_new_tokens=2)).tokens
+    with pytest.raises(ValueError, match=str(size - 1)):
+        generate(model, [1, size - 1], GenerationConfig(max_new_tokens=2))
+
+
+def test_weights_are_converted_without_a_tokenizer_that_cannot_be_read(
+    folder, out, capsys
+):
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer_config.json").write_text('{"chat_template": "x"}')
+    (folder / "generation_config.json").write_text('{"top_k": 3}')
+    assert "--no-tokenizer converts the weights alone" in fails(capsys, folder, out)
+    assert main([str(folder), str(out), "--no-tokenizer"]) == 0
+    assert capsys.readouterr().err == ""
+    files = read_npz(out).files
+    assert files.keys() == {"config.json", "npllama.json", "generation_config.json"}
+    assert load(out).tokenizer is None
+
+
+def test_a_context_beyond_the_trained_one_is_said_to_be_unproved(folder, out, capsys):
+    assert main([str(folder), str(out), "--context", "4096"]) == 0
+    assert "made for 2048 positions" in capsys.readouterr().err
+    assert load(out).config == replace(DISTINCT, max_position_embeddings=4096)
+    assert main([str(folder), str(out), "--context", "64"]) == 0
+    assert "positions" not in capsys.readouterr().err
+    assert "not a positive integer" in fails(capsys, folder, out, "--context", "0")
+    scaling = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    write_config(folder, DISTINCT, rope_parameters=scaling)
+    line = fails(capsys, folder, out, "--context", "4096")
+    assert "'dynamic' the context follows from factor" in line
 
 
 @pytest.fixture(scope="module")

@@ -27,11 +27,17 @@ def add_commands(commands) -> None:
     )
     option = command.add_argument
     # fmt: off
-    option("source", metavar="SRC", type=Path,
-           help="folder of Hugging Face or Meta, or a .bin of llama2.c")
+    option("source", metavar="SRC",
+           help="folder of Hugging Face or Meta, a .gguf, a .bin of llama2.c, or an "
+           "installed package that holds a .gguf")
     option("out", metavar="OUT.npz", type=Path, help="file to write")
     option("--dtype", choices=DTYPES, default="float32",
            help="how weights are stored; float32 loads without a copy (default)")
+    option("--no-tokenizer", action="store_true",
+           help="leave the tokenizer out: the model reads and writes token ids")
+    option("--context", type=int, metavar="N",
+           help="positions that the model may see (default: what the source says); "
+           "what it says beyond its own is unproved")
     option("--quiet", action="store_true", help="no bar and no summary")
     # fmt: on
 
@@ -43,7 +49,14 @@ def run_convert(options: argparse.Namespace) -> int:
     _need_ml_dtypes(options.dtype)
     try:
         with _killed_politely():
-            done = convert(options.source, options.out, options.dtype, options.quiet)
+            done = convert(
+                options.source,
+                options.out,
+                options.dtype,
+                quiet=options.quiet,
+                tokenizer=not options.no_tokenizer,
+                context=options.context,
+            )
     except KeyboardInterrupt:
         _complain("interrupted; nothing was written")
         return INTERRUPTED

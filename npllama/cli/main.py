@@ -34,7 +34,7 @@ from npllama.cli.options import (
 from npllama.cli.timing import Stopwatch
 from npllama.cost import FlopCounter, cache_bytes, parameters
 from npllama.decoding import context_length
-from npllama.files.checkpoint import load
+from npllama.files.checkpoint import load, lost_on_the_way
 from npllama.generation.generate import NO_HELPERS, Generation, generate, pieces
 from npllama.generation.options import GenerationConfig
 from npllama.generation.strategies import searching
@@ -292,7 +292,7 @@ def answer(
 
 def run_info(options: argparse.Namespace) -> None:
     """Say what a model is made of, and what it takes to run."""
-    facts = describe(load(options.weights))
+    facts = describe(load(options.weights)) | history(options.weights)
     if options.json:
         print(json.dumps(facts))
         return
@@ -323,6 +323,14 @@ def describe(model: Model) -> dict[str, dict]:
             ),
         },
     }
+
+
+def history(weights: str) -> dict[str, dict]:
+    """What the weights went through when they were converted, if anything was lost."""
+    lost = lost_on_the_way(weights)
+    return (
+        {"converted": {str(i): text for i, text in enumerate(lost, 1)}} if lost else {}
+    )
 
 
 #  ---- main -------------------------------------------------------------------

@@ -13,8 +13,11 @@ comes, so that a model larger than memory can be converted.
 `hf`           a folder of Hugging Face: one such file, or shards and an index
 `meta`         Meta's folder: model-parallel slices and ``params.json``
 `llama2c`      the ``.bin`` of llama2.c, version 0
+`gguf_file`    a file of llama.cpp: named values and tensors, most of them quantised
+`gguf_text`    the tokenizer in such a file
+`gguf`         such a file as a whole, or split
 `convert`      recognise, check, round, write
 
-Extra ``[convert]``: ml_dtypes rounds to bfloat16, tqdm shows a progress bar.  The
+Extra ``[convert]``: gguf knows the quantised types, ml_dtypes rounds to bfloat16, tqdm shows a progress bar.  The
 formats of PyTorch and Meta need torch.
 """

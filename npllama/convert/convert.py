@@ -11,18 +11,23 @@ from __future__ import annotations
 import errno
 import hashlib
 import math
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
+from npllama.config import check
+from npllama.convert.gguf import open_gguf
 from npllama.convert.hf import is_hf, open_hf
 from npllama.convert.llama2c import open_llama2c
 from npllama.convert.meta import is_meta, open_meta
-from npllama.convert.source import Checkpoint, Tensor
+from npllama.convert.source import OF_TOKENIZERS, Checkpoint, Tensor
 from npllama.files.checkpoint import STORED, save, widen
 from npllama.text.vocabulary import load_tokenizer
 from npllama.weights import tensor_shapes
@@ -33,8 +38,35 @@ Advance = Callable[[int], object]
 #  ---- checking -------------------------------------------------------------
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def locate(source: str | Path) -> Path:
+    """Where a checkpoint is, given as a path or as an installed package that holds it.
+
+    A package is looked through for one ``.gguf``; none of its code runs.
+
+    Raises
+    ------
+    ValueError
+        If there is no such path, and no package of that name with one such file.
+    """
+    path = Path(source)
+    if path.exists():
+        return path
+    try:
+        files = metadata.files(str(source)) or []
+    except (metadata.PackageNotFoundError, ValueError):
+        raise ValueError(
+            f"{source}: no such folder or file, and no installed package"
+        ) from None
+    found = [Path(str(f.locate())) for f in files if f.suffix == ".gguf"]
+    if len(found) != 1:
+        raise ValueError(f"{source}: a package with {len(found)} files .gguf, not one")
+    return found[0]
+
+
+def open_checkpoint(path: Path, tokenizer: bool = True) -> Checkpoint:
     """Recognise the format of `path` and describe what it holds.
+
+    Without `tokenizer`, what concerns only the tokenizer is left out unread.
 
     Raises
     ------
@@ -43,18 +75,41 @@ def open_checkpoint(path: Path) -> Checkpoint:
     OSError
         If a file is missing or cannot be read.
     """
+    if not tokenizer:
+        checkpoint = _recognised(path, False)
+        kept = {n: f for n, f in checkpoint.files.items() if n not in OF_TOKENIZERS}
+        return checkpoint._replace(files=kept)
+    return _recognised(path, True)
+
+
+def _recognised(path: Path, tokenizer: bool) -> Checkpoint:
     if path.is_file():
-        return open_llama2c(path)
-    if not path.is_dir():
-        raise ValueError(f"{path}: no such folder or file")
+        return _open_file(path, tokenizer)
     if is_hf(path):
         return open_hf(path)
     if is_meta(path):
         return open_meta(path)
+    parts = sorted(path.glob("*.gguf"))
+    if len({re.sub(r"-\d{5}-of-", "-of-", part.name) for part in parts}) == 1:
+        return open_gguf(parts[0], tokenizer)
+    several = ", ".join(part.name for part in parts)
     raise ValueError(
         f"{path}: no checkpoint; expected model.safetensors, pytorch_model.bin, an "
-        "index of their shards, or consolidated.00.pth with params.json"
+        "index of their shards, consolidated.00.pth with params.json, or one .gguf"
+        + (f"; give one of {several}" if parts else "")
     )
+
+
+def _open_file(path: Path, tokenizer: bool) -> Checkpoint:
+    with open(path, "rb") as file:
+        magic = file.read(4)
+    if magic == b"GGUF" or path.suffix == ".gguf":
+        return open_gguf(path, tokenizer)
+    if path.suffix in (".safetensors", ".pth", ".pt") or magic == b"PK\3\4":
+        raise ValueError(
+            f"{path}: holds tensors without their config; give the folder that it is in"
+        )
+    return open_llama2c(path)
 
 
 def check_tensors(checkpoint: Checkpoint) -> None:
@@ -82,7 +137,12 @@ def check_tensors(checkpoint: Checkpoint) -> None:
 
 
 def check_tokenizer(checkpoint: Checkpoint) -> None:
-    """Raise ValueError if the tokenizer cannot be read or outgrows the embedding."""
+    """Raise ValueError if the tokenizer cannot be read.
+
+    Writes
+    ------
+    checkpoint.notes : if there is none, or it outgrows the embedding
+    """
     if not {"tokenizer.model", "tokenizer.json"} & checkpoint.files.keys():
         checkpoint.notes.append(
             f"{checkpoint.path}: no tokenizer.model or tokenizer.json; the model will "
@@ -92,12 +152,16 @@ def check_tokenizer(checkpoint: Checkpoint) -> None:
     try:
         size = load_tokenizer(checkpoint.files).vocab_size
     except ValueError as error:
-        raise ValueError(f"{checkpoint.path}: {error}") from None
-    # A smaller tokenizer is common: embeddings are padded to a round number.
-    if size > checkpoint.config.vocab_size:
         raise ValueError(
+            f"{checkpoint.path}: {error}; --no-tokenizer converts the weights alone"
+        ) from None
+    # A smaller tokenizer is common: embeddings are padded to a round number.
+    rows = checkpoint.config.vocab_size
+    if size > rows:
+        checkpoint.notes.append(
             f"{checkpoint.path}: the tokenizer has {size} tokens, the config's "
-            f"vocab_size is {checkpoint.config.vocab_size}; it belongs to another model"
+            f"vocab_size is {rows}; ids from {rows} on have no embedding, and a "
+            "prompt with one is refused"
         )
 
 
@@ -134,8 +198,30 @@ def progress(total: int, quiet: bool) -> Iterator[Advance]:
         yield bar.update
 
 
-def convert(source: Path, out: Path, dtype: str, quiet: bool = False) -> Checkpoint:
+def convert(
+    source: str | Path,
+    out: Path,
+    dtype: str = "float32",
+    *,
+    quiet: bool = False,
+    tokenizer: bool = True,
+    context: int | None = None,
+) -> Checkpoint:
     """Write the checkpoint at `source` to `out`; return what it was.
+
+    Parameters
+    ----------
+    source : path or str
+        Of a checkpoint, or the name of an installed package that holds one.
+    out : path
+        Of the ``.npz`` to write.
+    dtype : "float32", "float16" or "bfloat16"
+    quiet : bool
+        No progress bar.
+    tokenizer : bool
+        False leaves the tokenizer out: the model reads and writes token ids.
+    context : int
+        Positions that the model may see, in place of what the checkpoint says.
 
     Raises
     ------
@@ -149,11 +235,44 @@ def convert(source: Path, out: Path, dtype: str, quiet: bool = False) -> Checkpo
     out : an ``.npz`` as `npllama.save` makes it
     """
     _check_target(out)
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(locate(source), tokenizer)
+    if context is not None:
+        checkpoint = stretched(checkpoint, context)
     if out.exists() and any(out.samefile(path) for path in checkpoint.sources):
         raise ValueError(f"{out}: a file of the source; give the result another name")
     check_tensors(checkpoint)
-    check_tokenizer(checkpoint)
+    if tokenizer:
+        check_tokenizer(checkpoint)
+    write(checkpoint, out, dtype, quiet)
+    return checkpoint
+
+
+def stretched(checkpoint: Checkpoint, context: int) -> Checkpoint:
+    """The same checkpoint with another number of positions."""
+    config = checkpoint.config
+    before = config.max_position_embeddings
+    if config.rope.rope_type == "dynamic":
+        raise ValueError(
+            f"--context {context}: with rope_type 'dynamic' the context follows from "
+            "factor, which changes every angle beyond the trained length"
+        )
+    config = check(replace(config, max_position_embeddings=context))
+    if context > before:
+        checkpoint.notes.append(
+            f"{checkpoint.path}: made for {before} positions; what it says beyond them "
+            f"is unproved, up to the {context} asked for"
+        )
+    return checkpoint._replace(config=config)
+
+
+def write(checkpoint: Checkpoint, out: Path, dtype: str, quiet: bool) -> None:
+    """Write a checkpoint that was checked.
+
+    Writes
+    ------
+    out : an ``.npz`` as `npllama.save` makes it
+    checkpoint.notes : what was noticed in the tensors
+    """
     shapes = tensor_shapes(checkpoint.config)
     size = np.dtype(STORED[dtype]).itemsize * sum(map(math.prod, shapes.values()))
     size += sum(map(len, checkpoint.files.values()))
@@ -161,15 +280,17 @@ def convert(source: Path, out: Path, dtype: str, quiet: bool = False) -> Checkpo
     total = size + sum(path.stat().st_size for path in checkpoint.sources)
     with progress(total, quiet) as advance:
         hashes = {path.name: sha256(path, advance) for path in checkpoint.sources}
+        history = {"source": hashes} | (
+            {"lost": list(checkpoint.lost)} if checkpoint.lost else {}
+        )
         save(
             out,
             checkpoint.config,
             converted(checkpoint, dtype, advance),
             dtype=dtype,
             files=checkpoint.files,
-            metadata={"source": hashes},
+            metadata=history,
         )
-    return checkpoint
 
 
 def _check_target(out: Path) -> None:

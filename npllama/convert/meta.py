@@ -93,13 +93,12 @@ def hf_name(name: str) -> str:
 
 def to_halves(name: str, tensor: Tensor, D: int) -> Tensor:
     """Reorder the rows of q and k as rotate-half needs them; leave the rest alone."""
-    if not name.endswith(("q_proj.weight", "k_proj.weight")):
+    if not re.search(r"\b[qk]_proj\.(weight|bias)$", name):
         return tensor
 
     def read() -> np.ndarray:
-        rows, E = tensor.shape
-        heads = tensor.read().reshape(rows // D, D, E)
-        return heads[:, halves_order(D)].reshape(rows, E)
+        heads = tensor.read().reshape(-1, D, *tensor.shape[1:])  # (H, D, E) or (H, D)
+        return heads[:, halves_order(D)].reshape(tensor.shape)
 
     return tensor._replace(read=read)
 

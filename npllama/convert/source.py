@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,14 +12,15 @@ import numpy as np
 from npllama.config import Config
 
 # These travel along into the .npz, if they are there.
-COMPANIONS = (
+OF_TOKENIZERS = (
     "tokenizer.model",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
-    "generation_config.json",
 )
+COMPANIONS = (*OF_TOKENIZERS, "generation_config.json")
 
 
 class Tensor(NamedTuple):
@@ -44,6 +45,7 @@ class Checkpoint(NamedTuple):
     files: dict[str, bytes]  # the tokenizer and what else travels along
     sources: list[Path]  # every file that was used
     notes: list[str]  # what the user should know
+    lost: Sequence[str] = ()  # what the weights went through on the way
 
 
 def refuse_pointer(path: Path) -> None:

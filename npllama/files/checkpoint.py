@@ -68,6 +68,13 @@ def load(path: str | os.PathLike, dtype: str = "float32") -> Model:
     return assemble(config, tensors, tokenizer)._replace(generation_config=wishes)
 
 
+def lost_on_the_way(path: str | os.PathLike) -> list[str]:
+    """What a conversion did to the weights: dequantised, merged; a line for each."""
+    path = locate(path)
+    lost = _json_object(read_npz(path).files, "npllama.json").get("lost", [])
+    return [str(line) for line in lost] if isinstance(lost, list) else [str(lost)]
+
+
 def checked(path: Path, archive: Archive) -> tuple[Config, str, Tokenizer | None]:
     """Make sure that an archive is a whole model.
 

@@ -1,0 +1,260 @@
+r"""A tokenizer from the fields of a GGUF file, as the files of Hugging Face.
+
+llama.cpp keeps two kinds.  ``llama`` is a SentencePiece model without its file:
+pieces, scores and kinds, from which the file is written anew.  ``gpt2`` is a
+byte-level BPE: names, merges, and a word, `pre`, for how a text is split before
+bytes are merged; it becomes a ``tokenizer.json``.  llama.cpp itself is the truth
+for tokens: it normalises no text, also where the tokenizer that a file was made
+from did (Qwen2's).
+
+Tokens that are marked as unused pad the vocabulary; they stand for no text and are
+left out.
+
+References
+----------
+llama.cpp, src/llama-vocab.cpp, `impl::load` and `llm_tokenizer_bpe`; sentencepiece,
+sentencepiece_model.proto.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from npllama.text.tokenizer import LLAMA3_PATTERN
+
+NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
+
+Fields = dict[str, Any]
+
+
+def tokenizer_files(fields: Fields, notes: list[str]) -> dict[str, bytes]:
+    """The files of a tokenizer; empty if the fields hold none that can be read.
+
+    Raises
+    ------
+    ValueError
+        If what they hold contradicts itself.
+
+    Writes
+    ------
+    notes : why there is no tokenizer
+    """
+    kind, names = (fields.get(f"tokenizer.ggml.{k}") for k in ("model", "tokens"))
+    if names is None:
+        return {}
+    if not isinstance(names, list) or kind not in ("llama", "gpt2"):
+        notes.append(f"tokenizer.ggml.model {kind!r} cannot be read")
+        return {}
+    kinds = _column(fields, "token_type", [NORMAL] * len(names))
+    pre = fields.get("tokenizer.ggml.pre", "default")
+    settings = _settings(fields, names, kinds, kind == "llama" or pre in LLAMA3)
+    if kind == "llama":
+        scores = _column(fields, "scores", [0.0] * len(names))
+        files = {"tokenizer.model": sentencepiece_model(fields, names, scores, kinds)}
+    elif pre in SPLITS:
+        data = json.dumps(byte_level(fields, names, kinds, pre), ensure_ascii=False)
+        files = {"tokenizer.json": data.encode()}
+    else:
+        raise ValueError(
+            f"tokenizer.ggml.pre is {pre!r}: how it splits a text is not known; "
+            "--no-tokenizer converts the weights alone"
+        )
+    text = json.dumps(settings, ensure_ascii=False, indent=1)
+    return files | {"tokenizer_config.json": text.encode()}
+
+
+def _column(fields: Fields, key: str, default: list) -> list:
+    """One value for every token."""
+    values = fields.get(f"tokenizer.ggml.{key}")
+    if values is None:
+        return default
+    values = values if isinstance(values, list) else values.tolist()
+    if len(values) != len(default):
+        raise ValueError(
+            f"tokenizer.ggml.{key} has {len(values)} entries for {len(default)} tokens"
+        )
+    return values
+
+
+def _settings(
+    fields: Fields, names: list[str], kinds: list[int], adds_bos: bool
+) -> Fields:
+    """What ``tokenizer_config.json`` says; a flag that is absent has a default."""
+    settings: Fields = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    for end, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"),
+                     ("pad", "padding")):  # fmt: skip
+        settings[f"{end}_token"] = _name(fields, key, names)
+    for key, default in (("add_bos_token", adds_bos), ("add_eos_token", False)):
+        settings[key] = bool(fields.get(f"tokenizer.ggml.{key}", default))
+    if "tokenizer.ggml.add_space_prefix" in fields:
+        prefix = fields["tokenizer.ggml.add_space_prefix"]
+        settings["add_prefix_space"] = bool(prefix)
+    if template := fields.get("tokenizer.chat_template"):
+        settings["chat_template"] = template
+    settings["clean_up_tokenization_spaces"] = False
+    added = {str(token["id"]): token for token in added_tokens(names, kinds)}
+    for token in added.values():
+        del token["id"]
+    return settings | {"added_tokens_decoder": added}
+
+
+def _name(fields: Fields, key: str, names: Sequence[str]) -> str | None:
+    index = fields.get(f"tokenizer.ggml.{key}_token_id")
+    if index is None:
+        return None
+    if type(index) is not int or not 0 <= index < len(names):
+        raise ValueError(f"tokenizer.ggml.{key}_token_id {index!r} is not a token")
+    return names[index]
+
+
+def added_tokens(names: Sequence[str], kinds: Sequence[int]) -> list[Fields]:
+    """Tokens that are found in a text before it is split, as Hugging Face lists them.
+
+    Control tokens are special; those that a user defined are words.
+    """
+    flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False)
+    return [
+        {"id": i, "content": name, **flags, "special": kind == CONTROL}
+        for i, (name, kind) in enumerate(zip(names, kinds))
+        if kind in (CONTROL, USER)
+    ]
+
+
+#  ---- byte-level BPE ---------------------------------------------------------
+
+QWEN2_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
+
+
+def _bytes(use_regex: bool) -> Fields:
+    """The step that turns bytes to letters, and splits as GPT-2 does if asked."""
+    return {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": use_regex,
+    }
+
+
+def _splitting(pattern: str) -> Fields:
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
+    steps = [split | {"invert": False}, _bytes(False)]
+    return {"type": "Sequence", "pretokenizers": steps}
+
+
+def _digits_apart() -> Fields:
+    digits = {"type": "Digits", "individual_digits": True}
+    return {"type": "Sequence", "pretokenizers": [digits, _bytes(True)]}
+
+
+# What `pre` may say, and the pre_tokenizer that splits so.  LLaMA 3's own also
+# takes a part that is a token whole, without merging.
+LLAMA3 = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2")
+SPLITS: dict[str, Fields] = dict.fromkeys(
+    (*LLAMA3, "dbrx", "smaug-bpe"), _splitting(LLAMA3_PATTERN)
+)
+SPLITS |= dict.fromkeys(("qwen2", "stablelm2", "megrez"), _splitting(QWEN2_PATTERN))
+SPLITS |= dict.fromkeys(
+    ("smollm", "starcoder", "refact", "command-r", "codeshell"), _digits_apart()
+)
+SPLITS |= dict.fromkeys(("gpt-2", "phi-2", "olmo", "jais", "mpt"), _bytes(True))
+
+
+def byte_level(
+    fields: Fields, names: Sequence[str], kinds: Sequence[int], pre: str
+) -> Fields:
+    """A ``tokenizer.json`` with these names and merges that splits as `pre` says."""
+    merges = fields.get("tokenizer.ggml.merges")
+    if not isinstance(merges, list):
+        raise ValueError("tokenizer.ggml.merges is missing")
+    pairs = [merge.split(" ") for merge in merges]
+    vocab = {name: i for i, name in enumerate(names) if kinds[i] != UNUSED}
+    bos = _name(fields, "bos", names)
+    adds = bool(fields.get("tokenizer.ggml.add_bos_token", pre in LLAMA3))
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added_tokens(names, kinds),
+        "normalizer": None,
+        "pre_tokenizer": SPLITS[pre],
+        "post_processor": _begins_with(bos, vocab) if adds and bos else None,
+        "decoder": _bytes(True) | {"add_prefix_space": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": pre in LLAMA3,
+            "vocab": vocab,
+            "merges": pairs,
+        },
+    }
+
+
+def _begins_with(bos: str, vocab: dict[str, int]) -> Fields:
+    """The step that puts BOS in front of a text."""
+    begin = {"SpecialToken": {"id": bos, "type_id": 0}}
+    first = {"Sequence": {"id": "A", "type_id": 0}}
+    second = [{"SpecialToken": {"id": bos, "type_id": 1}},
+              {"Sequence": {"id": "B", "type_id": 1}}]  # fmt: skip
+    return {
+        "type": "TemplateProcessing",
+        "single": [begin, first],
+        "pair": [begin, first, *second],
+        "special_tokens": {bos: {"id": bos, "ids": [vocab[bos]], "tokens": [bos]}},
+    }
+
+
+#  ---- SentencePiece ----------------------------------------------------------
+
+
+def sentencepiece_model(
+    fields: Fields, names: Sequence[str], scores: Iterable[float], kinds: Sequence[int]
+) -> bytes:
+    """SentencePiece's own file: its pieces, and the settings of LLaMA's.
+
+    A BPE merges by score, so pieces and scores are all there is to know of it.  The
+    normaliser's table is not in GGUF; LLaMA's is "identity", which has none.
+    """
+    pieces = b"".join(
+        _part(1, _part(1, name.encode()) + _float(2, score) + _int(3, kind))
+        for name, score, kind in zip(names, scores, kinds)
+    )
+    ends = {"unk": 40, "bos": 41, "eos": 42, "pad": 43}  # the fields' numbers
+    ids = {end: fields.get(f"tokenizer.ggml.{end}_token_id", -1) for end in ends}
+    ids |= {"unk": kinds.index(UNKNOWN) if UNKNOWN in kinds else 0, "pad": -1}
+    trainer = _int(3, 2) + _int(4, len(names)) + _int(35, BYTE in kinds)  # 2 is BPE
+    trainer += b"".join(_int(number, ids[end]) for end, number in ends.items())
+    prefix = fields.get("tokenizer.ggml.add_space_prefix", True)
+    tidy = fields.get("tokenizer.ggml.remove_extra_whitespaces", False)
+    normalizer = _part(1, b"identity") + _part(2, b"")
+    normalizer += _int(3, bool(prefix)) + _int(4, bool(tidy)) + _int(5, True)
+    return pieces + _part(2, trainer) + _part(3, normalizer)
+
+
+def _varint(value: int) -> bytes:
+    """Seven bits a byte, the lowest first, as Protocol Buffers write a number."""
+    value &= 2**64 - 1
+    result = bytearray()
+    while value > 127:
+        result.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*result, value])
+
+
+def _int(number: int, value: int) -> bytes:
+    return _varint(number << 3) + _varint(int(value))
+
+
+def _float(number: int, value: float) -> bytes:
+    return _varint(number << 3 | 5) + struct.pack("<f", value)
+
+
+def _part(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
