@@ -239,6 +239,13 @@ MUTANTS = [
     # entropy
     (
         ENTROPY,
+        "EQUAL = 2.0**-49",
+        "EQUAL = 0.0",
+        T_TRUNCATION
+        + "test_what_is_equal_in_exact_arithmetic_is_not_decided_by_the_last_bit",
+    ),
+    (
+        ENTROPY,
         '"right" if cuts_ties else "left"',
         '"left" if cuts_ties else "right"',
         T_TRUNCATION

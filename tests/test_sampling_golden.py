@@ -36,9 +36,9 @@ KNOWN = {
     "min_p 0.3 keep 2": (75, 0, 0),
     "typical_p 0.2": (0, 101, 0),
     "typical_p 0.5 keep 3": (5, 73, 0),
-    "top_h 0.1": (268, 10, 22),
-    "top_h 0.4": (279, 41, 6),
-    "top_h 0.9": (306, 16, 30),
+    "top_h 0.1": (289, 6, 5),
+    "top_h 0.4": (299, 22, 5),
+    "top_h 0.9": (325, 16, 11),
 }
 STORED = ("kept", "changed", "values", "rounded", "exact")
 NUDGED = {

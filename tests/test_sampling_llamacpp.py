@@ -55,8 +55,8 @@ CASES = {
     "typical_p 0.9": (
         lambda g, by: s.typical_p(g.logits, 0.9 + by, convention="llama.cpp"),
         (HUGE, LAST_BITS),
-        139,
-        41,
+        144,
+        24,
     ),
     "top_n_sigma 1": (lambda g, by: s.top_n_sigma(g.logits, 1.0), (LAST_BITS,), 0, 0),
     "top_n_sigma 0.3": (lambda g, by: s.top_n_sigma(g.logits, 0.3), (LAST_BITS,), 0, 0),

@@ -343,11 +343,28 @@ def test_a_mass_of_one_keeps_every_token(row):
 
 
 def test_the_most_probable_token_can_be_too_predictable_to_be_typical():
-    row = np.log(np.array([0.5, *[0.05] * 10]))
+    row = np.log(np.array([0.4, *[0.06] * 10]))
     assert np.flatnonzero(kept(s.typical_p(row, 0.3))).tolist() == list(range(1, 11))
     # llama.cpp stops once the mass is exceeded, and cuts through equals.
     cut = s.typical_p(np.zeros(8), 0.5, convention="llama.cpp")
     assert np.flatnonzero(kept(cut)).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("shift", np.linspace(-9, 9, 19))
+def test_what_is_equal_in_exact_arithmetic_is_not_decided_by_the_last_bit(shift):
+    # ln(0.5) and ln(0.05) lie equally far from the entropy: so all are kept.
+    halves = np.log(np.array([0.5, *[0.05] * 10])) + shift
+    assert count(s.typical_p(halves, 0.3)) == 11
+    # Of three equals and what is never drawn, one holds a third of the entropy.
+    equals = np.array([0.0, 0.0, 0.0, -2000]) + shift
+    assert [count(s.top_h(equals, n / 3)) for n in (1, 2, 3)] == [1, 2, 3]
+    # -1, 0 and 1 have a variance of 2/3: at n^2 = 3/2 all but the last is in.
+    rising = np.array([-1.0, 0.0, 1.0]) + shift
+    assert count(s.top_n_sigma(rising, 1.5**0.5)) == 2
+    # Of ten, five hold exactly half, though ten tenths do not add up to 1.
+    tenths = np.full(10, shift)
+    for convention, most in (("transformers", 10), ("llama.cpp", 6)):
+        assert count(s.typical_p(tenths, 0.5, convention=convention)) == most
 
 
 @given(rows(), strengths, strengths)

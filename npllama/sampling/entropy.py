@@ -15,16 +15,30 @@ import math
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from .draw import Probs, log_softmax, softmax
 from .rows import Row, keep_only, one_of
 from .truncation import Mask, at_least_one, kth_largest, largest
 
+# The last bits of exponentials, logarithms and their sums differ from one build of
+# NumPy to the next.  Numbers this near, relative to their size, count as equal: so
+# what is equal in exact arithmetic is decided alike everywhere.
+EQUAL = 2.0**-49
+
 
 def _entropy(logp: Probs) -> float:
     """Return the entropy in nats of n log-probabilities, none of them -inf."""
     return -float((np.exp(logp) * logp).sum())
+
+
+def _levels(values: Probs) -> NDArray[np.intp]:
+    """Number n values from the least on; what only rounding parts gets one number."""
+    order = np.argsort(values)
+    rises = np.diff(values[order]) > EQUAL * (1 + values[order][1:])
+    levels = np.zeros(values.size, np.intp)
+    levels[order[1:]] = np.cumsum(rises)
+    return levels
 
 
 def typical_p(
@@ -73,10 +87,11 @@ def typical_p(
 
     def kept(values: Row) -> Mask:
         logp = log_softmax(values)
-        oddity = np.abs(-logp - _entropy(logp))
+        oddity = _levels(np.abs(-logp - _entropy(logp)))
         order = np.argsort(oddity, kind="stable")
         held = np.cumsum(softmax(values)[order])
-        count = int(np.searchsorted(held, mass, side=side)) + 1
+        enough = mass * (1 + EQUAL) if cuts_ties else mass * (1 - EQUAL)
+        count = int(np.searchsorted(held, enough, side=side)) + 1
         count = min(count, values.size) if mass < 1 else values.size
         saved = largest(-oddity, max(min_tokens_to_keep, cuts_ties * count), "lowest")
         return saved if cuts_ties else saved | (oddity <= oddity[order[count - 1]])
@@ -121,7 +136,7 @@ def eta_cutoff(
         logp = log_softmax(values)
         eta = min(epsilon, math.sqrt(epsilon) * math.exp(-_entropy(logp)))
         saved = values >= kth_largest(values, min_tokens_to_keep)
-        return (np.exp(logp) >= eta) | saved
+        return (np.exp(logp) >= eta * (1 - EQUAL)) | saved
 
     return keep_only(logits, kept)
 
@@ -186,7 +201,7 @@ def top_h(
         logp = _top_log_probs(values, max_tokens)
         probs = np.exp(logp)
         held = np.cumsum(-probs * logp)
-        allowed = alpha * held[-1]
+        allowed = alpha * held[-1] * (1 + EQUAL * held.size)
         if entropy == "renormalised":
             held = _among_themselves(held, probs)
         # A probability that underflows to 0 adds no entropy: it must not pass.
@@ -233,7 +248,7 @@ def top_n_sigma(logits: ArrayLike, n: float) -> Row:
 
     def kept(values: Row) -> Mask:
         exact = values.astype(np.float64)
-        return exact >= exact.max() - n * exact.std()
+        return exact >= exact.max() - n * exact.std() * (1 + EQUAL)
 
     return keep_only(logits, kept)
 
