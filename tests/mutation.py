@@ -15,12 +15,12 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import children
 import pytest
 
 TESTS = Path(__file__).resolve().parent
@@ -50,13 +50,14 @@ def collected():
 def run(mutants):
     """(exit code, output) of the named test for every mutant; 1 is a failed test."""
     environment = os.environ | {"HYPOTHESIS_PROFILE": "mutants"}
-    child = subprocess.run(
+    child = children.run(
         [sys.executable, __file__],
         input=json.dumps(mutants),
         env=environment,
         capture_output=True,
         encoding="utf-8",
         check=True,
+        limit=60 * (2 + len(mutants)),
     )
     return [json.loads(line) for line in child.stdout.splitlines()]
 

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import children
 import pytest
 
 from npllama.cli import main as cli
@@ -19,13 +20,12 @@ ROOT = Path(__file__).parent.parent
 
 def run(*words, stdin=""):
     """Run the program as a user does; return (exit code, output, errors)."""
-    done = subprocess.run(
+    done = children.run(
         [sys.executable, "-m", "npllama", *words],
         input=stdin.encode() if isinstance(stdin, str) else stdin,
         capture_output=True,
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-        timeout=60,
     )
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
@@ -282,9 +282,7 @@ def test_a_chat_takes_an_assistant(capsys, monkeypatch):
 
 def test_a_reader_that_goes_away_is_no_error_message():
     words = f"{sys.executable} -m npllama generate Once --seed 1 | head -c 5"
-    done = subprocess.run(
-        ["bash", "-c", words], capture_output=True, cwd=ROOT, timeout=60
-    )
+    done = children.run(["bash", "-c", words], capture_output=True, cwd=ROOT)
     assert done.stdout == b"Once "[:5] and b"Traceback" not in done.stderr
 
 
@@ -319,19 +317,21 @@ def test_chat_goes_on_from_its_cache(capsys, monkeypatch):
 
 
 def test_ctrl_c_stops_the_answer_not_the_chat():
-    process = subprocess.Popen(
-        [sys.executable, "-m", "npllama", "chat", "--max-new-tokens", "400"]
-        + ["--eos-token-id", "[]", "--seed", "0"],
+    talk = [sys.executable, "-m", "npllama", "chat", "--max-new-tokens", "400"]
+    with children.started(
+        [*talk, "--eos-token-id", "[]", "--seed", "0"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
-    )
-    process.stdin.write(b"Once upon a time\n")
-    process.stdin.flush()
-    process.stdout.read(10)  # it has begun to answer
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
-    out, err = process.communicate(b"Once\n/quit\n", timeout=60)
-    assert process.returncode == 0 and b"Traceback" not in err
+    ) as process:
+        process.stdin.write(b"Once upon a time\n")
+        process.stdin.flush()
+        process.stdout.read(10)  # it has begun to answer
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        out, err = process.communicate(b"Once\n/quit\n", timeout=60)
+        assert process.returncode == 0 and b"Traceback" not in err
+    stopped, _, whole = out.partition(b"\n")
+    assert len(stopped) < len(whole) / 2

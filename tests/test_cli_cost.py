@@ -5,6 +5,7 @@ import re
 import sys
 
 import pytest
+from needs import needs
 
 from npllama.cli.main import main
 from npllama.config import PRESETS, config_to_hf, preset
@@ -137,7 +138,7 @@ def test_this_machine_is_measured_and_computes_in_fp32(capsys, monkeypatch):
 
 @pytest.mark.parametrize("ending, start", [("png", b"\x89PNG"), ("svg", b"<?xml")])
 def test_picture_is_drawn(ending, start, capsys, tmp_path):
-    pytest.importorskip("matplotlib")
+    needs("matplotlib", "plot")
     path = tmp_path / f"roofline.{ending}"
     run(capsys, *A100, "--plot", str(path))
     assert path.read_bytes().startswith(start)

@@ -2,10 +2,10 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import children
 import pytest
 
 from npllama import sampling as s
@@ -139,7 +139,7 @@ def test_a_sampler_that_does_two_things_wrong_is_told_both():
 def run(folder, *arguments):
     """pytest as a user starts it, in a folder of their own."""
     command = [sys.executable, "-m", "pytest", "-p", "npllama_pytest", *arguments]
-    return subprocess.run(
+    return children.run(
         [*command, "--pyargs", "npllama.conformance"],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -187,7 +187,7 @@ def test_the_command_without_a_sampler_that_can_be_had_is_a_usage_error(folder):
 
 def test_the_plugin_that_every_run_of_pytest_loads_imports_nothing():
     code = "import sys, npllama_pytest; print('numpy' in sys.modules)"
-    done = subprocess.run(
+    done = children.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8"
     )
     assert done.stdout.strip() == "False"
@@ -200,7 +200,7 @@ def test_the_package_is_there_without_hypothesis_and_the_kit_says_what_it_needs(
         "try:\n    import npllama.testing\n"
         "except ImportError as problem:\n    print(problem)"
     )
-    done = subprocess.run(
+    done = children.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8"
     )
     needs = "npllama.testing needs Hypothesis: pip install 'npllama[test]'"

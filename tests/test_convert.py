@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import children
 import ml_dtypes
 import numpy as np
 import pytest
@@ -237,7 +238,7 @@ def test_a_chat_model_keeps_its_form_and_its_makers_wishes(
     assert detect_format(model.tokenizer) == "llama-2"
     assert model.generation_config == wishes
     words = ["chat", "--weights", str(out), "--max-new-tokens", "2"]
-    done = subprocess.run(
+    done = children.run(
         [sys.executable, "-m", "npllama", *words],
         input="the cat",
         capture_output=True,
@@ -717,7 +718,7 @@ def test_the_source_is_never_overwritten(tmp_path, capsys, kind):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
 def test_a_line_that_nobody_can_read_is_no_failure(folder, out):
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
+        done = children.run(
             [sys.executable, TOOL, folder, out], stdout=full, stderr=subprocess.PIPE
         )
     assert done.returncode == 0 and b"Traceback" not in done.stderr
@@ -761,7 +762,7 @@ def test_a_disk_without_room_is_noticed_before_writing(
 def test_a_write_that_fails_leaves_the_old_file(folder, out):
     resource = pytest.importorskip("resource", reason="limits are a matter of Unix")
     out.write_bytes(b"old")
-    done = subprocess.run(
+    done = children.run(
         [sys.executable, TOOL, folder, out],
         capture_output=True,
         text=True,
@@ -794,17 +795,17 @@ KILLS = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM
 
 @pytest.mark.parametrize("signal_number", KILLS)
 def test_an_interrupted_conversion_leaves_nothing(folder, out, signal_number):
-    process = subprocess.Popen(
+    with children.started(
         [sys.executable, "-c", SLOW, folder, out],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=TOOL.parent.parent,
-    )
-    assert process.stdout.readline() == "waiting\n"
-    assert any(name.endswith(".part") for name in os.listdir(out.parent))
-    process.send_signal(signal_number)
-    errors = process.communicate()[1]
+    ) as process:
+        assert process.stdout.readline() == "waiting\n"
+        assert any(name.endswith(".part") for name in os.listdir(out.parent))
+        process.send_signal(signal_number)
+        errors = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert errors == "npllama convert: interrupted; nothing was written\n"
     assert os.listdir(out.parent) == ["checkpoint"]

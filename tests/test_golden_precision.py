@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from needs import needs
 
 from npllama.golden.precision import (
     FORMATS,
@@ -11,7 +12,7 @@ from npllama.golden.precision import (
     weights_in,
 )
 
-ml_dtypes = pytest.importorskip("ml_dtypes")
+ml_dtypes = needs("ml_dtypes", "test")
 TYPES = {
     "float16": np.float16,
     "bfloat16": ml_dtypes.bfloat16,

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import children
 import pytest
 from strategies import DISTINCT
 from test_golden_record import called, saved
@@ -103,22 +104,21 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(tmp_path):
     command = [sys.executable, "-m", "npllama", *words]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = subprocess.Popen(
+    with children.started(
         [*command, str(killed)],
         env=environment,
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
-    )
-    deadline = time.monotonic() + 60
-    while len(list(killed.glob("0000?.npz"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    ) as process:
+        deadline = time.monotonic() + 60
+        while len(list(killed.glob("0000?.npz"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
     survived = contents(killed)
     assert survived
     for folder in (killed, whole):
-        subprocess.run(
+        children.run(
             [*command, str(folder)], env=environment, check=True, capture_output=True
         )
     assert contents(killed) == contents(whole) and len(contents(whole)) == 8

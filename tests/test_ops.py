@@ -3,11 +3,11 @@
 import math
 import os
 import platform
-import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import children
 import numpy as np
 import pytest
 import spec
@@ -201,7 +201,7 @@ def test_observers_of_two_threads_do_not_see_one_another():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     assert [w.notes for w in watchers] == [["thread 0"], ["thread 1"]]
 
 
@@ -241,7 +241,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_memory_of_freed_arrays_is_kept():
     def fresh_pages(*folder):
         env = {k: v for k, v in os.environ.items() if "MALLOC" not in k.upper()}
-        ran = subprocess.run(
+        ran = children.run(
             [sys.executable, "-c", PAGES, *folder],
             env=env, capture_output=True, check=True, encoding="utf-8",
         )  # fmt: skip

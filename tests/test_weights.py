@@ -8,11 +8,11 @@ import os
 import pickle
 import shutil
 import struct
-import subprocess
 import sys
 import tracemalloc
 import zipfile
 
+import children
 import ml_dtypes
 import numpy as np
 import pytest
@@ -88,7 +88,7 @@ def test_numpy_and_unzip_read_the_file_too(tmp_path, dtype):
         for name, tensor in tensors.items():
             np.testing.assert_array_equal(archive[name], tensor)
     if shutil.which("unzip"):
-        subprocess.run(["unzip", "-tq", path], check=True, capture_output=True)
+        children.run(["unzip", "-tq", path], check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -473,7 +473,7 @@ def test_the_shapes_of_a_model_are_those_its_config_promises(config):
 
 def test_reading_weights_needs_no_more_than_numpy_and_the_tokenizers():
     code = "import sys, npllama; print(*sys.modules)"
-    loaded = subprocess.run(
+    loaded = children.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout.split()
     assert not {"torch", "safetensors", "ml_dtypes", "tqdm"} & set(loaded)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from candidates import llamacpp
 from golden_models import CONFIGS, models, recorded, verdict
+from needs import needs
 
 from npllama.config import Rope
 
@@ -48,7 +49,7 @@ def test_transformers_passes(runs, name, dtype):
 
 
 def hooks_of_transformers():
-    transformers = pytest.importorskip("transformers")
+    transformers = needs("transformers")
     if not transformers.__version__.startswith("5."):
         pytest.skip("the oracle is transformers 5")
     from candidates import transformers_hooks
@@ -77,7 +78,7 @@ def test_width_that_transformers_refuses_is_a_line(runs):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", MODELS)
 def test_jax_page_passes(runs, name, dtype):
-    pytest.importorskip("jax")
+    needs("jax")
     from candidates import jax_llama
 
     run = runs[name]
@@ -88,7 +89,7 @@ def test_jax_page_passes(runs, name, dtype):
 
 
 def test_jax_page_says_what_it_has_not(runs):
-    pytest.importorskip("jax")
+    needs("jax")
     from candidates import jax_llama
 
     run = runs["mqa"]
@@ -108,7 +109,7 @@ YARN = Rope("yarn", factor=4.0, original_max_position_embeddings=16)
 
 @pytest.mark.parametrize("name", MODELS)
 def test_llamacpp_passes(runs, name):
-    pytest.importorskip("llama_cpp")
+    needs("llama_cpp")
     run = runs[name]
     result, _ = verdict(run, llamacpp.run(run.model, run.text), "float32")
     assert len(assert_within(result, 5)) == 5
@@ -164,8 +165,8 @@ def export(net, path, cached):
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_exported_graph_passes_in_onnx_runtime(runs, tmp_path, cached):
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
+    needs("onnxruntime")
+    needs("onnxscript")
     from candidates import onnx_graph
 
     run = runs["gqa"]

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from needs import needs
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers", minversion="5")
+torch = needs("torch")
+needs("transformers", minversion="5")
 
 from samplers import transformers5  # noqa: E402
 

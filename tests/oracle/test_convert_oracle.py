@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from needs import needs
 from strategies import DISTINCT
 
 from npllama.cli.main import main as npllama
@@ -18,8 +19,8 @@ from npllama.files.npz import read_npz
 from npllama.rope import halves_order
 from npllama.weights import tensor_shapes
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+torch = needs("torch")
+transformers = needs("transformers")
 
 # Grouped heads, a tied or free output layer, biases, scaled positions.
 BASE = dict(

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import needs
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+torch = needs("torch")
+transformers = needs("transformers")
 if not transformers.__version__.startswith("5.23"):
     pytest.skip("the oracle is transformers 5.23", allow_module_level=True)
 

@@ -2,19 +2,20 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import children
 import pytest
+from needs import needs
 from test_golden_prompts import contents
 
 from npllama.golden.prompts import Job, record_all
 from npllama.golden.record import Wanted
 
-distributed = pytest.importorskip("distributed")
+distributed = needs("distributed", "dask")
 ROOT = Path(__file__).parents[2]
 
 
@@ -74,7 +75,7 @@ def test_the_command_records_on_a_cluster(cluster, tmp_path):
     words = ["golden", "record", "stories-draft", "--prompts", str(prompts)]
     words += ["-o", str(tmp_path / "out"), "--floor", "float32", "--dask"]
     command = [sys.executable, "-m", "npllama", *words]
-    done = subprocess.run(
+    done = children.run(
         [*command, cluster.scheduler_address], capture_output=True, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr.decode()
@@ -86,7 +87,7 @@ def test_a_cluster_that_is_not_there_is_one_line_and_exit_code_two(tmp_path):
     prompts.write_text("Once upon\n")
     words = ["golden", "record", "stories-draft", "--prompts", str(prompts)]
     words += ["-o", str(tmp_path / "out"), "--dask", "tcp://127.0.0.1:9"]
-    done = subprocess.run(
+    done = children.run(
         [sys.executable, "-m", "npllama", *words],
         capture_output=True,
         text=True,

@@ -12,8 +12,9 @@ from functools import partial
 import numpy as np
 import pytest
 from golden_models import recorded, verdict
+from needs import needs
 
-jax = pytest.importorskip("jax")
+jax = needs("jax")
 jnp = jax.numpy
 
 from candidates import jax_llama as page  # noqa: E402
