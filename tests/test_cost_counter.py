@@ -132,7 +132,7 @@ def test_counters_of_two_threads_do_not_disturb_one_another():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     for length, count in counts.items():
         assert count.products() == counted(length, 1).products()
 
