@@ -143,3 +143,41 @@ MUTANTS = [
     for strategy, faults in FAULTS.items()
     for file, old, new in faults
 ]
+
+CONSTRAINED = "decoding/constrained_beam.py"
+LOST = "test_decoding_beam.py::test_no_text_that_holds_every_phrase_is_lost"
+ENDS = "test_decoding_beam.py::test_a_forced_token_may_end_the_text"
+READ = "test_decoding_beam.py::test_progress_is_complete_when_every_phrase_occurs"
+FREE = "test_decoding_laws.py::test_without_constraints_it_is_beam_search"
+
+
+MUTANTS += [
+    # the best extension of each beam is not kept (transformers 4)
+    (CONSTRAINED, "            found += best_of_each(", "            best_of_each(", LOST),
+    # nor the tokens of phrases
+    (CONSTRAINED, "            found += forced(", "            forced(", LOST),
+    # a text ends without its phrases
+    (CONSTRAINED, "if c.progress.complete][: rules.num_beams]",
+     "if c.reason][: rules.num_beams]", LOST),
+    # the best score first, whatever the text lacks
+    (CONSTRAINED, "some(finished + ranked(cut))", "some(ranked(finished + cut))", LOST),
+    # the emptiest bank first
+    (CONSTRAINED, "(taken[bank], -bank, candidate.beam)",
+     "(taken[bank], bank, candidate.beam)", LOST),
+    # no text ends at the last step: those that are open are not looked at
+    (CONSTRAINED, "found = [*successors(beams, log_probs, keep)]",
+     "found = [*successors(beams, log_probs, num_beams)]", FREE),
+    # a token that was forced ends no text
+    (CONSTRAINED, "return Candidate(beam, read, stop(beam.tokens) or length)",
+     "return Candidate(beam, read, stop(beam.tokens[:-1]) or length)", ENDS),
+    # a phrase that the end token completes comes too late for it (transformers 4)
+    (CONSTRAINED, "progress([*before, *beam.tokens], constraints)",
+     "progress([*before, *beam.tokens[:-1]], constraints)", ENDS),
+    # a text may end wherever it stands among the candidates
+    (CONSTRAINED, "if c.progress.complete][: rules.num_beams]",
+     "if c.progress.complete]", FREE),
+    (CONSTRAINED, "for n in range(longest, 0, -1) if text[len",
+     "for n in range(1, longest + 1) if text[len", READ),
+    (CONSTRAINED, "found = min(demanded, sum(", "found = min(1, sum(", READ),
+    (CONSTRAINED, "(matched > 0) == (most > 0)", "matched == 0", READ),
+]  # fmt: skip

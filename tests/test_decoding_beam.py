@@ -1,15 +1,18 @@
 """Laws of the beam searches, most of them against exhaustive search."""
 
+import doctest
 import math
 from collections import Counter
 
 import numpy as np
 import pytest
 from goldens.tiny_models import npllama_model, tiny
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+import npllama
 from npllama.config import Config
+from npllama.decoding import constrained_beam, constrained_beam_4
 from npllama.decoding.beam import beam_search, draw_without_replacement
 from npllama.decoding.common import top, unprocessed
 from npllama.decoding.constrained_beam import (
@@ -17,6 +20,7 @@ from npllama.decoding.constrained_beam import (
     constraints_of,
     progress,
 )
+from npllama.decoding.constrained_beam_4 import constrained_beam_search_4
 from npllama.decoding.exhaustive import exhaustive_search
 from npllama.decoding.group_beam import group_beam_search
 from npllama.decoding.logprobs import text_logprobs
@@ -182,6 +186,196 @@ def test_constrained_beams_hold_every_phrase(seed, data):
     for wanted in phrases:
         spans = [text[i : i + len(wanted)] for i in range(len(text))]
         assert wanted in spans
+
+
+def holds(text, phrase):
+    """Whether a phrase stands in a text, looked up in another way than the package."""
+    return f",{','.join(map(str, phrase))}," in f",{','.join(map(str, text))},"
+
+
+@given(SEEDS)
+@example(7)  # without the best extension of each beam these are lost
+@example(41)
+@example(51)
+def test_no_text_that_holds_every_phrase_is_lost(seed):
+    made, rng = tiny(seed), np.random.default_rng(seed)
+    model, V = npllama_model(made), made.config["vocab_size"]
+    lengths = rng.integers(1, 4, rng.integers(1, 4))
+    drawn = (rng.integers(6, V, n).tolist() for n in lengths)
+    phrases = [list(phrase) for phrase in dict.fromkeys(map(tuple, drawn))]
+    longest = int(lengths.sum() + rng.integers(0, 8))
+    beams = int(rng.integers(2, 6))
+    constraints = constraints_of(phrases)
+    found = constrained_beam_search(
+        model,
+        made.prompt,
+        at_tokens([3]),
+        longest,
+        beams,
+        constraints,
+        eos=[3],
+        prompt_counts=False,
+    )
+    whole = [all(holds(text.tokens, phrase) for phrase in phrases) for text in found]
+    assert whole[0]
+    # Those that fulfil come first, and the better ones among them and the others.
+    assert whole == sorted(whole, reverse=True)
+    for kind in (True, False):
+        scores = [text.score for text, fits in zip(found, whole) if fits is kind]
+        assert scores == sorted(scores, reverse=True)
+    assert len({tuple(text.tokens) for text in found}) == len(found)
+
+
+PHRASES_OF_ONE = st.lists(st.integers(0, 2), min_size=1, max_size=2)
+
+
+@given(SEEDS, st.lists(PHRASES_OF_ONE, min_size=1, max_size=2, unique_by=tuple))
+def test_beams_as_wide_as_the_tree_find_the_likeliest_text_with_the_phrases(
+    seed, phrases
+):
+    model = small_model(seed)
+    stop, T = at_tokens([3]), 4
+    every = exhaustive_search(model, [1, 2], stop, T)
+    whole = [h for h in every if all(holds(h.tokens, p) for p in phrases)]
+    found = constrained_beam_search(
+        model,
+        [1, 2],
+        stop,
+        T,
+        4 ** (T - 1),
+        constraints_of(phrases),
+        eos=[3],
+        length_penalty=0.0,
+        early_stopping="never",
+        prompt_counts=False,
+    )
+    assert found[0].tokens == whole[0].tokens
+    assert math.isclose(found[0].score, whole[0].score, rel_tol=1e-4, abs_tol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+def test_a_forced_token_may_end_the_text(seed, length_penalty):
+    made = tiny(seed)
+    model = npllama_model(made)
+
+    def search(stop, phrases, eos=()):
+        return constrained_beam_search(
+            model,
+            made.prompt,
+            stop,
+            9,
+            3,
+            constraints_of(phrases),
+            eos=eos,
+            length_penalty=length_penalty,
+            prompt_counts=False,
+        )
+
+    def word(tokens):
+        return "stop" if list(tokens[-2:]) == [7, 8] else None
+
+    # An end token that is demanded, alone or at the end of a phrase.
+    for phrases in ([[3]], [[7, 3]], [[7], [3]]):
+        for text in search(at_tokens([3]), phrases, [3]):
+            assert text.reason == "eos" and text.tokens.index(3) == len(text.tokens) - 1
+    # A stop string that is demanded, and one that comes with another phrase.
+    for phrases in ([[7, 8]], [[9], [7, 8]], [[9, 7, 8]], [[6, 7], [8]]):
+        found = search(word, phrases)
+        assert all(holds(found[0].tokens, phrase) for phrase in phrases)
+        for text in found:
+            ends = [i for i, _ in enumerate(text.tokens) if word(text.tokens[: i + 1])]
+            assert ends in ([], [len(text.tokens) - 1])
+            assert (text.reason == "stop") == bool(ends)
+
+
+@pytest.mark.parametrize("num_beams", [2, 3])
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("the golden rope", "honey cake"),
+        ("honey cake", "her mom"),
+        ("a small dog", "red ball"),
+        ("big smile", "the old tree"),
+    ],
+)
+def test_a_trained_model_writes_what_it_would_not_have_written(pair, num_beams):
+    model = npllama.load("stories")
+    phrases = [model.tokenizer.merge(phrase) for phrase in pair]
+    config = npllama.GenerationConfig(
+        num_beams=num_beams,
+        num_return_sequences=num_beams,
+        force_words_ids=phrases,
+        max_new_tokens=16,
+    )
+    found = npllama.generate(model, "Once upon a time", config)
+    whole = [all(holds(text.tokens, phrase) for phrase in phrases) for text in found]
+    assert whole[0] and whole == sorted(whole, reverse=True)
+
+
+def test_the_old_way_can_be_asked_for():
+    made = tiny(3)
+    model, phrases = npllama_model(made), [[7, 9, 8], [[6, 7], [10]]]
+    options = {"num_beams": 4, "force_words_ids": phrases, "max_new_tokens": 10}
+    config = npllama.GenerationConfig(**options, force_words_rule="transformers 4")
+    found = npllama.generate(model, [made.prompt], config)[0]
+    args = model, made.prompt, at_tokens([3]), 10, 4, constraints_of(phrases)
+    assert found.tokens == constrained_beam_search_4(*args, eos=[3])[0].tokens
+    with pytest.raises(ValueError, match="force_words_rule"):
+        npllama.GenerationConfig(force_words_rule="transformers")
+
+
+def test_texts_that_time_cuts_short_are_returned_after_all():
+    made = tiny(0)
+    found = constrained_beam_search(
+        npllama_model(made),
+        made.prompt,
+        lambda tokens: "time" if len(tokens) == 2 else None,
+        9,
+        3,
+        constraints_of([[7, 8, 9]]),
+    )
+    assert len(found) == 3 and {text.reason for text in found} == {"time"}
+
+
+TEXTS = st.lists(st.integers(0, 2), max_size=9)
+PHRASES = st.lists(PHRASES_OF_ONE | st.just([0, 1, 0]), min_size=1, max_size=3)
+
+
+@given(TEXTS, PHRASES)
+@example([0, 0, 1], [[0, 1]])  # transformers 4 does not find it
+@example([0, 0], [[0, 0, 1]])  # the longest beginning counts
+@example([0, 1, 2], [[0, 1], [1, 2]])  # they overlap
+@example([0, 1], [[0], [0]])  # demanded twice, found once
+def test_progress_is_complete_when_every_phrase_occurs(text, phrases):
+    read = progress(text, constraints_of(phrases))
+    counts = Counter(map(tuple, phrases))
+    starts = range(len(text))
+    missing = {
+        p: max(0, n - sum(tuple(text[i : i + len(p)]) == p for i in starts))
+        for p, n in counts.items()
+    }
+    assert read.complete == (not any(missing.values()))
+    assert bool(read.wanted) != read.complete
+    # Each wanted token brings the text further, and nothing else as far.
+    banks = [progress([*text, t], constraints_of(phrases)).bank for t in range(3)]
+    for token in read.wanted:
+        assert banks[token] > read.bank
+    if read.wanted:
+        assert max(banks) == max(banks[token] for token in read.wanted)
+
+
+def test_of_several_phrases_one_suffices():
+    constraints = constraints_of([[[4], [5, 6, 7]]])
+    banks = [progress(text, constraints).bank for text in ([], [5], [5, 6], [5, 6, 7])]
+    assert banks == [0, 1, 2, 3] and progress([4], constraints) == (3, True, [])
+    assert progress([5, 6], constraints).wanted == [7]
+
+
+@pytest.mark.parametrize("module", [constrained_beam, constrained_beam_4])
+def test_numbers_in_the_docstrings_are_true(module):
+    result = doctest.testmod(module)
+    assert result.attempted and not result.failed
 
 
 def test_progress_reads_one_phrase_at_a_time():

@@ -2,13 +2,13 @@
 
 import numpy as np
 from goldens.tiny_models import npllama_model, tiny
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import npllama
 from npllama import GenerationConfig, generate, stream
 from npllama.decoding.beam import beam_search
-from npllama.decoding.constrained_beam import constrained_beam_search
+from npllama.decoding.constrained_beam import constrained_beam_search, constraints_of
 from npllama.decoding.group_beam import group_beam_search
 from npllama.decoding.stopping import at_tokens
 
@@ -29,16 +29,32 @@ def test_one_group_is_beam_search(seed, num_beams, length_penalty):
     assert [h.tokens for h in groups] == [h.tokens for h in plain]
 
 
-@given(SEEDS, st.integers(2, 4))
-def test_without_constraints_it_is_beam_search(seed, num_beams):
+@given(SEEDS, st.integers(2, 4), st.sampled_from([True, False, "never"]))
+@example(495, 3, True)  # the last beam to finish does so in the last step
+@example(576, 3, True)
+@example(706, 3, True)
+@example(736, 3, True)
+@example(931, 3, True)
+def test_without_constraints_it_is_beam_search(seed, num_beams, early_stopping):
     made = tiny(seed)
     model, stop = npllama_model(made), at_tokens([3])
-    options = {"eos": [3], "early_stopping": True}
+    options = {"eos": [3], "early_stopping": early_stopping}
     plain = beam_search(model, made.prompt, stop, 6, num_beams, **options)
     free = constrained_beam_search(
         model, made.prompt, stop, 6, num_beams, [], **options
     )
-    assert free[0].tokens == plain[0].tokens
+    assert free == plain
+
+
+@given(SEEDS, st.integers(2, 4))
+def test_constraints_that_the_prompt_fulfils_change_nothing_at_the_end(seed, num_beams):
+    # With room for all extensions the best one of each beam is among them anyway.
+    made = tiny(seed)
+    model, stop = npllama_model(made), at_tokens([])
+    phrases = constraints_of([made.prompt[1:3], made.prompt[2:4]])
+    plain = beam_search(model, made.prompt, stop, 6, num_beams)
+    held = constrained_beam_search(model, made.prompt, stop, 6, num_beams, phrases)
+    assert held == plain
 
 
 @given(SEEDS, st.booleans())

@@ -8,7 +8,8 @@ import pytest
 from goldens.tiny_models import npllama_model, tiny
 
 from npllama.decoding.beam import beam_search
-from npllama.decoding.constrained_beam import constrained_beam_search, constraints_of
+from npllama.decoding.constrained_beam import constraints_of
+from npllama.decoding.constrained_beam_4 import constrained_beam_search_4
 from npllama.decoding.group_beam import group_beam_search
 from npllama.decoding.stopping import at_tokens
 
@@ -28,7 +29,7 @@ def search(seed, setting):
     args = (model, made.prompt, at_tokens(eos), NEW, setting["num_beams"])
     if "force_words_ids" in setting:
         constraints = constraints_of(setting["force_words_ids"])
-        return constrained_beam_search(*args, constraints, **common)[:1], eos
+        return constrained_beam_search_4(*args, constraints, **common)[:1], eos
     if "num_beam_groups" in setting:
         groups = setting["num_beam_groups"], setting["diversity_penalty"]
         return group_beam_search(*args, *groups, **common), eos

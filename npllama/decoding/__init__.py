@@ -18,6 +18,7 @@ Several texts compared
     `beam`              beam search and beam sampling
     `group_beam`        groups that keep out of each other's way
     `constrained_beam`  texts that hold given phrases
+    `constrained_beam_4`  the same as transformers 4 did it
     `stochastic_beam`   several texts drawn, no two equal
     `exhaustive`        every text there is: the yardstick
 

@@ -1,11 +1,26 @@
 r"""Constrained beam search: the text must contain given phrases, anywhere.
 
-Left to themselves the best beams rarely contain a phrase that was asked for, so at
-every step each beam also offers the tokens that would begin, or go on with, a
-phrase it lacks.  The candidates are then sorted into *banks* by how far they have
-got with the phrases, and beams are taken from the banks in turn, so that texts
-which have made progress need not compete with likelier ones that have made none.
-A text may end only when all phrases stand in it.
+The best beams rarely contain a phrase that was asked for.  So at every step the
+search looks at three kinds of candidates: the best extensions of all beams
+together, as beam search does; of each beam, the tokens that begin or continue a
+phrase that it lacks; and of each beam, its best extension.  Candidates are then
+sorted into *banks*, by the number of phrase tokens that they hold, and the new
+beams are taken from the banks in turn.  So a text that has made progress competes
+only with texts that have made as much.
+
+The third kind is needed because the first two can lose a text: one that holds every
+phrase wants no further token, and if it is unlikely, none of its extensions is among
+the best of all beams.
+
+    beam        score   best extensions of all   phrase tokens   best of each
+    A           -1.0    A x, A y                 A rope          A x
+    A rope      -9.0    none                     none            A rope z
+
+Without the last column no text of the bank of "rope" would be left after this step
+but ``A rope``, which has to pay for the phrase anew.
+
+A text may end only when it holds all phrases: at an end token, a stop string, or
+the longest length, whichever kind of candidate brought it there.
 
 A constraint is a list of phrases of which one suffices (a *disjunctive*
 constraint, such as the forms of a verb); a list of one phrase demands just that.
@@ -13,26 +28,28 @@ constraint, such as the forms of a verb); a list of one phrase demands just that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from npllama.decoding.beam import (
+    NOWHERE,
     Beam,
     Rules,
     advance,
     begin,
-    close,
     done,
+    finish,
     first_beams,
     histories,
     ranked,
     some,
-    split,
     successors,
 )
-from npllama.decoding.common import Hypothesis, Process, Stop, unprocessed
+from npllama.decoding.common import Hypothesis, Process, Stop, top, unprocessed
 from npllama.sampling import log_softmax
 from npllama.weights import Model
 
@@ -48,12 +65,18 @@ class Progress(NamedTuple):
     wanted: list[int]  # tokens that would bring it further
 
 
-Read = Callable[[Sequence[int]], Progress]  # of the new tokens of a text
+class Candidate(NamedTuple):
+    """An extension of a beam, and what decides its fate."""
+
+    beam: Beam
+    progress: Progress
+    reason: str | None  # why it ends here, if it does
 
 
-def constraints_of(
-    force_words_ids: Sequence[Any],
-) -> list[Constraint]:
+Judge = Callable[[Beam], Candidate]
+
+
+def constraints_of(force_words_ids: Sequence[Any]) -> list[Constraint]:
     """Read `force_words_ids` as transformers spells it.
 
     Parameters
@@ -87,7 +110,7 @@ def constraints_of(
 
 
 def check_tokens(constraints: Sequence[Constraint], V: int) -> None:
-    """Raise ValueError if a phrase holds what is no token."""
+    """Raise ValueError if a phrase holds an id that is not a token."""
     for phrase in (phrase for constraint in constraints for phrase in constraint):
         if not all(0 <= token < V for token in phrase):
             raise ValueError(
@@ -97,43 +120,55 @@ def check_tokens(constraints: Sequence[Constraint], V: int) -> None:
 
 
 def progress(tokens: Sequence[int], constraints: Sequence[Constraint]) -> Progress:
-    """Read a text from its beginning, one phrase at a time.
+    """Count the phrase tokens that a text holds.
 
-    A phrase that breaks off has to begin anew, and the token that broke it is not
-    looked at as the beginning of another (the convention of transformers).
+    A phrase that stands anywhere in the text counts whole; phrases may overlap.  A
+    constraint that is given twice needs two occurrences.  Of the phrases that are
+    only begun, the one that is furthest counts, if the text ends with its beginning.
+
+    Only the tokens that continue a phrase are wanted while one is begun, else those
+    that begin one.  With the phrases "a b" and "c":
+
+    >>> progress([0, 1], [((0, 1),), ((2,),)])
+    Progress(bank=2, complete=False, wanted=[2])
+    >>> progress([1, 0], [((0, 1),), ((2,),)])
+    Progress(bank=1, complete=False, wanted=[1])
     """
-    height = max((len(p) for constraint in constraints for p in constraint), default=0)
-    pending, fulfilled = list(constraints), 0
-    current: Constraint | None = None
-    matched: Phrase = ()
-    for token in tokens:
-        if current is None:
-            current = next((c for c in pending if token in following(c, ())), None)
-            if current is None:
-                continue
-            pending.remove(current)
-        elif token not in following(current, matched):
-            pending.append(current)
-            current, matched = None, ()
-            continue
-        matched = (*matched, token)
-        if matched in current:
-            fulfilled += 1
-            current, matched = None, ()
-    bank = fulfilled * height
-    if current is not None:
-        longest = max(len(phrase) for phrase in current)
-        bank += height - longest + len(matched)
-        return Progress(bank, False, following(current, matched))
-    wanted = [token for constraint in pending for token in following(constraint, ())]
-    return Progress(bank, not pending, wanted)
+    text = tuple(tokens)
+    bank = 0
+    begun = []  # (tokens of a phrase that stand at the end, token wanted next)
+    for constraint, demanded in Counter(constraints).items():
+        longest = max(map(len, constraint))
+        found = min(demanded, sum(occurrences(text, phrase) for phrase in constraint))
+        bank += found * longest
+        if found < demanded:
+            for phrase in constraint:
+                n = overlap(text, phrase)
+                # Of phrases of several lengths, what is still missing counts.
+                begun.append((longest - len(phrase) + n if n else 0, phrase[n]))
+    most = max((matched for matched, _ in begun), default=0)
+    wanted = [token for matched, token in begun if (matched > 0) == (most > 0)]
+    return Progress(bank + most, not begun, list(dict.fromkeys(wanted)))
 
 
-def following(constraint: Constraint, matched: Phrase) -> list[int]:
-    """Tokens that go on from the part of a phrase that is matched."""
-    n = len(matched)
-    tokens = [phrase[n] for phrase in constraint if phrase[:n] == matched]
-    return list(dict.fromkeys(tokens))
+def occurrences(text: Phrase, phrase: Phrase) -> int:
+    """How often a phrase stands in a text."""
+    n, first = len(phrase), phrase[0]
+    return sum(
+        token == first and text[i : i + n] == phrase for i, token in enumerate(text)
+    )
+
+
+def overlap(text: Phrase, phrase: Phrase) -> int:
+    """Tokens of the longest beginning of a phrase, not all of it, that ends a text.
+
+    >>> overlap((5, 7, 8, 7), (7, 8, 7, 9))
+    3
+    """
+    longest = min(len(phrase) - 1, len(text))
+    return next(
+        (n for n in range(longest, 0, -1) if text[len(text) - n :] == phrase[:n]), 0
+    )
 
 
 def constrained_beam_search(
@@ -149,17 +184,14 @@ def constrained_beam_search(
     length_penalty: float = 1.0,
     early_stopping: bool | str = False,
     prompt_counts: bool = True,
-    num_return_sequences: int = 1,
 ) -> list[Hypothesis]:
-    """Search for likely continuations that contain what is demanded.
+    """Search for likely continuations that contain the phrases.
 
     Parameters
     ----------
     constraints : from `constraints_of`
     prompt_counts : bool
         Whether a phrase in the prompt fulfils its constraint, as in transformers.
-    num_return_sequences : int
-        If fewer texts fulfil the constraints, the best of the others are added.
     model, prompt, stop, max_new_tokens, num_beams, process, eos, length_penalty,
     early_stopping
         As in `beam_search`.
@@ -167,7 +199,8 @@ def constrained_beam_search(
     Returns
     -------
     list of Hypothesis
-        At most `num_beams`, best first.
+        At most `num_beams`.  Texts that hold every phrase come first, whatever
+        their score; within each of the two kinds, the best comes first.
 
     Raises
     ------
@@ -176,8 +209,10 @@ def constrained_beam_search(
 
     References
     ----------
-    Hu et al. 2019, NAACL, "Improved lexically constrained decoding" (banks);
-    transformers 4.49 `_constrained_beam_search`, whose conventions are followed.
+    Post and Vilar 2018, arXiv:1804.06609 (candidates); Hu et al. 2019, NAACL,
+    "Improved lexically constrained decoding" (banks); fairseq
+    ``LexicallyConstrainedBeamSearch``.  `constrained_beam_4` shows how transformers
+    4 differs.
     """
     check_tokens(constraints, model.config.vocab_size)
     longest, cache, logits = begin(model, prompt, max_new_tokens, num_beams)
@@ -187,63 +222,118 @@ def constrained_beam_search(
     beams = first_beams(num_beams)
     finished: list[Hypothesis] = []
 
-    def read(tokens: Sequence[int]) -> Progress:
-        return progress([*before, *tokens], constraints)
+    def judged(beam: Beam) -> Candidate:
+        length = "length" if len(beam.tokens) >= longest else None
+        read = progress([*before, *beam.tokens], constraints)
+        return Candidate(beam, read, stop(beam.tokens) or length)
 
-    for step in range(longest):
-        if step > 0:
-            cache, logits = advance(model, cache, beams)
+    while True:
         log_probs = process(histories(prompt, beams), log_softmax(logits))
-        candidates = successors(beams, log_probs, keep)
-        ended, going = split(candidates, stop, num_beams, length_penalty)
-        ended = [text for text in ended if read(text.tokens[:-1]).complete]
+        found = [*successors(beams, log_probs, keep)]
+        if constraints:
+            found += forced(beams, log_probs, judged)
+            found += best_of_each(beams, log_probs, keep // num_beams, judged)
+        candidates = [judged(beam) for beam in distinct(found)]
+        ended, cut = endings(candidates, rules)
         finished = ranked(finished + ended)[:num_beams]
-        going += forced(beams, going, log_probs, read)
-        beams = take_in_turn(going, num_beams, read)
-        if not beams or done(finished, candidates[0], rules):
-            return some(finished)
-    whole = [beam for beam in beams if read(beam.tokens).complete]
-    return close(
-        whole if len(whole) >= num_return_sequences else beams, finished, rules
-    )
+        beams = take_in_turn([c for c in candidates if c.reason is None], num_beams)
+        if not beams:
+            return some(finished + ranked(cut))[:num_beams]
+        if done(finished, max(beams, key=lambda beam: beam.score), rules):
+            return finished
+        cache, logits = advance(model, cache, beams)
 
 
-def forced(
-    beams: Sequence[Beam],
-    going: Sequence[Beam],
-    log_probs: np.ndarray,
-    read: Read,
-) -> list[Beam]:
-    """Extensions of the beams that bring a phrase further and are not there yet.
+def forced(beams: Sequence[Beam], log_probs: np.ndarray, judged: Judge) -> list[Beam]:
+    """Extend the beams by the tokens that bring a phrase further.
 
     Parameters
     ----------
     log_probs : (B, V) float
     """
-    known = [beam.tokens for beam in going]
-    extra = []
-    for b, beam in enumerate(beams):
-        for token in read(beam.tokens).wanted:
-            tokens = [*beam.tokens, token]
-            score = beam.score + float(log_probs[b, token])
-            if tokens not in known and score > -np.inf:
-                known.append(tokens)
-                extra.append(Beam(tokens, score, b))
-    return extra
-
-
-def take_in_turn(candidates: Sequence[Beam], num_beams: int, read: Read) -> list[Beam]:
-    """The best of every bank, then the second best of every bank, and so on.
-
-    The fullest bank comes first in every round.
-    """
-    banks: dict[int, list[Beam]] = {}
-    for beam in sorted(candidates, key=lambda beam: -beam.score):
-        banks.setdefault(read(beam.tokens).bank, []).append(beam)
-    rounds = [
-        (place, -bank, beam)
-        for bank, members in banks.items()
-        for place, beam in enumerate(members)
+    return [
+        extended(beams, b, token, log_probs)
+        for b, beam in enumerate(beams)
+        for token in judged(beam).progress.wanted
     ]
-    rounds.sort(key=lambda entry: entry[:2])
-    return [beam for _, _, beam in rounds[:num_beams]]
+
+
+def best_of_each(
+    beams: Sequence[Beam], log_probs: np.ndarray, tries: int, judged: Judge
+) -> Iterator[Beam]:
+    """Extend each beam by its likeliest token that does not end it too early.
+
+    Parameters
+    ----------
+    log_probs : (B, V) float
+    tries : int
+        Tokens to look at per beam; more than there are end tokens.
+    """
+    for b in range(len(beams)):
+        tokens = top(log_probs[b], tries)
+        likeliest = (extended(beams, b, int(token), log_probs) for token in tokens)
+        yield from islice((x for x in likeliest if not too_early(judged(x))), 1)
+
+
+def extended(beams: Sequence[Beam], b: int, token: int, log_probs: np.ndarray) -> Beam:
+    """Beam b with one more token.
+
+    Parameters
+    ----------
+    log_probs : (B, V) float
+    """
+    score = beams[b].score + float(log_probs[b, token])
+    return Beam([*beams[b].tokens, token], score, b)
+
+
+def too_early(candidate: Candidate) -> bool:
+    """Whether a text ends here without all phrases."""
+    return candidate.reason is not None and not candidate.progress.complete
+
+
+def distinct(found: Sequence[Beam]) -> list[Beam]:
+    """Best first, each text once, without those that are impossible.
+
+    Beams that are not there yet have equal texts, so only the first can extend one.
+    """
+    possible = {
+        tuple(beam.tokens): beam for beam in reversed(found) if beam.score > NOWHERE / 2
+    }
+    return sorted(reversed(possible.values()), key=lambda beam: -beam.score)
+
+
+def endings(
+    candidates: Sequence[Candidate], rules: Rules
+) -> tuple[list[Hypothesis], list[Hypothesis]]:
+    """Find the texts that end here: those with all phrases, and the others.
+
+    As in `beam_search`, a text may only end among the first `num_beams`: here, among
+    the first of those that hold all phrases.
+    """
+    whole = [c for c in candidates if c.progress.complete][: rules.num_beams]
+    short = [c for c in candidates if too_early(c)]
+    ended, cut = (
+        [finish(c.beam, c.reason, rules.length_penalty) for c in group if c.reason]
+        for group in (whole, short)
+    )
+    return ended, cut
+
+
+def take_in_turn(candidates: Sequence[Candidate], num_beams: int) -> list[Beam]:
+    """Take the best of every bank, then the second best of every bank, and so on.
+
+    In every round the fullest bank comes first.
+
+    Parameters
+    ----------
+    candidates : list of Candidate
+        Best first.
+    """
+    taken: Counter[int] = Counter()  # per bank
+    order = []
+    for candidate in candidates:
+        bank = candidate.progress.bank
+        order.append((taken[bank], -bank, candidate.beam))
+        taken[bank] += 1
+    order.sort(key=lambda entry: entry[:2])
+    return [beam for _, _, beam in order[:num_beams]]

@@ -154,6 +154,7 @@ _MANY = _whole(1, 2**14)
 RANGES: dict[str, Check] = {
     "early_stopping": _among(True, False, "never"),
     "sampler_order": _among("transformers", "llama.cpp"),
+    "force_words_rule": _among("kept", "transformers 4"),
     "mirostat": _among(0, 1, 2),
     "temperature": _real(lambda x: x > 0, "above 0; for greedy set do_sample=False"),
     "top_k": (_whole(0)[0], "a whole number; 0 keeps all"),

@@ -51,6 +51,8 @@ class GenerationConfig:
         num_beams, num_beam_groups : int; diversity_penalty, length_penalty : float
         early_stopping : True, False or "never"
         force_words_ids : list of phrases, or of lists of phrases
+        force_words_rule : "kept" or "transformers 4"
+            Whether texts that hold every phrase are kept, or lost as there.
         stochastic_beams : bool
             Draw `num_beams` different texts without replacement.
         penalty_alpha : float
@@ -127,6 +129,7 @@ class GenerationConfig:
     length_penalty: float = 1.0
     early_stopping: bool | str = False
     force_words_ids: tuple | None = None
+    force_words_rule: str = "kept"
     stochastic_beams: bool = False
     penalty_alpha: float | None = None
     dola_layers: str | Ids | None = None

@@ -14,6 +14,7 @@ import numpy as np
 from npllama.decoding.beam import beam_search
 from npllama.decoding.common import Hypothesis
 from npllama.decoding.constrained_beam import constrained_beam_search, constraints_of
+from npllama.decoding.constrained_beam_4 import constrained_beam_search_4
 from npllama.decoding.contrastive_search import contrastive_search
 from npllama.decoding.dola import dola
 from npllama.decoding.group_beam import group_beam_search
@@ -198,11 +199,18 @@ def search_groups(task: Task, rng: Rng) -> list[Hypothesis]:
 
 def search_constrained(task: Task, rng: Rng) -> list[Hypothesis]:
     """Beam search for texts that hold given phrases."""
+    process = process_of([task], [rng])
+    constraints = constraints_of(task.config.force_words_ids)
+    if task.config.force_words_rule == "transformers 4":
+        wanted = task.config.num_return_sequences
+        return constrained_beam_search_4(
+            **_common(task),
+            process=process,
+            constraints=constraints,
+            num_return_sequences=wanted,
+        )
     return constrained_beam_search(
-        **_common(task),
-        process=process_of([task], [rng]),
-        constraints=constraints_of(task.config.force_words_ids),
-        num_return_sequences=task.config.num_return_sequences,
+        **_common(task), process=process, constraints=constraints
     )
 
 

@@ -1,0 +1,186 @@
+r"""Constrained beam search as transformers 4 did it, for comparison with its texts.
+
+It differs from `constrained_beam` in five ways, and finds fewer texts that hold
+every phrase:
+
+- It does not keep the best extension of each beam, so a text that holds every
+  phrase is lost as soon as none of its extensions is among the best of all beams.
+- It reads a text one phrase at a time: a phrase that breaks off has to begin anew,
+  and the token that broke it is not looked at as the beginning of another.  In "a a
+  b" it does not find the phrase "a b".
+- A phrase that the last token completes comes too late for an end token, and a
+  token that was forced never ends a text.
+- Texts that are still open at the longest length are added at the end, all of them.
+- It returns the best texts by score, also those that lack a phrase if there are
+  fewer than `num_return_sequences` that are open and hold all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
+
+from npllama.decoding.beam import (
+    Beam,
+    Rules,
+    advance,
+    begin,
+    close,
+    done,
+    first_beams,
+    histories,
+    ranked,
+    some,
+    split,
+    successors,
+)
+from npllama.decoding.common import Hypothesis, Process, Stop, unprocessed
+from npllama.decoding.constrained_beam import (
+    Candidate,
+    Constraint,
+    Phrase,
+    Progress,
+    check_tokens,
+    take_in_turn,
+)
+from npllama.sampling import log_softmax
+from npllama.weights import Model
+
+Read = Callable[[Sequence[int]], Progress]  # of the new tokens of a text
+
+
+def one_at_a_time(tokens: Sequence[int], constraints: Sequence[Constraint]) -> Progress:
+    """Read a text from its beginning, one phrase at a time.
+
+    With the phrase "a b", the second "a" is only the end of the first attempt:
+
+    >>> one_at_a_time([0, 0, 1], [((0, 1),)])
+    Progress(bank=0, complete=False, wanted=[0])
+    """
+    height = max((len(p) for constraint in constraints for p in constraint), default=0)
+    pending, fulfilled = list(constraints), 0
+    current: Constraint | None = None
+    matched: Phrase = ()
+    for token in tokens:
+        if current is None:
+            current = next((c for c in pending if token in following(c, ())), None)
+            if current is None:
+                continue
+            pending.remove(current)
+        elif token not in following(current, matched):
+            pending.append(current)
+            current, matched = None, ()
+            continue
+        matched = (*matched, token)
+        if matched in current:
+            fulfilled += 1
+            current, matched = None, ()
+    bank = fulfilled * height
+    if current is not None:
+        longest = max(len(phrase) for phrase in current)
+        bank += height - longest + len(matched)
+        return Progress(bank, False, following(current, matched))
+    wanted = [token for constraint in pending for token in following(constraint, ())]
+    return Progress(bank, not pending, wanted)
+
+
+def following(constraint: Constraint, matched: Phrase) -> list[int]:
+    """List the tokens that continue the part of a phrase that is matched."""
+    n = len(matched)
+    tokens = [phrase[n] for phrase in constraint if phrase[:n] == matched]
+    return list(dict.fromkeys(tokens))
+
+
+def constrained_beam_search_4(
+    model: Model,
+    prompt: Sequence[int],
+    stop: Stop,
+    max_new_tokens: int,
+    num_beams: int,
+    constraints: Sequence[Constraint],
+    process: Process = unprocessed,
+    *,
+    eos: Collection[int] = (),
+    length_penalty: float = 1.0,
+    early_stopping: bool | str = False,
+    num_return_sequences: int = 1,
+) -> list[Hypothesis]:
+    """Search for likely continuations that contain the phrases.
+
+    Parameters
+    ----------
+    num_return_sequences : int
+        If fewer open texts fulfil the constraints, the best of the others are added.
+    model, prompt, stop, max_new_tokens, num_beams, constraints, process, eos,
+    length_penalty, early_stopping
+        As in `constrained_beam_search`.
+
+    Returns
+    -------
+    list of Hypothesis
+        At most `num_beams`, best first.
+
+    Raises
+    ------
+    ValueError
+        If a phrase holds a token that the model lacks, or no text can be found.
+
+    References
+    ----------
+    transformers 4.49 `GenerationMixin._constrained_beam_search`.
+    """
+    check_tokens(constraints, model.config.vocab_size)
+    longest, cache, logits = begin(model, prompt, max_new_tokens, num_beams)
+    rules = Rules(num_beams, longest, length_penalty, early_stopping)
+    keep = max(2, 1 + len(eos)) * num_beams
+    beams = first_beams(num_beams)
+    finished: list[Hypothesis] = []
+
+    def read(tokens: Sequence[int]) -> Progress:
+        return one_at_a_time([*prompt, *tokens], constraints)
+
+    for step in range(longest):
+        if step > 0:
+            cache, logits = advance(model, cache, beams)
+        log_probs = process(histories(prompt, beams), log_softmax(logits))
+        candidates = successors(beams, log_probs, keep)
+        ended, going = split(candidates, stop, num_beams, length_penalty)
+        ended = [text for text in ended if read(text.tokens[:-1]).complete]
+        finished = ranked(finished + ended)[:num_beams]
+        going = sorted(going + forced(beams, going, log_probs, read), key=_worst_last)
+        judged = [Candidate(beam, read(beam.tokens), None) for beam in going]
+        beams = take_in_turn(judged, num_beams)
+        if not beams or done(finished, candidates[0], rules):
+            return some(finished)
+    whole = [beam for beam in beams if read(beam.tokens).complete]
+    return close(
+        whole if len(whole) >= num_return_sequences else beams, finished, rules
+    )
+
+
+def _worst_last(beam: Beam) -> float:
+    return -beam.score
+
+
+def forced(
+    beams: Sequence[Beam], going: Sequence[Beam], log_probs: np.ndarray, read: Read
+) -> list[Beam]:
+    """Extend the beams by the tokens that bring a phrase further.
+
+    Leaves out the extensions that go on already.
+
+    Parameters
+    ----------
+    log_probs : (B, V) float
+    """
+    known = [beam.tokens for beam in going]
+    extra = []
+    for b, beam in enumerate(beams):
+        for token in read(beam.tokens).wanted:
+            tokens = [*beam.tokens, token]
+            score = beam.score + float(log_probs[b, token])
+            if tokens not in known and score > -np.inf:
+                known.append(tokens)
+                extra.append(Beam(tokens, score, b))
+    return extra
