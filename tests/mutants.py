@@ -59,7 +59,7 @@ MUTANTS = [
      WEIGHTS + "a_failed_save_leaves_the_old_file_and_nothing_beside_it"),
     ("files/npz.py", "% ALIGNMENT\n", "% 1\n",
      WEIGHTS + "every_tensor_begins_on_a_boundary_of_64_bytes"),
-    ("files/npz.py", "        temporary.unlink(missing_ok=True)\n", "        pass\n",
+    ("files/whole.py", "        part.unlink(missing_ok=True)\n", "        pass\n",
      WEIGHTS + "an_interrupted_save_leaves_nothing"),
     ("files/npz.py", 'order="F" if fortran else "C"', 'order="C"',
      WEIGHTS + "numpy_can_write_the_file_too"),

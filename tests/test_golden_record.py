@@ -270,11 +270,12 @@ RECORD = ("golden", "record", "stories-draft", "--tokens", "1", "--no-floor", "-
 
 
 def test_what_only_looks_like_a_part_of_a_trace_stays(capsys, tmp_path):
-    mine, left = tmp_path / "g.npz.participants.csv", tmp_path / "g.npz.part.npz"
-    for path in (mine, left):
+    mine = [tmp_path / f"g.npz.{end}" for end in ("participants.csv", "part.npz")]
+    left = tmp_path / f"g.npz.{'0' * 16}.part"
+    for path in (*mine, left):
         path.write_text("1")
     assert called(capsys, *RECORD, str(tmp_path / "g.npz"))[0] == 0
-    assert mine.exists() and not left.exists()
+    assert all(path.exists() for path in mine) and not left.exists()
 
 
 def test_a_place_where_no_file_can_stand_is_one_line_and_exit_code_two(

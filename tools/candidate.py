@@ -36,7 +36,7 @@ from candidates.text import text_of  # noqa: E402
 
 from npllama.files.checkpoint import load, locate  # noqa: E402
 from npllama.files.npz import write_array, write_text, writing  # noqa: E402
-from npllama.golden.record import check_place  # noqa: E402
+from npllama.files.whole import check_place  # noqa: E402
 from npllama.golden.trace import META, read_golden  # noqa: E402
 
 # Module of each backend, and the distribution whose version is written down.

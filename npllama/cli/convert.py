@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from npllama.cli.options import UsageError
 from npllama.convert.convert import convert, megabytes
+from npllama.files.ending import INTERRUPTED, Ended
+from npllama.files.whole import stamp_of
 
 DTYPES = ("float32", "float16", "bfloat16")
-INTERRUPTED = 130
 
 
 def add_commands(commands) -> None:
@@ -47,18 +45,21 @@ def run_convert(options: argparse.Namespace) -> int:
     if options.out.suffix != ".npz":
         raise UsageError(f"{options.out}: the result's name should end in .npz")
     _need_ml_dtypes(options.dtype)
+    before = stamp_of(options.out)
     try:
-        with _killed_politely():
-            done = convert(
-                options.source,
-                options.out,
-                options.dtype,
-                quiet=options.quiet,
-                tokenizer=not options.no_tokenizer,
-                context=options.context,
-            )
-    except KeyboardInterrupt:
-        _complain("interrupted; nothing was written")
+        done = convert(
+            options.source,
+            options.out,
+            options.dtype,
+            quiet=options.quiet,
+            tokenizer=not options.no_tokenizer,
+            context=options.context,
+        )
+    except (KeyboardInterrupt, Ended):
+        # The file may have got its name in the moment before.
+        whole = stamp_of(options.out) != before
+        written = f"{options.out} is whole" if whole else "nothing was written"
+        _complain(f"interrupted; {written}")
         return INTERRUPTED
     except OSError as error:
         error.filename = error.filename or str(options.out)
@@ -79,21 +80,6 @@ def _need_ml_dtypes(dtype: str) -> None:
             raise ValueError(
                 "--dtype bfloat16: needs ml_dtypes; pip install 'npllama[convert]'"
             ) from None
-
-
-@contextmanager
-def _killed_politely() -> Iterator[None]:
-    """Let a polite kill clean up as Ctrl-C does."""
-    changed = {}
-    for name in ("SIGTERM", "SIGHUP"):  # Windows lacks the second; nohup ignores it
-        number = getattr(signal, name, None)
-        if number and signal.getsignal(number) is signal.SIG_DFL:
-            changed[number] = signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number, before in changed.items():
-            signal.signal(number, before)
 
 
 def _say(message: str) -> None:

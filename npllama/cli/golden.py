@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor
 from contextlib import contextmanager
-from multiprocessing import get_context
 
 from npllama.cli.golden_compare import add_compare, run_compare
 from npllama.cli.options import UsageError, in_words
 from npllama.golden.prompts import Job, Prompt, read_prompts, record_all, record_job
 from npllama.golden.record import FLOORS, Wanted
+from npllama.golden.workers import workers
 
 
 def add_commands(commands) -> None:
@@ -122,8 +122,7 @@ def floors(text: str) -> tuple[str, ...]:
 def executor(options: argparse.Namespace) -> Iterator[Executor]:
     """Where jobs run: processes of this machine, or a cluster's workers."""
     if options.dask is None:
-        # Fresh processes: a fork would copy the threads of BLAS in any state.
-        with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
+        with workers(options.workers) as pool:
             yield pool
         return
     try:

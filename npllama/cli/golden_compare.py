@@ -10,13 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 
 from npllama.files.checkpoint import load, locate
+from npllama.files.whole import check_place, write_file
 from npllama.golden.compare import FACTOR
-from npllama.golden.page import page, write_page
+from npllama.golden.page import page
 from npllama.golden.precision import FORMATS
-from npllama.golden.record import check_place, sha256
+from npllama.golden.record import sha256
 from npllama.golden.report import examine, to_json, to_text
 from npllama.golden.trace import Trace, read_golden, read_trace
 from npllama.weights import Model
@@ -97,7 +99,8 @@ def run_compare(options: argparse.Namespace) -> int:
         report = examine(golden, candidate, model, options.dtype, options.factor)
         if options.html:
             names = (Path(path).name for path in (options.candidate, options.golden))
-            write_page(options.html, page(report, " against ".join(names)))
+            write_file(options.html, page(report, " against ".join(names)))
+            print(f"wrote {options.html}", file=sys.stderr)
     except OSError as error:
         raise ValueError(f"{error.filename}: {error.strerror}") from None
     if options.json:

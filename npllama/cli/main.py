@@ -2,7 +2,8 @@
 
 Text goes to standard output, everything else to standard error, so that output can
 be piped.  Whatever goes wrong is one line that says what would be right; the exit
-code is 2 if the command was misused, 1 if it failed, 130 if it was interrupted.
+code is 2 if the command was misused, 1 if it failed, 130 if it was interrupted (by
+Ctrl-C, SIGTERM or SIGHUP).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from npllama.cli.timing import Stopwatch
 from npllama.cost import FlopCounter, cache_bytes, parameters
 from npllama.decoding import context_length
 from npllama.files.checkpoint import load, lost_on_the_way
+from npllama.files.ending import INTERRUPTED, Ended, ending_tidily
 from npllama.generation.generate import NO_HELPERS, Generation, generate, pieces
 from npllama.generation.options import GenerationConfig
 from npllama.generation.strategies import searching
@@ -42,7 +44,7 @@ from npllama.generation.task import Helpers, encode_prompt
 from npllama.text.chat import FORMATS, closing, detect_format, stop_tokens, turn_tokens
 from npllama.weights import Model
 
-USAGE, FAILURE, INTERRUPTED = 2, 1, 130
+USAGE, FAILURE = 2, 1
 
 
 class Parser(argparse.ArgumentParser):
@@ -362,12 +364,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     open_streams()
     try:
         # Numbers that overflow are refused where they matter, in one line.
-        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        quiet = np.errstate(over="ignore", divide="ignore", invalid="ignore")
+        with ending_tidily(), quiet:
             code = RUN[options.command](options)
         sys.stdout.flush()
     except UsageError as error:
         return _fail(options.command, str(error), USAGE)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Ended):
         return _fail(options.command, "interrupted", INTERRUPTED)
     except BrokenPipeError:
         # The reader has gone; there is nobody to tell.

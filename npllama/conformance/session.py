@@ -6,7 +6,6 @@ workers of pytest-xdist can share them, and is printed at the end.
 
 from __future__ import annotations
 
-import errno
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from hypothesis import settings
 import npllama
 from npllama.conformance.offers import BadSampler, Offer, load
 from npllama.conformance.report import Report, Result, hint
+from npllama.files import whole
 from npllama.testing.laws import Law, counterexample
 
 NAME = "npllama.conformance"
@@ -100,26 +100,19 @@ class Session:
 def check_place(path: Path) -> None:
     """Raise UsageError, before all work, if no file can be written there."""
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        beside(path).touch()
-        beside(path).unlink()
+        whole.check_place(path)
     except OSError as error:
         raise pytest.UsageError(f"--sampler-report {path}: {error.strerror}") from None
-
-
-def beside(path: Path) -> Path:
-    """Where a file is written before it gets its name."""
-    return path.with_name(path.name + ".part")
+    except ValueError as error:
+        raise pytest.UsageError(f"--sampler-report {error}") from None
 
 
 def write(path: Path, sampler: str, report: Report) -> None:
-    """Write a report as JSON, beside its place and then into it."""
+    """Write a report as JSON."""
     record = {
         "sampler": sampler,
         "npllama": npllama.__version__,
         "examples": settings().max_examples,
         **report.record(),
     }
-    beside(path).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    beside(path).replace(path)
+    whole.write_file(path, json.dumps(record, indent=1) + "\n")

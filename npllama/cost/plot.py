@@ -9,6 +9,7 @@ from typing import Any
 
 from npllama.cost.hardware import Hardware
 from npllama.cost.roofline import Dtypes, Phase, Prediction
+from npllama.files.whole import check_place, new_file
 
 MARKS = {"prefill": "o", "decode": "s"}
 # Where names stand, seen from the mark: below the one, right of the other.
@@ -79,8 +80,7 @@ def draw_roofline(
     ending = Path(path).suffix.removeprefix(".").lower()
     if ending not in FORMATS:
         raise ValueError(f"{path}: the name must end in .png, .svg or .pdf")
-    if not Path(path).parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {Path(path).parent}")
+    check_place(path)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")
@@ -93,9 +93,5 @@ def draw_roofline(
     axes.margins(y=0.2)
     axes.set(xlabel="FLOPs per byte", ylabel="FLOP/s at most")
     axes.legend(loc="upper left")
-    temporary = Path(f"{path}.{os.getpid()}.part")
-    try:
-        figure.savefig(temporary, format=ending)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with new_file(path) as file:
+        figure.savefig(file, format=ending)

@@ -9,82 +9,148 @@ a page from disk when it is first touched.  Opening costs no time and no copy, a
 two processes share one copy.  (``np.load`` itself cannot map inside a zip.)  Here
 every array begins on a 64 byte boundary.
 
-A file may come from anywhere.  Nothing in it is unpickled or unpacked, and nothing
-is believed before it was compared with the size of the file.
+A file may come from anywhere.  Nothing in it is unpickled, and nothing is believed
+before it was compared with the size of the file.  A zip holds a checksum of every
+member; it is only looked at if the caller asks, since that means reading the whole
+file.  Compressed members cannot be mapped: they are unpacked into memory if the
+caller says how many bytes that may take, and refused otherwise.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import struct
 import tokenize
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from npllama.files.whole import new_file
+
 ALIGNMENT = 64
+# How much of a file is read at once to compute a checksum.
+BLOCK = 2**20
 
 
 class Archive(NamedTuple):
-    """What lies in an ``.npz``: arrays mapped in place, and the other files."""
+    """What lies in an ``.npz``: arrays, mapped if they can be, and the other files."""
 
     tensors: dict[str, np.ndarray]
     files: dict[str, bytes]
 
 
+class Reading(NamedTuple):
+    """How much of an archive to look at, and what to do with compressed members.
+
+    Parameters
+    ----------
+    check : bool
+        Compare every member with its checksum: the whole file is read, in blocks.
+    unpack : int
+        How many bytes all compressed members may take in memory.
+    """
+
+    check: bool = False
+    unpack: int = 0
+
+
+MAPPED = Reading()
+
+
 #  ---- reading --------------------------------------------------------------
 
 
-def read_npz(path: str | os.PathLike) -> Archive:
+def read_npz(path: str | os.PathLike, reading: Reading = MAPPED) -> Archive:
     """Map every array of an ``.npz`` in place, and read its other members.
 
     Raises
     ------
     ValueError
-        If it is not an uncompressed zip of plain arrays.
+        If it is not a zip of plain arrays, if it has compressed members beyond
+        what `reading` allows, or if a checksum that was asked for is wrong.
+    OSError
+        If it cannot be read.
     """
-    tensors, files = {}, {}
     with open(path, "rb") as file:
+        return read_open(file, path, reading)
+
+
+def read_open(
+    file: BinaryIO, path: str | os.PathLike, reading: Reading = MAPPED
+) -> Archive:
+    """As `read_npz`, from a file that is open; messages call it `path`."""
+    try:
+        archive = zipfile.ZipFile(file)
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise ValueError(f"{path}: not an .npz file ({error})") from None
+    _check_directory(path, archive.infolist(), len(data), reading.unpack)
+    found = Archive({}, {})
+    for info in archive.infolist():
         try:
-            archive = zipfile.ZipFile(file)
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-            raise ValueError(f"{path}: not an .npz file ({error})") from None
-        members = archive.infolist()
-        _check_directory(path, members, len(data))
-        for info in members:
-            try:
-                start = _start_of_member(data, info)
-                if info.filename.endswith(".npy"):
-                    array = _map_array(data, start, info.file_size)
-                    tensors[info.filename[:-4]] = array
-                else:
-                    files[info.filename] = data[start : start + info.file_size]
-            except ValueError as error:
-                raise ValueError(f"{path}: {info.filename}: {error}") from None
-    return Archive(tensors, files)
+            if info.compress_type == zipfile.ZIP_DEFLATED and reading.unpack:
+                _keep(found, info, _unpacked(archive, info), 0)
+                continue
+            start = _start_of_member(data, info)
+            if reading.check:
+                _check_sum(file, start, info)
+            _keep(found, info, data, start)
+        except ValueError as error:
+            raise ValueError(f"{path}: {info.filename}: {error}") from None
+    return found
 
 
-def _check_directory(path, members: list[zipfile.ZipInfo], size: int) -> None:
+def _keep(found: Archive, info: zipfile.ZipInfo, data: mmap.mmap | bytes, start: int):
+    """Add a member, whose bytes begin at `start`, to what was found."""
+    if info.filename.endswith(".npy"):
+        array = _map_array(data, start, info.file_size)
+        found.tensors[info.filename[:-4]] = array
+    else:
+        found.files[info.filename] = data[start : start + info.file_size]
+
+
+def _check_directory(
+    path, members: list[zipfile.ZipInfo], size: int, unpack: int
+) -> None:
     """Refuse a directory that lists a name twice, or the same bytes many times."""
     for name, count in Counter(info.filename for info in members).items():
         if count > 1:
             raise ValueError(f"{path}: {name!r} stands there {count} times")
         if not name.isprintable():
             raise ValueError(f"{path}: {name!r} is no name of a tensor or file")
+    stored = [info for info in members if info.compress_type == zipfile.ZIP_STORED]
     # Small files are copied out: overlapping members could fill the memory.
-    if sum(info.file_size for info in members) > size:
+    if sum(info.file_size for info in stored) > size:
         raise ValueError(f"{path}: its members are larger than the file: truncated?")
+    packed = sum(info.file_size for info in members) - sum(i.file_size for i in stored)
+    if unpack and packed > unpack:
+        raise ValueError(
+            f"{path}: compressed, {packed} bytes when unpacked ({unpack} at most); "
+            "save it with np.savez"
+        )
+
+
+def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """A compressed member, compared with its size and checksum."""
+    try:
+        with archive.open(info) as member:  # never gives more than file_size
+            content = member.read()
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
+        raise ValueError(f"cannot be unpacked ({error})") from None
+    if len(content) != info.file_size:
+        raise ValueError("cannot be unpacked: it is truncated")
+    return content
 
 
 def _start_of_member(data: mmap.mmap, info: zipfile.ZipInfo) -> int:
-    """Offset at which a member's bytes begin: behind its local header."""
+    """Offset at which a member's bytes begin: after its local header."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
         raise ValueError(
             "compressed or encrypted, so it cannot be mapped; save it with np.savez"
@@ -94,16 +160,30 @@ def _start_of_member(data: mmap.mmap, info: zipfile.ZipInfo) -> int:
     if at < 0 or len(header) < 30 or header[:4] != b"PK\x03\x04":
         raise ValueError("its header is damaged")
     name_length, extra_length = struct.unpack("<HH", header[26:30])
+    encoding = "utf-8" if info.flag_bits & 0x800 else "cp437"
+    name = data[at + 30 : at + 30 + name_length]
+    if name != info.orig_filename.encode(encoding, "surrogateescape"):
+        raise ValueError("its header has another name")
     start = at + 30 + name_length + extra_length
     if start + info.file_size > len(data):
         raise ValueError("the file is truncated")
     return start
 
 
+def _check_sum(file: BinaryIO, start: int, info: zipfile.ZipInfo) -> None:
+    """Raise ValueError unless a member's bytes give the checksum of the directory."""
+    file.seek(start)
+    left, found = info.file_size, 0
+    while left and (block := file.read(min(left, BLOCK))):
+        left, found = left - len(block), zlib.crc32(block, found)
+    if found != info.CRC:
+        raise ValueError("its checksum is wrong: the file is damaged")
+
+
 class _Window:
     """The few file methods that NumPy's header reader calls, on mapped bytes."""
 
-    def __init__(self, data: mmap.mmap, start: int, end: int):
+    def __init__(self, data: mmap.mmap | bytes, start: int, end: int):
         self.data, self.at, self.end = data, start, end
 
     def read(self, count: int = -1, /) -> bytes:
@@ -118,7 +198,7 @@ BAD_HEADER = (ValueError, KeyError, TypeError, SyntaxError, tokenize.TokenError)
 BAD_HEADER += (RecursionError, MemoryError)
 
 
-def _map_array(data: mmap.mmap, start: int, size: int) -> np.ndarray:
+def _map_array(data: mmap.mmap | bytes, start: int, size: int) -> np.ndarray:
     """View one ``.npy`` member as an array, without copying it."""
     window = _Window(data, start, start + size)
     try:
@@ -132,9 +212,10 @@ def _map_array(data: mmap.mmap, start: int, size: int) -> np.ndarray:
         raise ValueError(f"its array header cannot be read ({error})") from None
     if dtype.kind not in "iuf":
         raise ValueError(f"its dtype {dtype} is not one of plain numbers")
-    count = 1
-    for length in shape:
-        count *= length
+    # True is an int to Python, and to NumPy's reader too.
+    if any(type(length) is not int for length in shape):
+        raise ValueError(f"shape {shape} is not one of whole numbers")
+    count = math.prod(shape)
     if min(shape, default=0) < 0 or count * dtype.itemsize != window.end - window.at:
         raise ValueError(f"shape {shape} of {dtype} does not fill the member exactly")
     return np.ndarray(shape, dtype, data, window.at, order="F" if fortran else "C")
@@ -147,18 +228,23 @@ def _map_array(data: mmap.mmap, start: int, size: int) -> np.ndarray:
 def writing(path: str | os.PathLike) -> Iterator[zipfile.ZipFile]:
     """Open a new archive for `write_array` and `write_text`.
 
-    The file grows beside its final name and is renamed when it is whole: whoever
-    reads `path` finds the old file or the new one, never a half.
+    The file appears when it is whole (see `whole`).
     """
-    temporary = Path(f"{path}.{os.getpid()}.part")
+    with new_file(path) as file, adding_to(file) as archive:
+        yield archive
+
+
+@contextmanager
+def adding_to(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
+    """Open the archive in a file, which may be empty, to add members."""
+    archive = zipfile.ZipFile(file, "a", zipfile.ZIP_STORED)
     try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            yield archive
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield archive
+        archive.close()
+    except BaseException:
+        # Half of a member cannot be closed: that complaint would hide the first one.
+        archive.fp = None
+        raise
 
 
 def _member(name: str) -> zipfile.ZipInfo:

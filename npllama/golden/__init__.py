@@ -9,6 +9,7 @@ Where do mine first differ?  And is that more than rounding?
     `trace`      a file that holds every tensor of a run
     `record`     run the model and write that file
     `streamed`   the same for models larger than memory
+    `workers`    processes that end with the one that started them
     `prompts`    the same for many prompts, on many machines
     `compare`    walk two such files side by side
     `faults`     the usual mistakes, made on purpose

@@ -9,10 +9,8 @@ above the band is a fault, and the first of them is where to look.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from html import escape
-from pathlib import Path
 
 from npllama.golden.compare import Row
 from npllama.golden.floor import split_name
@@ -236,15 +234,3 @@ def page(report: Report, title: str) -> str:
         + "\n".join(parts)
         + "\n</main></body></html>\n"
     )
-
-
-def write_page(path: str | os.PathLike, text: str) -> None:
-    """Write a file beside its final name, and rename it when it is whole."""
-    part = Path(f"{path}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    finally:
-        part.unlink(missing_ok=True)

@@ -2,32 +2,37 @@
 
 Every prompt is a job of its own: a worker loads the weights, records one trace, and
 writes one file.  Jobs go to any `concurrent.futures.Executor`: processes of this
-machine, or the workers of a Dask cluster that see the same files.
+machine (`workers`), or those of a Dask cluster that see the same files.
 
-A file appears when it is whole, so what exists is done: a run that was killed goes on
-where it was, and ends with the same files, byte for byte.
+A file appears when it is whole, so a file that exists is done: a run that was killed
+continues where it was, and ends with the same files, byte for byte.  Two runs at once,
+or a cluster that gives one job to two workers, do some work twice and no harm.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, as_completed
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, Future, as_completed
 from functools import lru_cache
-from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from npllama.files.checkpoint import load, locate
+from npllama.files.whole import Stamp, check_place, stamp_of
 from npllama.generation.task import encode_prompt
-from npllama.golden.record import ALL, PART, Wanted, check_place, record, sha256
+from npllama.golden.record import ALL, Wanted, record, sha256
 from npllama.golden.streamed import StreamedModel
 from npllama.golden.trace import read_golden
 
 Prompt = str | list[int]
+
+# Seconds after which a file that another machine wrote must be seen on this one.
+PATIENCE = 60.0
 
 
 class Job(NamedTuple):
@@ -66,26 +71,24 @@ class Job(NamedTuple):
 
 
 def record_job(job: Job) -> str:
-    """Record one prompt; what stood under the path is replaced when all went well.
+    """Record one prompt; a file under the path is replaced when the new one is whole.
 
     Raises
     ------
     ValueError, OSError
-        If the model or the prompt cannot be used, or the path is that of the model.
+        If the model or the prompt cannot be used, or the file cannot be written.
     """
-    path = Path(job.path)
-    check_place(path, {"the model": locate(job.weights)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for end in (PART, f"{PART}.[0-9]*.part"):  # left by a killed run
-        for left in path.parent.glob(escape(path.name) + end):
-            left.unlink(missing_ok=True)
+    check_place(job.path, {"the model": locate(job.weights)})
+    stamp = stamp_of(locate(job.weights))
     # One model at a time is enough for the floors too: they start from float32.
-    model = _model(job.weights, job.dtype, job.stream)
-    floors = _model(job.weights, "float32", job.stream) if job.wanted.floors else None
+    model = _model(job.weights, job.dtype, job.stream, stamp)
+    floors = None
+    if job.wanted.floors:
+        floors = _model(job.weights, "float32", job.stream, stamp)
     tokens = encode_prompt(model, job.prompt)
     rng = None if job.seed is None else np.random.default_rng(job.seed)
-    about = identity(job)
-    record(model, [tokens], path, job.wanted, rng=rng, plain=floors, weights=about)
+    about = identity(job, stamp)
+    record(model, [tokens], job.path, job.wanted, rng=rng, plain=floors, weights=about)
     return job.path
 
 
@@ -95,36 +98,53 @@ def do(job: Job) -> str:
     Raises
     ------
     ValueError, OSError
-        As `record_job`; also if the file is that of another job.
+        As `record_job`; also if the file is damaged, or that of another job.
     """
     if not os.path.exists(job.path):
         try:
             return record_job(job)
         except ValueError as error:
-            raise ValueError(f"{job.path}: {error}") from None
+            named = str(error).startswith(job.path)
+            raise ValueError(error if named else f"{job.path}: {error}") from None
     found = read_golden(job.path).meta
-    if any(found.get(key) != value for key, value in identity(job).items()):
+    expected = identity(job, stamp_of(locate(job.weights)))
+    if any(found.get(key) != value for key, value in expected.items()):
         raise ValueError(
             f"{job.path}: holds another run; remove it or choose another place"
         )
     return job.path
 
 
-def identity(job: Job) -> dict[str, Any]:
+#  ---- which weights ------------------------------------------------------------
+
+def identity(job: Job, stamp: Stamp | None) -> dict[str, Any]:
     """The entries of ``meta.json`` by which a job knows its own trace."""
-    hashed = _hash(str(locate(job.weights)))
-    return {"request": job.request(), "weights_sha256": hashed}
+    return {"request": job.request(), "weights_sha256": _hash(job.weights, stamp)}
+
+
+# A worker keeps the model and its hash between its jobs.  It may live for days, and
+# the file be replaced under its path: the stamp is part of what they are kept under.
+@lru_cache(maxsize=2)
+def _model(weights: str, dtype: str, stream: bool, stamp: Stamp | None):
+    model = StreamedModel(weights, dtype) if stream else load(weights, dtype)
+    _check_stamp(weights, stamp)
+    return model
 
 
 @lru_cache(maxsize=2)
-def _model(weights: str, dtype: str, stream: bool):
-    """A worker keeps the model between its jobs."""
-    return StreamedModel(weights, dtype) if stream else load(weights, dtype)
+def _hash(weights: str, stamp: Stamp | None) -> str:
+    found = sha256(locate(weights))
+    _check_stamp(weights, stamp)
+    return found
 
 
-@lru_cache(maxsize=2)
-def _hash(path: str) -> str:
-    return sha256(path)
+def _check_stamp(weights: str, stamp: Stamp | None) -> None:
+    """Raise ValueError if another file has taken the place of the one being read."""
+    if stamp_of(locate(weights)) != stamp:
+        raise ValueError(f"{weights}: was replaced while it was read; try again")
+
+
+#  ---- many -----------------------------------------------------------------------
 
 
 def read_prompts(path: str | os.PathLike) -> list[Prompt]:
@@ -174,11 +194,13 @@ def record_all(
 ) -> list[str]:
     """Record all jobs, in whatever order they get done.
 
+    The folders of the files are made.  What is returned exists.
+
     Parameters
     ----------
     jobs : iterable of Job
     executor : concurrent.futures.Executor
-        Such as a `ProcessPoolExecutor`, or `get_executor()` of a Dask client.
+        Such as `workers`, or ``get_executor()`` of a Dask client.
     tell : function
         Called with the number of jobs done and of all, after each.
 
@@ -194,12 +216,30 @@ def record_all(
         was written stays.
     """
     jobs = list(jobs)
-    futures = [executor.submit(do, job) for job in jobs]
+    for folder in {Path(job.path).parent for job in jobs}:
+        folder.mkdir(parents=True, exist_ok=True)
+    futures: list[Future[str]] = []
     try:
+        futures.extend(executor.submit(do, job) for job in jobs)
         for done, future in enumerate(as_completed(futures), start=1):
             future.result()
             tell(done, len(jobs))
     finally:
         for future in futures:
             future.cancel()
-    return [job.path for job in jobs]
+    paths = [job.path for job in jobs]
+    _wait_for(paths)
+    return paths
+
+
+def _wait_for(paths: Sequence[str]) -> None:
+    """Raise ValueError unless all files are here; a network may need a moment."""
+    deadline = time.monotonic() + PATIENCE
+    for path in paths:
+        while not os.path.exists(path):
+            if time.monotonic() > deadline:
+                raise ValueError(
+                    f"{path}: was recorded and is not here; "
+                    "do the workers write to the same folder?"
+                )
+            time.sleep(0.1)

@@ -18,10 +18,7 @@ import json
 import math
 import os
 import platform
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +27,8 @@ from npllama.attention import softmax, vectorized
 from npllama.cache import new_cache
 from npllama.config import config_to_hf
 from npllama.decoding.common import context_length
-from npllama.files.npz import read_npz, write_array, write_text, writing
+from npllama.files.npz import adding_to, read_open, write_array, write_text
+from npllama.files.whole import new_file
 from npllama.golden.floor import floor
 from npllama.golden.precision import check_dtype
 from npllama.golden.trace import FORMAT, META, MOST_META, Trace
@@ -41,8 +39,6 @@ from npllama.sampling import softmax as probabilities
 from npllama.weights import Layer, Model
 
 FLOORS = ("float32", "bfloat16", "float16")
-# Ends the name of a trace that is not whole yet.
-PART = ".part.npz"
 
 # What the forward pass calls its products and arrays, and the module of each.
 MODULES = {
@@ -252,59 +248,34 @@ def record(
     """
     prompt = check_prompt(model, prompt, wanted)
     shapes: dict[str, list[int]] = {}
-    with partly(path) as part:
-        with writing(part) as archive:
 
-            def keep(name: str, array: np.ndarray) -> None:
-                if selected(name, wanted.only):
-                    shapes[name] = list(array.shape)
-                    write_array(archive, name, array)
+    def keep(name: str, array: np.ndarray) -> None:
+        if selected(name, wanted.only):
+            shapes[name] = list(array.shape)
+            write_array(archive, name, array)
 
+    with new_file(path) as file:
+        with adding_to(file) as archive:
             run(model, prompt, wanted, keep, rng)
         if not any("/" in name for name in shapes):
             raise ValueError(f"no tensor has a name like {' or '.join(wanted.only)}")
+        file.flush()
         meta = about(model, prompt, shapes) | dict(weights or {})
-        trace = Trace(read_npz(part).tensors, meta)
+        trace = Trace(read_open(file, path).tensors, meta)
         meta["floor"] = {
             dtype: floor(trace, plain or model, dtype) for dtype in wanted.floors
         }
-        text = json.dumps(meta)
-        if len(text) > MOST_META:
-            raise ValueError(
-                f"too many tensors to describe ({len(shapes)}): keep fewer"
-            )
-        with zipfile.ZipFile(part, "a", zipfile.ZIP_STORED) as archive:
-            write_text(archive, META, text)
+        with adding_to(file) as archive:
+            write_text(archive, META, described(meta))
 
 
-def check_place(path: Path, sources: Mapping[str, str | os.PathLike]) -> None:
-    """Raise ValueError if something that should stay would be lost under the path.
-
-    Parameters
-    ----------
-    path : Path
-        Where a file is to be written; a file that stands there may be replaced.
-    sources : mapping
-        What is read, and where it lies.
-    """
-    if not path.exists():
-        return
-    if not path.is_file():
-        raise ValueError(f"{path}: is a folder or a device; name a file to write")
-    for what, source in sources.items():
-        if path.samefile(source):
-            raise ValueError(f"{path}: is {what}; choose another place")
-
-
-@contextmanager
-def partly(path: str | os.PathLike) -> Iterator[Path]:
-    """A name to write to beside the final one, renamed when all went well."""
-    part = Path(f"{path}{PART}")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+def described(meta: Mapping[str, Any]) -> str:
+    """The text of ``meta.json``; ValueError if no reader would take so long a one."""
+    text = json.dumps(meta)
+    if len(text) > MOST_META:
+        count = len(meta["shapes"])
+        raise ValueError(f"too many tensors to describe ({count}): keep fewer")
+    return text
 
 
 def selected(name: str, only: Sequence[str]) -> bool:

@@ -51,13 +51,16 @@ import numpy as np
 
 from npllama.config import Config, config_from_hf
 from npllama.files.checkpoint import widen
-from npllama.files.npz import read_npz
+from npllama.files.npz import Reading, read_npz
 from npllama.rope import halves_order
 
 FORMAT = "npllama-golden-1"
 META = "meta.json"
 # Tensors whose coordinates follow the layout of RoPE's pairs.
 TURNED = ("q_proj", "k_proj", "q_rope", "k_rope", "cache.k")
+# A trace is read whole anyway, so its checksums cost little; a candidate that somebody
+# saved with `np.savez_compressed` may take a gigabyte of memory.
+CHECKED = Reading(check=True, unpack=2**30)
 # JSON takes some twenty times its size in memory; no honest description is so long.
 MOST_META = 2**25
 
@@ -116,7 +119,7 @@ def read_trace(path: str | os.PathLike) -> Trace:
     """
     if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
         raise ValueError(f"{path}: is a pipe or a device; a file is needed")
-    archive = read_npz(path)
+    archive = read_npz(path, CHECKED)
     try:
         if not archive.tensors:
             raise ValueError("there are no arrays in it")

@@ -1,0 +1,50 @@
+"""Signals that end a program, and the time to put its files in order.
+
+Ctrl-C raises KeyboardInterrupt: every `finally` runs, and no half of a file stays.  The
+other two ways to ask a program to end, SIGTERM (``kill``, a batch system, a
+container) and SIGHUP (the terminal was closed), end Python on the spot.  Here they
+raise an exception too.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# SIGHUP does not exist on Windows.
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if name in dir(signal)
+]
+
+
+# The exit code of a program that was interrupted, by Ctrl-C or by a signal.
+INTERRUPTED = 130
+
+
+class Ended(SystemExit):
+    """A signal asks the process to end."""
+
+
+def end(number: int, frame: object = None) -> None:
+    """Handle a signal: raise `Ended`."""
+    raise Ended(INTERRUPTED)
+
+
+@contextmanager
+def ending_tidily() -> Iterator[None]:
+    """Within the block, signals that would end the process raise `Ended`.
+
+    A signal that somebody else handles, or that is ignored (as under ``nohup``), is
+    left alone.  Only the main thread can do this; in others nothing is changed.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    ours = [n for n in SIGNALS if main and signal.getsignal(n) == signal.SIG_DFL]
+    try:
+        for number in ours:
+            signal.signal(number, end)
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)

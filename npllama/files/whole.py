@@ -1,0 +1,168 @@
+"""A file that is whole, or not there.
+
+Whoever reads a file while it is being written sees half of it, and whoever is stopped
+while writing leaves half of it.  So nothing here writes under the name that it was
+given.  A new file grows beside that name, under a name of its own, and takes the
+right one when it is whole and on the disk:
+
+    model.npz                         what a reader opens: whole, always
+    model.npz.5f0c2a9be3d81746.part   what one writer is writing
+
+The system renames a file in one step, so a reader finds the old file or the new one.
+
+A part belongs to one writer.  Its name is drawn at random, and it is created, never
+opened: two writers of one file do not meet, and a link that somebody laid there is
+not followed.  The last one to finish gives the file its content.
+
+Whatever stops the writer, an error, Ctrl-C or a signal that Python hears of, removes
+the part.  Only a process that is killed outright leaves one.  A writer locks its part,
+and the system drops the locks of a dead process; so the next writer of the same file
+can tell a part that was left from one that grows, and removes it.
+
+One rule about folders: the folder of a file must be there.  It is looked for before
+any work is done, since its absence is most likely a slip of the pen.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that is open cannot be removed
+    fcntl = None  # type: ignore[assignment]
+
+# Device, inode, size, and time of the last change in nanoseconds.
+Stamp = tuple[int, int, int, int]
+# How much of a file's name its part repeats: a name may have 255 bytes at most.
+KEPT = 50
+
+
+def check_place(
+    path: str | os.PathLike, sources: Mapping[str, str | os.PathLike] | None = None
+) -> None:
+    """Make sure, before the work, that a file can be written and nothing is lost.
+
+    Parameters
+    ----------
+    path : path or str
+        Where a file is to be written.  A file that stands there may be replaced.
+    sources : mapping of what it is to its path
+        The files that are read, none of which may be written over.
+
+    Raises
+    ------
+    ValueError
+        If the folder is missing, or if a folder, a device, a link or one of the
+        sources stands there.
+    OSError
+        If the folder cannot be written to, or the name is none for a file.
+    """
+    path, folder = Path(path), Path(path).parent
+    if not folder.exists():
+        raise ValueError(f"{path}: there is no folder {folder}; make it first")
+    with suppress(FileNotFoundError):
+        kind = path.lstat().st_mode  # of the link, if it is one
+        for what, source in (sources or {}).items():
+            if path.exists() and path.samefile(source):
+                raise ValueError(f"{path}: is {what}; choose another place")
+        if stat.S_ISLNK(kind):
+            raise ValueError(f"{path}: is a link; name the file that it leads to")
+        if not stat.S_ISREG(kind):
+            raise ValueError(f"{path}: is a folder or a device; name a file to write")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        denied = errno.EACCES
+        raise PermissionError(denied, os.strerror(denied), str(path))
+
+
+@contextmanager
+def new_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Open a new file, to be written and read, that appears when the block is done.
+
+    If the block raises, nothing appears, and what stood there stays.
+
+    Raises
+    ------
+    ValueError, OSError
+        As `check_place`; also if the disk is full.  Errors name `path`, not the part.
+    """
+    check_place(path)
+    path = Path(path)
+    _remove_left_parts(path)
+    part = path.with_name(f"{path.name[:KEPT]}.{secrets.token_hex(8)}.part")
+    try:
+        with open(part, "xb+") as file:
+            _lock(file)
+            if not part.exists():
+                # Taken for one that was left, in the moment before it was locked.
+                with new_file(path) as again:
+                    yield again
+                return
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            if fcntl is None:  # Windows renames closed files only
+                file.close()
+            os.replace(part, path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(part)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_file(path: str | os.PathLike, content: str | bytes) -> None:
+    """Write a file at once; text is written as UTF-8.
+
+    Raises
+    ------
+    ValueError, OSError
+        As `new_file`.
+    """
+    with new_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def stamp_of(path: str | os.PathLike) -> Stamp | None:
+    """What tells a file from another one under the same path; None if none is there."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The parts of all writers of a file, those that were left included."""
+    shape = re.compile(rf"{re.escape(path.name[:KEPT])}\.[0-9a-f]{{16}}\.part")
+    with os.scandir(path.parent) as entries:
+        names = [entry.name for entry in entries if shape.fullmatch(entry.name)]
+    return [path.with_name(name) for name in sorted(names)]
+
+
+def _lock(file: BinaryIO) -> None:
+    """Hold a lock until the file is closed, where the file system has locks."""
+    if fcntl is not None:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _remove_left_parts(path: Path) -> None:
+    """Remove the parts whose writers are dead: their locks can be taken."""
+    if fcntl is None:
+        return
+    for part in parts_of(path):
+        # Neither a link is followed here, nor a pipe waited for.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        with suppress(OSError), open(os.open(part, flags), "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
