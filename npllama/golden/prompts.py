@@ -117,6 +117,7 @@ def do(job: Job) -> str:
 
 #  ---- which weights ------------------------------------------------------------
 
+
 def identity(job: Job, stamp: Stamp | None) -> dict[str, Any]:
     """The entries of ``meta.json`` by which a job knows its own trace."""
     return {"request": job.request(), "weights_sha256": _hash(job.weights, stamp)}
