@@ -11,17 +11,11 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from npllama.text import byte_level
 from npllama.text import tokenizer as chapter
-from npllama.text.tokenizer import (
-    SPACE,
-    StreamDecoder,
-    cut_long_text,
-)
-from npllama.text.vocabulary import (
-    llama3_special_names,
-    load_tokenizer,
-    load_tokenizer_file,
-)
+from npllama.text.byte_level import cut_long_text, llama3_special_names
+from npllama.text.tokenizer import SPACE, Mark, StreamDecoder
+from npllama.text.vocabulary import load_tokenizer, load_tokenizer_file
 
 GOLDENS = Path(__file__).parent / "goldens"
 GOLDEN = json.loads((GOLDENS / "tokenizer.json").read_text("utf-8"))
@@ -223,8 +217,8 @@ def test_only_the_special_tokens_that_are_allowed_are_found():
 
 
 def test_of_special_tokens_that_overlap_the_longest_is_found():
-    parts = chapter.split_at("x<a><ab>", {"<a", "<ab", "<a>", "b>"})
-    assert parts == ["x", "<a>", "", "<ab", ">"]
+    marks = {name: Mark(i) for i, name in enumerate(["<a", "<ab", "<a>", "b>"])}
+    assert list(chapter.split_at("x<a><ab>", marks)) == ["x", Mark(2), Mark(1), ">"]
 
 
 # Merges that only a text cut in the wrong place would make.
@@ -263,8 +257,8 @@ def test_huge_text_comes_back_whole(tokenizer, text):
 @given(st.text("ab \n\x1c\u00a0", max_size=60), st.integers(1, 9), st.integers(1, 40))
 def test_long_text_is_cut_where_meta_cuts_it(text, run, length):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chapter, "LONGEST_RUN", run)
-        patch.setattr(chapter, "LONGEST_TEXT", length)
+        patch.setattr(byte_level, "LONGEST_RUN", run)
+        patch.setattr(byte_level, "LONGEST_TEXT", length)
         assert cut_long_text(text) == list(cut_by_counting(text, run, length))
 
 
@@ -283,7 +277,7 @@ def cut_by_counting(text, longest_run, longest_text):
 
 
 def test_huge_text_is_cut_at_the_limits_of_meta():
-    assert (chapter.LONGEST_TEXT, chapter.LONGEST_RUN) == (400_000, 25_000)
+    assert (byte_level.LONGEST_TEXT, byte_level.LONGEST_RUN) == (400_000, 25_000)
     assert [len(cut) for cut in cut_long_text("a" * 60_000)] == [25_000, 25_000, 10_000]
     assert [len(cut) for cut in cut_long_text("a " * 300_000)] == [400_000, 200_000]
 
@@ -295,8 +289,9 @@ def test_huge_text_is_cut_at_the_limits_of_meta():
 def test_sequence_may_begin_and_end_with_its_tokens(tokenizer):
     bos, eos = tokenizer.bos_id, tokenizer.eos_id
     inner = tokenizer.encode("the fox", bos=False)
-    assert tokenizer.encode("the fox", eos=True) == [bos, *inner, eos]
-    assert tokenizer.encode("") == [bos] and tokenizer.encode("", bos=False) == []
+    assert tokenizer.encode("the fox", bos=True, eos=True) == [bos, *inner, eos]
+    assert tokenizer.encode("", bos=True) == [bos]
+    assert tokenizer.encode("", bos=False) == []
     assert tokenizer.token_bytes(bos) == tokenizer.token_bytes(eos) == b""
 
 
@@ -338,15 +333,24 @@ def test_pieces_have_names_for_people():
 
 
 @every_kind
-@pytest.mark.parametrize("far", [-1, None])
-def test_token_outside_the_vocabulary_is_refused(tokenizer, far):
-    far = tokenizer.vocab_size if far is None else far
+@pytest.mark.parametrize("beyond", [0, 1, 10**6])
+def test_id_without_a_token_is_the_empty_text(tokenizer, beyond):
+    """Embeddings are padded to a round number, and a model may choose any row."""
+    far = tokenizer.vocab_size + beyond
+    the, fox = tokenizer.encode("the", bos=False), tokenizer.encode(" fox", bos=False)
+    assert tokenizer.token_bytes(far) == b"" and tokenizer.piece(far) == ""
+    assert tokenizer.decode([far, *the, far, *fox, far]) == tokenizer.decode(the + fox)
+    assert "".join(streamed(tokenizer, [far], skip_special=False)) == ""
+
+
+@every_kind
+def test_negative_id_is_refused(tokenizer):
     stream = StreamDecoder(tokenizer)
     for use in (tokenizer.token_bytes, tokenizer.piece, stream.push):
-        with pytest.raises(ValueError, match=f"token {far} is outside the vocabulary"):
-            use(far)
-    with pytest.raises(ValueError, match=f"0 to {tokenizer.vocab_size - 1}"):
-        tokenizer.decode([0, far])
+        with pytest.raises(ValueError, match="token -1 is outside the vocabulary"):
+            use(-1)
+    with pytest.raises(ValueError, match="ids begin at 0"):
+        tokenizer.decode([0, -1])
 
 
 @every_kind
@@ -357,7 +361,7 @@ def test_what_is_no_text_is_refused(tokenizer):
         tokenizer.encode("ab\ud83dc")
     with pytest.raises(TypeError, match="expected str, found bytes"):
         tokenizer.encode(b"ab")
-    with pytest.raises(ValueError, match="allowed_special: '<|no|>' is no special"):
+    with pytest.raises(ValueError, match="allowed_special: '<|no|>' is not a special"):
         tokenizer.encode("ab", allowed_special={"<|no|>"})
 
 
@@ -395,7 +399,14 @@ def test_settings_name_the_tokens_at_both_ends(form):
 
 def test_chat_template_comes_from_either_of_its_files():
     several = [{"name": "default", "template": "A"}, {"name": "tools", "template": "B"}]
-    for written, read in (("A", "A"), (several, "A\nB"), (None, ""), ("", "")):
+    for written, read in (
+        ("A", "A"),
+        (several, "A"),
+        (several[::-1], "A"),
+        (several[1:], "B"),
+        (None, ""),
+        ("", ""),
+    ):
         found = load_tokenizer(members("json", chat_template=written))
         assert found.chat_template == read
     file = {"chat_template.jinja": "{{ bos }} \u00e9".encode()}
@@ -412,17 +423,20 @@ def test_tokens_added_by_fine_tuning_follow_those_of_the_model():
     }
     tokenizer = load_tokenizer(members("sentencepiece", added_tokens_decoder=added))
     assert tokenizer.vocab_size == size + 2
-    assert tokenizer.special == SP.special | {"<|im_start|>": size, "<think>": size + 1}
+    assert tokenizer.special == SP.special | {"<|im_start|>": size}
     assert tokenizer.decode([size, size + 1, *SP.encode("the")]) == "<think> the"
     text = "<|im_start|><think>"
-    assert tokenizer.encode(text) == SP.encode(text)
+    # A word is found wherever it stands, a special token where that is allowed.
+    assert tokenizer.encode(text) == [*SP.encode("<|im_start|>"), size + 1]
+    assert tokenizer.encode(text, literal=["<think>"]) == SP.encode(text)
     assert tokenizer.encode(text, allowed_special="all")[1:] == [size, size + 1]
 
 
-def edited(change):
-    """The tokenizer.json after a change."""
+def edited(*changes):
+    """The tokenizer.json after some changes."""
     data = copy.deepcopy(json.loads(CONTENTS["json"]))
-    change(data)
+    for change in changes:
+        change(data)
     return {"tokenizer.json": json.dumps(data).encode()}
 
 
@@ -447,7 +461,7 @@ def test_special_tokens_may_come_before_the_others():
     tokenizer = load_tokenizer(edited(move))
     assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 1)
     tokens = JSON.encode("Once upon a time", bos=False)
-    assert tokenizer.encode("Once upon a time") == [0, *(i + 2 for i in tokens)]
+    assert tokenizer.encode("Once upon a time") == [i + 2 for i in tokens]
 
 
 def rank_lines(*lines):
@@ -485,51 +499,69 @@ BROKEN = {
         "tokenizer_config.json: broken",
     ),
     "added far behind": (
-        members("sentencepiece", added_tokens_decoder={"999999": {"content": "x"}}),
-        "ids of 561 tokens are not 0 to 560",
+        members("sentencepiece", added_tokens_decoder={"1048577": {"content": "x"}}),
+        "the id 1048577, beyond 1048576",
     ),
     "a rank twice": (rank_lines(rank(b"qq", 5)), "two tokens have one rank"),
     "a gap": (rank_lines(rank(b"qq", 900)), "are not 0 to"),
-    "a huge rank": (rank_lines(rank(b"qq", 10**30)), "broken"),
+    "a huge rank": (rank_lines(rank(b"qq", 10**30)), "are not 0 to 512"),
     "no rank": (rank_lines(b"cXE=\n"), "line 513 is not a token and its rank"),
     "not base64": (rank_lines(b"q*q 512\n"), "line 513"),
     "no single bytes": ({"tokenizer.model": rank(b"ab", 0)}, "a single byte has none"),
-    "unigrams": (edited(put("model", "type", value="Unigram")), "not a byte-level"),
+    "unigrams": (edited(put("model", "type", value="Unigram")), "type 'Unigram' is"),
     "a normalizer": (
-        edited(put("normalizer", value={"type": "NFC"})),
-        "not a byte-level",
+        edited(put("normalizer", value={"type": "Lowercase"})),
+        "the normalizer Lowercase is not known",
     ),
-    "LLaMA 2 in JSON": (
-        edited(put("pre_tokenizer", value=None)),
-        "LLaMA 1 and 2 need the tokenizer.model",
+    "no split": (edited(put("pre_tokenizer", value=None)), "not known here (nothing)"),
+    "byte fallback": (
+        edited(put("model", "byte_fallback", value=True)),
+        "pieces are prepared in a way not known here (['Sequence'])",
     ),
-    "byte fallback": (edited(put("model", "byte_fallback", value=True)), "not a byte"),
+    "pieces of bytes": (
+        edited(
+            put("model", "byte_fallback", value=True),
+            put("pre_tokenizer", value={"type": "Metaspace"}),
+        ),
+        "byte_fallback needs a token <0x00>",
+    ),
     "another pattern": (
         edited(put(*STEPS, 0, "pattern", value={"Regex": "(a+)+$"})),
-        "splits a text as LLaMA 3's",
+        "split in a way that is not known here (Split (a+)+$",
     ),
-    "GPT-2's pattern": (edited(put(*STEPS, 1, "use_regex", value=True)), "not a byte"),
-    "a space in front": (
+    "two patterns": (
+        edited(put(*STEPS, 1, "use_regex", value=True)),
+        "split in a way that is not known here",
+    ),
+    "a space before each part": (
         edited(put(*STEPS, 1, "add_prefix_space", value=True)),
-        "not a byte-level",
+        "split in a way that is not known here",
     ),
+    "chance": (edited(put("model", "dropout", value=0.1)), "dropout makes tokens by"),
     "merges out of order": (
         edited(lambda data: data["model"]["merges"].reverse()),
         "model.merges is not in the order",
     ),
     "a merge too few": (
         edited(lambda data: data["model"]["merges"].pop()),
-        "model.merges is not in the order",
+        "model.merges does not make the token",
     ),
-    "not in byte letters": (edited(put("model", "vocab", "€", value=768)), "broken"),
-    "a name twice": (
-        edited(put("added_tokens", 1, "content", value="<|begin_of_text|>")),
-        "two special tokens have one name",
+    "a name that is a number": (
+        edited(put("added_tokens", 1, "content", value=7)),
+        "an added token is called 7",
     ),
-    "no name": (edited(put("added_tokens", 1, "content", value="")), "or one has none"),
-    "an id that is text": (edited(put("added_tokens", 1, "id", value="x")), "broken"),
-    "an id of another": (edited(put("added_tokens", 1, "id", value=5)), "are not 0 to"),
-    "no added tokens": (edited(lambda data: data.pop("added_tokens")), "added_tokens"),
+    "an id that is text": (
+        edited(put("added_tokens", 1, "id", value="x")),
+        "an added token has the id 'x'",
+    ),
+    "an id of another": (
+        edited(put("added_tokens", 1, "id", value=5)),
+        "'<|end_of_text|>' has the id 5 of '&'",
+    ),
+    "an end of another kind": (
+        edited(put("post_processor", value={"type": "Sentencepiece"})),
+        "post_processor 'Sentencepiece' is not known",
+    ),
 }
 
 

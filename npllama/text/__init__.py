@@ -1,6 +1,11 @@
 """Chapter 10: text.
 
 `tokenizer`    text to tokens and back
+`settings`     what the small files beside a tokenizer say
+`splits`       where a byte-level tokenizer cuts a text before it merges
+`merges`       merging by rank
+`byte_level`   vocabularies of bytes, merged by tiktoken
+`pieces`       vocabularies of pieces, merged by SentencePiece
 `vocabulary`   the files that a tokenizer is read from
 `chat`         how a conversation becomes one text
 """

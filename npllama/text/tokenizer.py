@@ -6,23 +6,29 @@ characters (or bytes), and merge the pair that was most frequent in training, ag
 and again.  No text is impossible, since a character outside the vocabulary falls
 back to the bytes of its UTF-8 form.
 
-- LLaMA 1 and 2 and Code Llama: SentencePiece.  A space is part of the piece that
-  follows it (written U+2581), and one is put in front of every text, so that a word
-  is the same piece at the beginning as in the middle.
-- LLaMA 3: tiktoken.  The text is first split by a regular expression (words,
-  numbers of up to three digits, punctuation ...), then bytes are merged within
-  each part.
+- LLaMA 1 and 2, Code Llama, Mistral, TinyLlama: SentencePiece.  A space is part of
+  the piece that follows it (written U+2581), and one is put in front of every text,
+  so that a word is the same piece at the beginning as in the middle.
+- LLaMA 3, SmolLM2, DeepSeek: bytes.  A regular expression first splits the text
+  (words, numbers, punctuation ...), then bytes are merged within each part.
 
 On the way back every token stands for some bytes, and the text is these bytes, one
 token's after the other's.  A character may be spread over several tokens: whoever
 shows a text while it is being made has to wait for its last byte.  What went in
 comes out, but for U+2581 itself, which SentencePiece takes for a space.  (A
-SentencePiece model may also have been trained to tidy a text up first, or without
-bytes to fall back on; LLaMA's were not.)
+tokenizer may also tidy a text up first, or have no token for some bytes; LLaMA's
+own do neither.)
 
-*Special tokens* such as ``<|eot_id|>`` mark what is not text: beginnings, ends, who
-speaks.  They have ids but are never made from text unless the caller allows it:
-what a user typed must not be able to end his turn and begin somebody else's.
+Two kinds of token stand for themselves and are never made by merging:
+
+- *Special tokens* such as ``<|eot_id|>`` mark what is not text: beginnings, ends,
+  who speaks.  A text makes them only where the caller allows it: what a user typed
+  must not be able to end his turn and begin somebody else's.
+- *Added words* such as ``<think>`` are text to which fine-tuning gave one token.
+  They are found wherever they stand.
+
+An embedding often has more rows than the vocabulary has tokens, padded to a round
+number.  A model may therefore choose an id that no token has; it adds no text.
 
 References
 ----------
@@ -34,7 +40,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -49,62 +55,98 @@ class Token(NamedTuple):
     special: bool = False  # recognised in a text only where that is allowed
 
 
+NO_TOKEN = Token("", b"")
+
+
+class Mark(NamedTuple):
+    """How a special token or an added word is found in a text."""
+
+    id: int
+    special: bool = True
+    lstrip: bool = False  # takes the white space in front of it along
+    rstrip: bool = False  # and that after it
+    single_word: bool = False  # only where no letter or digit touches it
+    normalized: bool = False  # looked for after the text was normalised
+
+
+def unchanged(text: str) -> str:
+    """The normal form of tokenizers that take a text as it is."""
+    return text
+
+
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """One face for both kinds of tokenizer.
+    """One face for all kinds of tokenizer.
 
     Attributes
     ----------
-    kind : "sentencepiece" or "tiktoken"
+    kind : "sentencepiece", "tiktoken" or "tokenizers"
+        The library that merges.
     bos_id, eos_id : int or None
         Beginning and end of a sequence.
-    special : dict of str to int
-        Special tokens by their names.
+    marks : dict of str to Mark
+        Special tokens and added words by their names.
     vocabulary : sequence of Token
-    merge : function from str to list of int
-        The tokens of a text that has no special ones: the library's own code.
+    merge : function of (text, begins) to list of int
+        The tokens of a text in which no marks are looked for: the library's own
+        code.  `begins` is false if other tokens precede the text.
     leading_space : bool
         Whether a space is put in front of every text.  (transformers 5 puts none in
         front of a text that begins with one.)
+    front, back : tuple of int
+        Tokens that the checkpoint puts around every text.
+    normalise : function of str to str
+        Applied to a text before added words are looked for and tokens are merged.
     chat_template : str
         How the checkpoint itself writes conversations, in Jinja, if it says so.
     """
 
-    kind: Literal["sentencepiece", "tiktoken"]
+    kind: Literal["sentencepiece", "tiktoken", "tokenizers"]
     bos_id: int | None
     eos_id: int | None
-    special: dict[str, int] = field(repr=False)
+    marks: dict[str, Mark] = field(repr=False)
     vocabulary: Sequence[Token] = field(repr=False)
-    merge: Callable[[str], list[int]] = field(repr=False)
+    merge: Callable[[str, bool], list[int]] = field(repr=False)
     leading_space: bool
+    front: tuple[int, ...] = ()
+    back: tuple[int, ...] = ()
+    normalise: Callable[[str], str] = field(default=unchanged, repr=False)
     chat_template: str = field(default="", repr=False)
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens; their ids run from 0 to this, exclusive."""
+        """Number of ids from 0 to the last token's; some may have no token."""
         return len(self.vocabulary)
+
+    @property
+    def special(self) -> dict[str, int]:
+        """Special tokens by their names."""
+        return {name: mark.id for name, mark in self.marks.items() if mark.special}
 
     def encode(
         self,
         text: str,
         *,
-        bos: bool = True,
-        eos: bool = False,
+        bos: bool | None = None,
+        eos: bool | None = None,
         allowed_special: Literal["all"] | Collection[str] = (),
+        literal: Collection[str] = (),
     ) -> list[int]:
         """Cut a text into tokens.
 
         Parameters
         ----------
         text : str
-        bos, eos : bool
-            Put the beginning-of-sequence token in front, the end token behind, if
-            there are such tokens.
+        bos, eos : bool or None
+            Whether the beginning-of-sequence token comes first and the end token
+            last, if there are such tokens.  None does what the checkpoint does.
         allowed_special : "all" or strings
             Special tokens to recognise where their name stands in the text; all
             others are text like any other.  (transformers recognises them all.)
-            What stands behind one is a text of its own: SentencePiece puts a space in
+            What follows one is a text of its own: SentencePiece puts a space in
             front, as transformers does with ``legacy=True``.
+        literal : strings
+            Names that stay text even if they are special tokens or added words.
 
         Raises
         ------
@@ -113,19 +155,47 @@ class Tokenizer:
             name is allowed that no special token has.
         """
         check_text(text)
-        allowed = set(self.special if allowed_special == "all" else allowed_special)
-        if unknown := sorted(allowed - self.special.keys()):
-            raise ValueError(f"allowed_special: {unknown[0]!r} is no special token")
-        tokens = [self.bos_id] if bos and self.bos_id is not None else []
-        for part in split_at(text, allowed):
-            tokens += [self.special[part]] if part in allowed else self.merge(part)
-        return tokens + ([self.eos_id] if eos and self.eos_id is not None else [])
+        marks = self._wanted(allowed_special, literal)
+        first = {name: mark for name, mark in marks.items() if not mark.normalized}
+        second = {
+            self.normalise(name): mark
+            for name, mark in marks.items()
+            if mark.normalized
+        }
+        tokens: list[int] = []
+        for part in split_at(text, first):
+            if isinstance(part, Mark):
+                tokens.append(part.id)
+            else:
+                tokens += self._merged(self.normalise(part), second, not tokens)
+        front = self.front if bos is None else (self.bos_id,) if bos else ()
+        back = self.back if eos is None else (self.eos_id,) if eos else ()
+        return [i for i in (*front, *tokens, *back) if i is not None]
+
+    def _wanted(
+        self, allowed: Literal["all"] | Collection[str], literal: Collection[str]
+    ) -> dict[str, Mark]:
+        """The marks that are looked for."""
+        names = set(self.special if allowed == "all" else allowed)
+        if unknown := sorted(names - self.special.keys()):
+            raise ValueError(f"allowed_special: {unknown[0]!r} is not a special token")
+        names = names.union(n for n, mark in self.marks.items() if not mark.special)
+        return {n: self.marks[n] for n in self.marks if n in names.difference(literal)}
+
+    def _merged(self, text: str, words: Mapping[str, Mark], begins: bool) -> list[int]:
+        tokens: list[int] = []
+        for part in split_at(text, words):
+            if isinstance(part, Mark):
+                tokens.append(part.id)
+            else:
+                tokens += self.merge(part, begins and not tokens)
+        return tokens
 
     def decode(self, tokens: Iterable[int], *, skip_special: bool = True) -> str:
         """Put tokens together to a text; bytes that are not UTF-8 become U+FFFD.
 
         As in Python, one for every character that was begun; SentencePiece itself
-        writes one for every byte.
+        writes one for every byte.  An id that no token has adds nothing.
 
         Parameters
         ----------
@@ -135,18 +205,16 @@ class Tokenizer:
         Raises
         ------
         ValueError
-            If a token is not in the vocabulary.
+            If an id is negative.
         """
         stream = StreamDecoder(self, skip_special=skip_special)
         return "".join([*map(stream.push, tokens), stream.flush()])
 
     def token(self, index: int) -> Token:
-        """An entry of the vocabulary; ValueError if there is none of that id."""
-        if not 0 <= index < self.vocab_size:
-            raise ValueError(
-                f"token {index} is outside the vocabulary, 0 to {self.vocab_size - 1}"
-            )
-        return self.vocabulary[index]
+        """An entry of the vocabulary; an empty one if no token has this id."""
+        if index < 0:
+            raise ValueError(f"token {index} is outside the vocabulary: ids begin at 0")
+        return self.vocabulary[index] if index < self.vocab_size else NO_TOKEN
 
     def token_bytes(self, index: int) -> bytes:
         """The bytes that a token adds in the middle of a text; none if special."""
@@ -202,16 +270,8 @@ class StreamDecoder:
 
 #  ---- splitting --------------------------------------------------------------
 
-# How LLaMA 3 splits text before merging: contractions, words, numbers of at most
-# three digits, punctuation with the line ends behind it, white space.
-LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-# tiktoken may fail on huge texts and huge runs, so Meta cuts them first.
-LONGEST_TEXT = 400_000
-LONGEST_RUN = 25_000
+# White space as Unicode defines it: Python counts four control characters, too.
+WHITE = re.compile(r"[^\S\x1c-\x1f]*")
 
 
 def check_text(text: str) -> None:
@@ -227,25 +287,34 @@ def check_text(text: str) -> None:
         ) from None
 
 
-def split_at(text: str, names: Collection[str]) -> list[str]:
-    """Cut a text at names, which are kept; of names that overlap the longest counts."""
-    if not names:
-        return [text]
-    longest_first = sorted(names, key=len, reverse=True)
-    return re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+def split_at(text: str, marks: Mapping[str, Mark]) -> Iterator[str | Mark]:
+    """Cut a text at the names of marks; of names that overlap the longest counts."""
+    start = 0
+    for begin, end, mark in _found(text, marks):
+        if mark.single_word and _in_a_word(text, begin, end):
+            continue
+        if mark.lstrip:
+            while begin > start and WHITE.fullmatch(text[begin - 1]):
+                begin -= 1
+        if mark.rstrip:
+            end = WHITE.match(text, end).end()
+        if start < begin:
+            yield text[start:begin]
+        yield mark
+        start = end
+    if start < len(text):
+        yield text[start:]
 
 
-def cut_long_text(text: str) -> list[str]:
-    """Cut a text so that no part, and no run of (non-)space in it, is too long.
+def _found(text: str, marks: Mapping[str, Mark]) -> Iterator[tuple[int, int, Mark]]:
+    """Where the names of marks begin and end in a text."""
+    names = sorted(filter(None, marks), key=len, reverse=True)
+    if names:
+        for match in re.finditer("|".join(map(re.escape, names)), text):
+            yield match.start(), match.end(), marks[match[0]]
 
-    References
-    ----------
-    Meta llama-models, models/llama3/tokenizer.py, `encode` and
-    `_split_whitespaces_or_nonwhitespaces`.
-    """
-    starts = []
-    for begin in range(0, len(text), LONGEST_TEXT):
-        starts.append(begin)
-        for run in re.finditer(r"\s+|\S+", text[begin : begin + LONGEST_TEXT]):
-            starts += range(begin + run.start(), begin + run.end(), LONGEST_RUN)[1:]
-    return [text[i:j] for i, j in zip(starts, [*starts[1:], len(text)])]
+
+def _in_a_word(text: str, begin: int, end: int) -> bool:
+    """Whether a letter or a digit stands directly before or after a part."""
+    around = text[max(0, begin - 1) : begin] + text[end : end + 1]
+    return re.search(r"\w", around) is not None

@@ -20,8 +20,8 @@ import sentencepiece
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
-from npllama.text.tokenizer import LLAMA3_PATTERN
-from npllama.text.vocabulary import byte_letters, llama3_special_names
+from npllama.text.byte_level import byte_letters, llama3_special_names
+from npllama.text.splits import LLAMA3 as LLAMA3_PATTERN
 
 CORPUS = """Once upon a time a small fox lived at the edge of the forest.
 She had lost her red ball, and she looked for it under every tree.

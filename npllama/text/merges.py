@@ -1,0 +1,90 @@
+r"""Merging by rank.
+
+A tokenizer was trained by counting: the most frequent pair of neighbours became a
+new token, again and again.  The order is its knowledge.  To cut a word, the same
+merges are made in the same order:
+
+    l o w e r  ->  l ow e r  ->  low e r  ->  low er  ->  lower
+
+A ``tokenizer.json`` lists the pairs.  tiktoken and SentencePiece keep no pairs: they
+merge two neighbours if together they are a token, the lowest rank first.  Both ways
+agree if every token, cut with the ranks below its own, falls into just the pair that
+the list has for it: what stands around a part cannot matter, since a merge across
+its border would have removed the border.  `check_merges` makes this test, so that
+no vocabulary is handed to a library that would cut it in another way.
+
+References
+----------
+Sennrich et al. 2016, arXiv:1508.07909, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+Pair = tuple[str, str]
+
+
+def merge_pairs(written: Sequence[str | Sequence[str]]) -> list[Pair]:
+    """The merges of a ``tokenizer.json``, in which a pair may be one string."""
+    pairs = []
+    for entry in written:
+        first, second = entry.split(" ") if isinstance(entry, str) else entry
+        pairs.append((first, second))
+    return pairs
+
+
+def ranks_of(pairs: Sequence[Pair]) -> dict[str, int]:
+    """How early each token is made."""
+    ranks: dict[str, int] = {}
+    for rank, (first, second) in enumerate(pairs):
+        ranks.setdefault(first + second, rank)
+    return ranks
+
+
+def cut(word: str, ranks: Mapping[str, int], below: int) -> list[str]:
+    """Merge the characters of a word, using the merges of a rank below `below`."""
+    parts = list(word)
+    while True:
+        costs = [ranks.get(a + b, below) for a, b in pairwise(parts)]
+        best = min(costs, default=below)
+        if best >= below:
+            return parts
+        at = costs.index(best)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+
+
+def check_merges(pairs: Sequence[Pair], ranks: Mapping[str, int]) -> None:
+    """Raise ValueError unless merging by rank is merging by these pairs.
+
+    A list that has every pair of which a token can be made, one token's after the
+    other's, is a list of ranks written out; it needs no test of each token.
+    """
+    if _written_out(pairs, ranks):
+        return
+    for token, rank in ranks.items():
+        if tuple(cut(token, ranks, rank)) != pairs[rank]:
+            raise ValueError(
+                "model.merges is not in the order in which its tokens are made "
+                f"(see {token!r:.40})"
+            )
+
+
+def _written_out(pairs: Sequence[Pair], ranks: Mapping[str, int]) -> bool:
+    """Whether the list has all pairs of each token, token by token."""
+    made = [a + b for a, b in pairs]
+    listed = set(pairs)
+    together = all(
+        a == b or ranks[b] == i for i, (a, b) in enumerate(pairwise(made), 1)
+    )
+    return together and all(
+        (token[:i], token[i:]) in listed
+        for token in ranks
+        for i in range(1, len(token))
+        if _known(token[:i], ranks) and _known(token[i:], ranks)
+    )
+
+
+def _known(token: str, ranks: Mapping[str, int]) -> bool:
+    return len(token) == 1 or token in ranks
