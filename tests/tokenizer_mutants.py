@@ -43,9 +43,11 @@ MUTANTS = [
     # ---- vocabulary
     ("text/byte_level.py", "for cut in cut_long_text(text) for", "for cut in text.split() for",
      TOKENIZER + "byte_level_text_is_cut_and_joined_as_hugging_face_does"),
-    ("text/splits.py", "\\p{L}+|\\p{N}{1,3}", "\\p{L}+|\\p{N}+",
+    ("text/byte_level.py", "merger(ranked, LLAMA3,",
+     'merger(ranked, LLAMA3.replace("{1,3}", "+"),',
      TOKENIZER + "text_of_llama_3_is_split_before_it_is_merged"),
-    ("text/splits.py", "(?i:'s", "(?:'s",
+    ("text/byte_level.py", "merger(ranked, LLAMA3,",
+     'merger(ranked, LLAMA3.replace("(?i:", "(?:"),',
      TOKENIZER + "text_of_llama_3_is_split_before_it_is_merged"),
     ("text/byte_level.py", "finetune_right_pad_id step_id start_header_id",
      "step_id finetune_right_pad_id start_header_id",

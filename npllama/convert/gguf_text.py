@@ -23,7 +23,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from npllama.text.tokenizer import LLAMA3_PATTERN
+from npllama.text.splits import LLAMA3 as LLAMA3_PATTERN
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 

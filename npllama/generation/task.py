@@ -220,7 +220,7 @@ def is_prompt(prompts: Any) -> bool:
 
 
 def encode_prompt(model: Model, prompt: Prompt) -> list[int]:
-    """Token ids of a prompt: text begins with the model's BOS, ids stay as given.
+    """Token ids of a prompt: text as the checkpoint begins it, ids as they are given.
 
     Raises
     ------
@@ -230,7 +230,7 @@ def encode_prompt(model: Model, prompt: Prompt) -> list[int]:
         If it is text and the model has no tokenizer, or an id is no token.
     """
     if isinstance(prompt, str):
-        return tokenizer_of(model).encode(prompt, bos=True)
+        return _embedded(model, tokenizer_of(model).encode(prompt))
     if isinstance(prompt, bytes):
         raise TypeError("a prompt is text or token ids, found bytes: decode them")
     V = model.config.vocab_size
@@ -242,6 +242,19 @@ def encode_prompt(model: Model, prompt: Prompt) -> list[int]:
                 f"the prompt: {token} is outside the vocabulary, 0 to {V - 1}"
             )
     return [int(token) for token in prompt]
+
+
+def _embedded(model: Model, tokens: list[int]) -> list[int]:
+    """Tokens of a text; ValueError if the embedding has no row for one of them."""
+    V = model.config.vocab_size
+    for token in tokens:
+        if token >= V:
+            name = model.tokenizer.piece(token)
+            raise ValueError(
+                f"the prompt: {name!r} is token {token}, outside the embedding's "
+                f"0 to {V - 1}"
+            )
+    return tokens
 
 
 class Shower:
