@@ -13,6 +13,7 @@ import pytest
 from strategies import DISTINCT, random_model
 from test_golden_record import called
 
+from npllama.files.npz import Reading
 from npllama.golden.record import Wanted, record
 from npllama.golden.trace import META, read_golden, read_trace
 
@@ -188,6 +189,8 @@ HUGE = npy(
 WRAPS = npy(
     "{'descr': '<f8', 'fortran_order': False, 'shape': (4294967296, 4294967296)}"
 )
+TRUE = npy("{'descr': '<f8', 'fortran_order': False, 'shape': (True, 1, 2)}", bytes(16))
+TRUE_EMPTY = npy("{'descr': '<f8', 'fortran_order': False, 'shape': (False, 3)}")
 OBJECT = npy(
     "{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", b"cos\nsystem\n"
 )
@@ -216,6 +219,23 @@ FILES = {
     "members on one another": archive(*SHARED),
     "an array of exabytes": archive(member(b"a.npy", HUGE)),
     "a size that wraps around": archive(member(b"a.npy", WRAPS)),
+    "a shape that is true": archive(member(b"prefill/lm_head.npy", TRUE)),
+    "a shape that is true, and empty": archive(member(b"a.npy", TRUE_EMPTY)),
+    "a checksum of other bytes": archive(member(b"a.npy", ONE)).replace(
+        bytes(8) + b"PK", bytes(7) + b"\1PK"
+    ),
+    "another name in its header": archive(member(b"a.npy", ONE)).replace(
+        b"a.npy", b"b.npy", 1
+    ),
+    "compressed bytes that are none": archive(
+        member(b"a.npy", ONE * 9, compressed=True)
+    ).replace(b"NUMPY", b"NUMPX"),
+    "more compressed than it says": archive(
+        member(b"a.npy", bytes(2**20), size=10, compressed=True)
+    ),
+    "more terabytes than there are": archive(
+        member(b"a.npy", bytes(2**20), size=2**32 - 2, compressed=True)
+    ),
     "a pickle": archive(member(b"a.npy", OBJECT)),
     "a call": archive(member(b"a.npy", CALL)),
     "a deep header": archive(member(b"a.npy", DEEP)),
@@ -258,6 +278,87 @@ def test_a_pipe_is_not_waited_for_and_a_report_replaces_no_trace(
         code, out, err = called(capsys, "golden", "compare", *map(str, words))
         assert code == 2 and not out and len(err.splitlines()) == 1
     assert good.read_bytes() == zipped(*members) and pipe.is_fifo()
+
+
+# ---- one bit ----------------------------------------------------------------
+
+
+def test_no_flipped_bit_goes_unnoticed_where_it_changes_a_number(members, tmp_path):
+    path, right = tmp_path / "g.npz", zipped(*members)
+    rng, arrays = np.random.default_rng(0), members[0]
+    refused = 0
+    for i in range(20_000 if THOROUGH else 400):
+        # Every second one where the structure is, at the end.
+        first = right.index(b"PK\x01\x02") if i % 2 else 0
+        at, bit = int(rng.integers(first, len(right))), 1 << int(rng.integers(8))
+        path.write_bytes(right[:at] + bytes([right[at] ^ bit]) + right[at + 1 :])
+        try:
+            trace = read_trace(path)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+            refused += 1
+            continue
+        assert trace.names == list(arrays) and trace.meta == members[1]
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(trace.tensors[name], array)
+    assert refused > 100
+
+
+# ---- compressed candidates, misspelt names --------------------------------------
+
+
+def test_a_compressed_candidate_is_read_within_a_limit(
+    members, tmp_path, capsys, monkeypatch
+):
+    good, packed = tmp_path / "good.npz", tmp_path / "packed.npz"
+    good.write_bytes(zipped(*members))
+    np.savez_compressed(packed, **members[0])
+    assert packed.stat().st_size < good.stat().st_size
+    code, out, err = called(capsys, "golden", "compare", str(good), str(packed))
+    assert (code, err) == (0, "") and "within" in out
+    for name, array in read_trace(packed).tensors.items():
+        np.testing.assert_array_equal(array, members[0][name])
+    monkeypatch.setattr("npllama.golden.trace.CHECKED", Reading(True, 1000))
+    code, out, err = called(capsys, "golden", "compare", str(good), str(packed))
+    assert code == 2 and not out and len(err.splitlines()) == 1
+    assert "packed.npz: compressed" in err and "save it with np.savez" in err
+
+
+MISSPELT = {
+    "prefill/lm_haed": "prefill/lm_head",
+    "prefill/LM_head": "prefill/lm_head",
+    "Prefill/lm_head": "prefill/lm_head",
+    "decode_0/lm_head": "decode.0/lm_head",
+    "prefill/layers.1.output": "prefill/model.layers.1.output",
+    "prefill/model.layers.0.mlp.gate": "prefill/model.layers.0.mlp.gate_proj",
+    "cache_k": "cache.k",
+}
+
+
+@pytest.mark.parametrize("wrong, right", MISSPELT.items())
+def test_a_misspelt_name_is_told_with_the_right_one(
+    members, tmp_path, capsys, wrong, right
+):
+    arrays, meta = members
+    good, other = tmp_path / "good.npz", tmp_path / "other.npz"
+    good.write_bytes(zipped(arrays, meta))
+    np.savez(other, **{wrong if n == right else n: a for n, a in arrays.items()})
+    code, out, err = called(capsys, "golden", "compare", str(good), str(other))
+    assert code == 2 and not out and len(err.splitlines()) == 1
+    assert repr(wrong) in err and repr(right) in err and "other.npz" in err
+
+
+def test_tensors_that_the_golden_trace_does_not_have_are_no_error(
+    members, tmp_path, capsys
+):
+    arrays, meta = members
+    good, other = tmp_path / "good.npz", tmp_path / "other.npz"
+    good.write_bytes(zipped(arrays, meta))
+    more = ("prefill/model.layers.1.mlp.act_fn", "decode.7/lm_head", "my own notes")
+    np.savez(other, **arrays, **dict.fromkeys(more, np.ones(3)))
+    code, out, err = called(capsys, "golden", "compare", str(good), str(other))
+    assert code == 0 and not err
+    assert "not in the golden trace" in out
 
 
 def test_the_archives_made_here_are_read_where_nothing_is_wrong(tmp_path):

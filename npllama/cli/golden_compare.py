@@ -20,7 +20,7 @@ from npllama.golden.page import page
 from npllama.golden.precision import FORMATS
 from npllama.golden.record import sha256
 from npllama.golden.report import examine, to_json, to_text
-from npllama.golden.trace import Trace, read_golden, read_trace
+from npllama.golden.trace import Trace, check_names, read_golden, read_trace
 from npllama.weights import Model
 
 WITHIN, OUTSIDE = 0, 1
@@ -95,6 +95,10 @@ def run_compare(options: argparse.Namespace) -> int:
         if options.html:
             check_place(Path(options.html), sources_of(options))
         golden, candidate = read_golden(options.golden), read_trace(options.candidate)
+        try:
+            check_names(golden, candidate)
+        except ValueError as error:
+            raise ValueError(f"{options.candidate}: {error}") from None
         model = weights_of(options.weights, golden)
         report = examine(golden, candidate, model, options.dtype, options.factor)
         if options.html:

@@ -119,12 +119,15 @@ def _keep(found: Archive, info: zipfile.ZipInfo, data: mmap.mmap | bytes, start:
 def _check_directory(
     path, members: list[zipfile.ZipInfo], size: int, unpack: int
 ) -> None:
-    """Refuse a directory that lists a name twice, or the same bytes many times."""
+    """Refuse a directory with a name twice, with bytes used twice, or a damaged one."""
     for name, count in Counter(info.filename for info in members).items():
         if count > 1:
             raise ValueError(f"{path}: {name!r} stands there {count} times")
         if not name.isprintable():
             raise ValueError(f"{path}: {name!r} is no name of a tensor or file")
+    # A wrong length makes an entry swallow those after it, and they would be gone.
+    if any(b"PK\x01\x02" in info.comment + info.extra for info in members):
+        raise ValueError(f"{path}: its directory is damaged")
     stored = [info for info in members if info.compress_type == zipfile.ZIP_STORED]
     # Small files are copied out: overlapping members could fill the memory.
     if sum(info.file_size for info in stored) > size:

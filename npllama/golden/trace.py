@@ -1,8 +1,8 @@
 """A file that holds every tensor of a run.
 
-A trace is an ``.npz`` like that of the weights: uncompressed, one array per tensor in
-the order in which the model computed them, so that it can be mapped and read with
-``np.load``.  A tensor is named ``step/module``.  Steps are ``prefill`` and
+A trace is an ``.npz`` like that of the weights: one array per tensor in the order in
+which the model computed them, uncompressed, so that it can be mapped and read with
+``np.load``.  (A candidate may be compressed.)  A tensor is named ``step/module``.  Steps are ``prefill`` and
 ``decode.0``, ``decode.1`` ... (one token each); modules are named as in transformers:
 
     model.embed_tokens                                (B, T, E)
@@ -22,8 +22,8 @@ the order in which the model computed them, so that it can be mapped and read wi
     model.norm                                        (B, T, E)
     lm_head                                           (B, T, V), the logits
 
-Behind the steps stand ``cache.k`` and ``cache.v`` (L, B, K, S, D), ``tokens`` (B, S),
-all that were run, and ``u`` (B, draws), the number in [0, 1) behind every draw.
+After the steps come ``cache.k`` and ``cache.v`` (L, B, K, S, D), ``tokens`` (B, S),
+all that were run, and ``u`` (B, draws), the number in [0, 1) that decided each draw.
 
 ``meta.json`` says the rest: the format, who computed it in which dtype, the config,
 the weights' SHA-256.  A candidate needs none of it: whatever arrays it has under these
@@ -40,6 +40,7 @@ The README beside this file shows how to write one.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
@@ -61,6 +62,8 @@ TURNED = ("q_proj", "k_proj", "q_rope", "k_rope", "cache.k")
 # A trace is read whole anyway, so its checksums cost little; a candidate that somebody
 # saved with `np.savez_compressed` may take a gigabyte of memory.
 CHECKED = Reading(check=True, unpack=2**30)
+# How many unknown names are looked up: a search takes milliseconds.
+MOST_SEARCHED = 5
 # JSON takes some twenty times its size in memory; no honest description is so long.
 MOST_META = 2**25
 
@@ -113,7 +116,8 @@ def read_trace(path: str | os.PathLike) -> Trace:
     Raises
     ------
     ValueError
-        If it is not an ``.npz`` of plain arrays, or its ``meta.json`` makes no sense.
+        If it is not an ``.npz`` of plain arrays, if a checksum is wrong, or if its
+        ``meta.json`` makes no sense.
     OSError
         If it cannot be read.
     """
@@ -189,7 +193,8 @@ NAME = re.compile(r"(prefill|decode\.(\d{1,9}))/(?:model\.layers\.(\d{1,9})\.)?(
 def read_golden(path: str | os.PathLike) -> Trace:
     """Open a trace that `record` wrote, and make sure that all of it is there.
 
-    Every tensor is looked at once: what is compared with must be beyond doubt.
+    Every tensor is read once, and its checksum computed: what others are compared
+    with must be beyond doubt.
 
     Raises
     ------
@@ -293,6 +298,27 @@ def golden_shape(name: str, trace: Trace, config: Config) -> tuple[int, ...] | N
         "D": config.head_dim,
     }
     return tuple(size[axis] for axis in axes)
+
+
+def check_names(golden: Trace, candidate: Trace) -> None:
+    """Raise ValueError if a candidate has a tensor whose name looks misspelt.
+
+    Tensors of other names are not compared.  A misspelt one would be missing without a
+    word, so it is held against the golden names that the candidate lacks.
+    """
+    lacking = {name.lower(): name for name in golden if name not in candidate}
+    unknown = [n for n in candidate if n not in golden and not _is_name(n)]
+    for name in unknown[:MOST_SEARCHED]:
+        near = difflib.get_close_matches(name[:200].lower(), lacking, n=1, cutoff=0.85)
+        if near:
+            right = lacking[near[0]]
+            raise ValueError(f"no tensor is called {name!r:.80}; is it {right!r}?")
+
+
+def _is_name(name: str) -> bool:
+    """Whether a trace of some model could have a tensor of this name."""
+    found = NAME.fullmatch(name)
+    return name in ("tokens", "u") or (found.group(4) if found else name) in AXES
 
 
 # What an entry of meta.json has to be, if it is there.
