@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from children import started
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -223,22 +224,12 @@ with ending_tidily():
 ENDINGS = {signal.SIGTERM: 130, signal.SIGHUP: 130, signal.SIGINT: -signal.SIGINT}
 
 
-def hear_signals():
-    """A process started under nohup, or in the background, ignores some of them."""
-    for number in ENDINGS:
-        signal.signal(number, signal.SIG_DFL)
-
-
-def ended_at_random(path, number, moment, command=None):
+def ended_at_random(path, number, moment):
     """Start a writer, send it a signal after a while; its exit code."""
-    process = subprocess.Popen(
-        command or [sys.executable, "-c", WRITER, str(path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        preexec_fn=hear_signals,
-    )
-    with process:
+    command = [sys.executable, "-c", WRITER, str(path)]
+    here = os.environ | {"PYTHONPATH": str(ROOT)}
+    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with started(command, env=here, **quiet) as process:
         process.stdout.readline()
         time.sleep(moment)
         process.send_signal(number)

@@ -15,7 +15,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from contextlib import suppress
+from dataclasses import replace
 from typing import NoReturn
 
 import numpy as np
@@ -24,6 +25,7 @@ from npllama.cache import new_cache
 from npllama.cli import convert as convert_cli
 from npllama.cli import cost as cost_cli
 from npllama.cli import golden as golden_cli
+from npllama.cli import info as info_cli
 from npllama.cli.options import (
     UsageError,
     add_generation_options,
@@ -33,9 +35,9 @@ from npllama.cli.options import (
     in_words,
 )
 from npllama.cli.timing import Stopwatch
-from npllama.cost import FlopCounter, cache_bytes, parameters
+from npllama.cost import FlopCounter
 from npllama.decoding import context_length
-from npllama.files.checkpoint import load, lost_on_the_way
+from npllama.files.checkpoint import load
 from npllama.files.ending import INTERRUPTED, Ended, ending_tidily
 from npllama.generation.generate import NO_HELPERS, Generation, generate, pieces
 from npllama.generation.options import GenerationConfig
@@ -52,6 +54,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE, f"{self.prog}: {message} (try {self.prog} --help)\n")
+
+    def print_help(self, file=None) -> None:
+        # argparse forgives a disk that is full.
+        print(self.format_help(), end="", file=file or sys.stdout, flush=True)
 
 
 def parser() -> Parser:
@@ -79,11 +85,7 @@ def parser() -> Parser:
         default="auto",
         help="how turns are written (auto: what the tokenizer was made for)",
     )
-    about = commands.add_parser(
-        "info", help="what a model is made of", description="What a model is made of."
-    )
-    about.add_argument("--json", action="store_true", help="print one JSON object")
-    for command in (make, talk, about):
+    for command in (make, talk):
         command.add_argument(
             "--weights",
             default="stories",
@@ -95,6 +97,7 @@ def parser() -> Parser:
     convert_cli.add_commands(commands)
     cost_cli.add_commands(commands)
     golden_cli.add_commands(commands)
+    info_cli.add_commands(commands)
     return top
 
 
@@ -289,67 +292,21 @@ def answer(
     show("\n")
 
 
-#  ---- info -------------------------------------------------------------------
-
-
-def run_info(options: argparse.Namespace) -> None:
-    """Say what a model is made of, and what it takes to run."""
-    facts = describe(load(options.weights)) | history(options.weights)
-    if options.json:
-        print(json.dumps(facts))
-        return
-    for heading, entries in facts.items():
-        print(heading)
-        for name, value in entries.items():
-            text = f"{value:,}" if isinstance(value, int) else str(value)
-            print(f"  {name:<28}{text}")
-
-
-def describe(model: Model) -> dict[str, dict]:
-    """Config, parameters per component, and bytes of weights and cache."""
-    config = model.config
-    element = model.embed.dtype.itemsize
-    # With tied embeddings lm_head has no weights of its own.
-    parts = {name: n for name, n in parameters(config).items() if n}
-    rope = {k: v for k, v in asdict(config.rope).items() if v is not None}
-    numbers = {k: v for k, v in asdict(config).items() if k != "rope"}
-    return {
-        "config": numbers | rope,
-        "parameters": parts | {"total": sum(parts.values())},
-        "bytes, as computed with": {
-            "dtype": model.embed.dtype.name,
-            "weights": sum(parts.values()) * element,
-            "cache per token": cache_bytes(config, 1, element),
-            "cache of a full context": cache_bytes(
-                config, context_length(config), element
-            ),
-        },
-    }
-
-
-def history(weights: str) -> dict[str, dict]:
-    """What the weights went through when they were converted, if anything was lost."""
-    lost = lost_on_the_way(weights)
-    return (
-        {"converted": {str(i): text for i, text in enumerate(lost, 1)}} if lost else {}
-    )
-
-
 #  ---- main -------------------------------------------------------------------
 
 # What a command returns is its exit code; None is 0.
 RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "generate": run_generate,
     "chat": run_chat,
-    "info": run_info,
     **convert_cli.RUN,
     **cost_cli.RUN,
     **golden_cli.RUN,
+    **info_cli.RUN,
 }
 
 
 def open_streams() -> None:
-    """See to it that there is somewhere to write, in signs that can be written."""
+    """Make sure that both streams exist, and replace what a terminal cannot show."""
     if sys.stdout is None or sys.stderr is None:  # closed by whoever called
         nowhere = open(os.devnull, "w")
         sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
@@ -360,31 +317,44 @@ def open_streams() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
-    options = parser().parse_args(argv)
     open_streams()
+    command = ""
     try:
+        options = parser().parse_args(argv)
+        command = options.command
         # Numbers that overflow are refused where they matter, in one line.
         quiet = np.errstate(over="ignore", divide="ignore", invalid="ignore")
         with ending_tidily(), quiet:
-            code = RUN[options.command](options)
+            code = RUN[command](options)
         sys.stdout.flush()
     except UsageError as error:
-        return _fail(options.command, str(error), USAGE)
+        return _fail(command, str(error), USAGE)
     except (KeyboardInterrupt, Ended):
-        return _fail(options.command, "interrupted", INTERRUPTED)
+        return _fail(command, "interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # The reader has gone; there is nobody to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_nowhere()  # the reader has gone; there is nobody to tell
         return FAILURE
     except MemoryError:
-        return _fail(options.command, "out of memory; ask for less", FAILURE)
+        return _fail(command, "out of memory; ask for less", FAILURE)
     except OSError as error:
-        return _fail(options.command, in_words(error), FAILURE)
+        return _fail(command, in_words(error), FAILURE)
     except (ValueError, TypeError, OverflowError) as error:
-        return _fail(options.command, str(error), FAILURE)
+        return _fail(command, str(error), FAILURE)
     return code or 0
 
 
 def _fail(command: str, message: str, code: int) -> int:
-    print(f"npllama {command}: {' '.join(message.split())}", file=sys.stderr)
+    """Say in one line what went wrong, if anybody listens; return the code."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _write_nowhere()
+    name = f"npllama {command}".rstrip()
+    with suppress(OSError):  # a terminal that was closed takes no more
+        print(f"{name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return code
+
+
+def _write_nowhere() -> None:
+    """Send what standard output still holds to nowhere: Python would try again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

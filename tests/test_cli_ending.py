@@ -1,0 +1,75 @@
+"""How the command ends: exit codes, one line, whoever stops it and wherever it writes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from children import started
+from test_golden_record import called
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+COMMAND = [sys.executable, "-m", "npllama"]
+
+
+def command(*words, **streams):
+    return started([*COMMAND, *words], env=ENVIRONMENT, **streams)
+
+
+HELPS = [(), ("generate",), ("info",), ("golden",), ("golden", "record"), ("roofline",)]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a full device")
+@pytest.mark.parametrize("words", [*[(*w, "--help") for w in HELPS], ("info",)])
+def test_what_cannot_be_printed_is_a_failure(words):
+    with (
+        open("/dev/full", "w") as full,
+        command(
+            *words, stdout=full, stderr=subprocess.PIPE, encoding="utf-8"
+        ) as process,
+    ):
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and err.count("\n") == 1
+    assert "No space left on device" in err
+
+
+def test_help_is_printed_where_it_can_be(capsys):
+    for words in HELPS:
+        code, out, err = called(capsys, *words, "--help")
+        assert code == 0 and out.startswith("usage: npllama") and not err
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_ends_a_command_with_one_line_and_code_130(number):
+    words = ("generate", "Once upon a time", "--max-new-tokens", "400", "--seed", "1")
+    many = ("--num-return-sequences", "500")
+    with command(
+        *words, *many, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        time.sleep(3)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == b"npllama generate: interrupted\n"
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_recording_that_is_ended_leaves_nothing(tmp_path, number):
+    words = ("golden", "record", "stories", "--tokens", ",".join(["1"] * 300))
+    with command(
+        *words, "-o", str(tmp_path / "g.npz"), stderr=subprocess.PIPE
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not os.listdir(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and os.listdir(tmp_path) == []
+    assert err == b"npllama golden: interrupted\n"
