@@ -75,15 +75,15 @@ FAULTS = {
         # q before processing, though the guess was drawn after it
         (SPECULATIVE,
          "            probs.append(softmax(logits))\n"
-         "            guessed.append(int(draw(probs[-1], rng.random())))",
-         "            probs.append(softmax(logits_behind(guessed)[0]))\n"
-         "            guessed.append(int(draw(softmax(logits), rng.random())))"),
+         "            guessed.append(int(draw(probs[-1], draft.rng.random())))",
+         "            probs.append(softmax(logits_after(guessed)[0]))\n"
+         "            guessed.append(int(draw(softmax(logits), draft.rng.random())))"),
         # guesses made greedily, but q as if they had been drawn
-        (SPECULATIVE, "guessed.append(int(draw(probs[-1], rng.random())))",
+        (SPECULATIVE, "guessed.append(int(draw(probs[-1], draft.rng.random())))",
          "guessed.append(int(logits.argmax()))"),
         # the target's distribution without the guesses in its history
-        (SPECULATIVE, "process([[*prompt, *new]], logits[None])[0]",
-         "process([prompt], logits[None])[0]"),
+        (SPECULATIVE, "job.process([[*prompt, *new]], logits[None])[0]",
+         "job.process([prompt], logits[None])[0]"),
         # an end token inside the block is overlooked
         (SPECULATIVE, "if reason is not None or tokens[-1] != x:", "if tokens[-1] != x:"),
         # guesses that failed stay in the cache
@@ -110,8 +110,8 @@ FAULTS = {
         (STOPPING, "ends = [(text.find(s) + len(s), text.find(s))",
          "ends = [(text.find(s), text.find(s))"),
         # a character too few is held back
-        (STOPPING, "min(len(string) - 1, len(self.held))",
-         "min(len(string) - 2, len(self.held))"),
+        (STOPPING, "min(len(string) - 1, len(text))",
+         "min(len(string) - 2, len(text))"),
         (STOPPING, "keep = max((", "keep = min(("),
     ],
     "prompt_lookup": [

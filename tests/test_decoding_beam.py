@@ -14,7 +14,7 @@ import npllama
 from npllama.config import Config
 from npllama.decoding import constrained_beam, constrained_beam_4
 from npllama.decoding.beam import beam_search, draw_without_replacement
-from npllama.decoding.common import top, unprocessed
+from npllama.decoding.common import Job, top, unprocessed
 from npllama.decoding.constrained_beam import (
     constrained_beam_search,
     constraints_of,
@@ -44,8 +44,7 @@ def small_model(seed, V=4):
 
 
 def greedy(model, prompt, stop, n):
-    steps = sample(model, [prompt], stop, n)
-    return [step.tokens[0] for step in steps]
+    return [step.tokens[0] for step in sample([Job(model, prompt, n, stop)])]
 
 
 @given(SEEDS, st.integers(2, 4))

@@ -12,7 +12,7 @@ from strategies import DISTINCT, configs, normal, random_model, seeds
 
 from npllama.cache import new_cache
 from npllama.config import Rope
-from npllama.decoding.common import prefill
+from npllama.decoding.common import Job, never, prefill
 from npllama.decoding.contrastive_decoding import contrast as against
 from npllama.decoding.contrastive_decoding import contrastive_decoding
 from npllama.decoding.contrastive_search import contrastive_search
@@ -37,19 +37,14 @@ def stop_at_eos(tokens):
     return "eos" if tokens[-1] == EOS else None
 
 
-def never(tokens):
-    return None
-
-
 def plain(model, prompt, stop, most):
-    steps = list(sample(model, [prompt], stop, most))
-    return [step.tokens[0] for step in steps], steps[-1].reasons[0]
+    return text_of(sample([Job(model, prompt, most, stop)]))
 
 
-def text_of(rounds):
-    rounds = list(rounds)
-    assert all(r.reason is None for r in rounds[:-1])
-    return [token for r in rounds for token in r.tokens], rounds[-1].reason
+def text_of(steps):
+    steps = list(steps)
+    assert all(step.reason is None for step in steps[:-1])
+    return [token for step in steps for token in step.tokens], steps[-1].reason
 
 
 @st.composite
@@ -67,14 +62,14 @@ def situations(draw):
 @given(situations(), st.integers(1, 12), st.integers(1, 6))
 def test_without_a_penalty_contrastive_search_is_greedy(situation, most, k):
     model, prompt = situation
-    found = contrastive_search(model, prompt, stop_at_eos, most, 0.0, k)
+    found = contrastive_search(Job(model, prompt, most, stop_at_eos), 0.0, k)
     assert text_of(found) == plain(model, prompt, stop_at_eos, most)
 
 
 @given(situations(), st.integers(1, 12), st.floats(0, 1))
 def test_with_one_candidate_contrastive_search_is_greedy(situation, most, alpha):
     model, prompt = situation
-    found = contrastive_search(model, prompt, stop_at_eos, most, alpha, 1)
+    found = contrastive_search(Job(model, prompt, most, stop_at_eos), alpha, 1)
     assert text_of(found) == plain(model, prompt, stop_at_eos, most)
 
 
@@ -93,7 +88,7 @@ def test_every_token_has_the_best_score_among_the_likeliest(situation, alpha, k)
     # Vectors of a single number all point one way or the other: all scores tie.
     if model.config.hidden_size < 2:
         return
-    tokens, _ = text_of(contrastive_search(model, prompt, never, 5, alpha, k))
+    tokens, _ = text_of(contrastive_search(Job(model, prompt, 5), alpha, k))
     text = list(prompt)
     for token in tokens:
         _, logits = prefill(model, [text], len(text))
@@ -115,22 +110,23 @@ def test_a_token_without_probability_is_no_candidate():
         return out
 
     for alpha in (0.6, 1.0):
-        found = contrastive_search(model, [1, 5], never, 20, alpha, 6, only_two)
+        job = Job(model, [1, 5], 20, process=only_two)
+        found = contrastive_search(job, alpha, 6)
         assert set(text_of(found)[0]) == {4, 9}
 
 
 def test_a_long_prompt_read_in_pieces_gives_the_same_text(monkeypatch):
     model, prompt = random_model(DISTINCT, 2, "float64"), list(range(12))
-    whole = text_of(contrastive_search(model, prompt, never, 12, 0.6, 4))
+    whole = text_of(contrastive_search(Job(model, prompt, 12), 0.6, 4))
     # The package gives this name to the function; the module is found by its own.
     module = sys.modules["npllama.decoding.contrastive_search"]
     monkeypatch.setattr(module, "PREFILL_CHUNK", 5)
-    assert text_of(contrastive_search(model, prompt, never, 12, 0.6, 4)) == whole
+    assert text_of(contrastive_search(Job(model, prompt, 12), 0.6, 4)) == whole
 
 
 def test_contrastive_search_ends_with_the_context():
     model = random_model(replace(DISTINCT, max_position_embeddings=9), 2)
-    tokens, reason = text_of(contrastive_search(model, [1, 2, 3], never, 99, 0.6, 4))
+    tokens, reason = text_of(contrastive_search(Job(model, [1, 2, 3], 99), 0.6, 4))
     assert (len(tokens), reason) == (6, "context")
 
 
@@ -138,14 +134,14 @@ def test_contrastive_search_ends_with_the_context():
 def test_contrastive_search_refuses_impossible_numbers(alpha, k):
     model = random_model(DISTINCT, 0)
     with pytest.raises(ValueError, match="penalty_alpha"):
-        next(contrastive_search(model, [1], never, 3, alpha, k))
+        next(contrastive_search(Job(model, [1], 3), alpha, k))
 
 
 def test_an_empty_prompt_is_refused():
     model = random_model(DISTINCT, 0)
     for rounds in (
-        contrastive_search(model, [], never, 3, 0.6, 4),
-        dola(model, [], never, 3, "low"),
+        contrastive_search(Job(model, [], 3), 0.6, 4),
+        dola(Job(model, [], 3), "low"),
     ):
         with pytest.raises(ValueError, match="empty"):
             next(rounds)
@@ -235,7 +231,7 @@ def test_layers_that_are_not_there_are_refused(layers):
 def test_an_unknown_divergence_is_refused():
     model = random_model(DISTINCT, 0)
     with pytest.raises(ValueError, match="divergence 'js': transformers, jensen"):
-        next(dola(model, [1], never, 3, "low", divergence="js"))
+        next(dola(Job(model, [1], 3), "low", divergence="js"))
 
 
 @given(situations(), st.integers(1, 8))
@@ -247,7 +243,7 @@ def test_dola_scores_each_token_with_the_head_on_a_lower_layer(situation, most):
         seen.append(scores[0])
         return scores
 
-    tokens, _ = text_of(dola(model, prompt, never, most, [0], spy))
+    tokens, _ = text_of(dola(Job(model, prompt, most, process=spy), [0]))
     text = list(prompt)
     for token, scores in zip(tokens, seen):
         _, logits = prefill(model, [text], len(text))
@@ -261,11 +257,9 @@ def test_dola_scores_each_token_with_the_head_on_a_lower_layer(situation, most):
 
 def test_dola_draws_tokens_if_it_is_given_chance():
     model = random_model(config_with(4), 3, "float64")
-    texts = {
-        tuple(text_of(dola(model, [1, 4], never, 6, "high", rng=rng))[0])
-        for rng in map(np.random.default_rng, range(8))
-    }
-    again = text_of(dola(model, [1, 4], never, 6, "high", rng=np.random.default_rng(0)))
+    jobs = [Job(model, [1, 4], 6, rng=np.random.default_rng(i)) for i in range(8)]
+    texts = {tuple(text_of(dola(job, "high"))[0]) for job in jobs}
+    again = text_of(dola(jobs[0]._replace(rng=np.random.default_rng(0)), "high"))
     assert len(texts) > 1 and tuple(again[0]) in texts
 
 
@@ -305,7 +299,7 @@ def test_an_amateur_as_good_as_the_expert_or_without_a_vote_changes_nothing(
     other = random_model(replace(model.config, rope=Rope()), 1, "float64")
     for amateur, beta in ((model, 0.5), (other, 0.0)):
         process = contrastive_decoding(amateur, 99, 0.1, beta)
-        steps = sample(model, [prompt], stop_at_eos, most, process)
+        steps = sample([Job(model, prompt, most, stop_at_eos, process)])
         assert [step.tokens[0] for step in steps] == expected
 
 
@@ -315,8 +309,10 @@ def test_the_amateur_reads_every_row_of_a_batch():
 
     def text(*rows):
         process = contrastive_decoding(amateur, 20, 0.01, 9.0)
-        steps = sample(model, rows, never, 8, process)
-        return list(zip(*(step.tokens for step in steps)))
+        steps = list(sample([Job(model, row, 8, never, process) for row in rows]))
+        return [
+            tuple(s.tokens[0] for s in steps if s.row == b) for b in range(len(rows))
+        ]
 
     together = text(*prompts)
     assert together == [*text(prompts[0]), *text(prompts[1])]

@@ -14,7 +14,7 @@ from npllama import sampling
 from npllama.cache import new_cache
 from npllama.config import Rope
 from npllama.decoding import rejection
-from npllama.decoding.common import prefill, unprocessed
+from npllama.decoding.common import Job, Step, never, prefill, unprocessed
 from npllama.decoding.lookahead import layout, lookahead, pool_of
 from npllama.decoding.prompt_lookup import continuation, prompt_lookup
 from npllama.decoding.rejection import accept, one_hot, residual, verified
@@ -28,10 +28,6 @@ EOS = 2
 
 def stop_at_eos(tokens):
     return "eos" if tokens[-1] == EOS else None
-
-
-def never(tokens):
-    return None
 
 
 # ---- the rule ---------------------------------------------------------------
@@ -115,19 +111,19 @@ def edge(test):
     return high
 
 
-def measure(logits, q, weight):
+def measure(logits, q):
     """Exact distribution of `verified` if the guess is drawn from q."""
     out = np.zeros(len(q))
     for x in np.flatnonzero(q):
-        out += q[x] * measure_of_one(logits, int(x), q, weight)
+        out += q[x] * measure_of_one(logits, int(x), q)
     return out
 
 
-def measure_of_one(logits, x, q, weight):
+def measure_of_one(logits, x, q):
     """The same for one guess: over all u of its check and of its replacement."""
 
     def token(u, second):
-        return verified(logits, x, q, Scripted(u, second), weight)
+        return verified(logits, x, q, Scripted(u, second))
 
     # After a rejection nothing is x again, so x comes out only if it was kept.
     kept = edge(lambda u: token(u, 0.5) == x)
@@ -139,14 +135,12 @@ def measure_of_one(logits, x, q, weight):
     return out + (1 - kept) * np.diff([0, *ends, 1])
 
 
-@given(pairs(), st.sampled_from([1.0, 0.7, 0.2]))
-def test_every_u_taken_together_gives_the_target_or_the_ensemble(pair, weight):
+@given(pairs())
+def test_every_u_taken_together_gives_the_target(pair):
     p, q = pair
     with np.errstate(divide="ignore"):
         logits = np.log(p)
-    expected = weight * p + (1 - weight) * q
-    out = measure(logits, q, weight)
-    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(measure(logits, q), p, rtol=0, atol=1e-8)
 
 
 def test_a_guess_that_q_excludes_is_refused():
@@ -210,19 +204,22 @@ def counts(propose_with, N):
     propose = propose_with(rng) if propose_with else None
     count = np.zeros(V**T)
     for _ in range(N):
-        if propose is None:
-            rounds = lookahead(target, PROMPT, never, T, 2, 3, shaped, rng)
-        else:
-            rounds = speculate(target, PROMPT, propose, never, T, 2, shaped, rng)
+        job = Job(target, PROMPT, T, process=shaped, rng=rng)
+        rounds = lookahead(job, 2, 3) if propose is None else speculate(job, propose, 2)
         a, b, c = itertools.chain.from_iterable(r.tokens for r in rounds)
         count[(a * V + b) * V + c] += 1
     return count
 
 
+def guessing(model, process=unprocessed, rng=None, most=240):
+    """A draft that knows nothing of the prompt."""
+    return Job(model, [], most, process=process, rng=rng)
+
+
 DRAFTS = {
-    "another model": lambda rng: assisted(bigrams(7), 9, shaped, rng),
-    "the same model unshaped": lambda rng: assisted(bigrams(0), 9, unprocessed, rng),
-    "a model without a choice": lambda rng: assisted(bigrams(7), 9, shaped),
+    "another model": lambda rng: assisted(guessing(bigrams(7), shaped, rng)),
+    "the same model unshaped": lambda rng: assisted(guessing(bigrams(0), rng=rng)),
+    "a model without a choice": lambda rng: assisted(guessing(bigrams(7), shaped)),
     "lookup": lambda rng: prompt_lookup(),
     "lookahead": None,
 }
@@ -235,8 +232,8 @@ def test_texts_are_distributed_as_the_target_alone_would_write_them(name):
 
 def unshaped_q(rng):
     """The bug of passing q before temperature and top-k."""
-    drawn = assisted(bigrams(7), 9, shaped, rng)
-    raw = assisted(bigrams(7), 9, unprocessed, rng)
+    drawn = assisted(guessing(bigrams(7), shaped, rng))
+    raw = assisted(guessing(bigrams(7), rng=rng))
 
     def propose(text, most, cache):
         tokens, _ = drawn(text, most, cache)
@@ -276,8 +273,8 @@ def babble(seed, size):
 
 
 def plain(model, prompt, stop, most, process=unprocessed):
-    steps = list(sample(model, [prompt], stop, most, process))
-    return [step.tokens[0] for step in steps], steps[-1].reasons[0]
+    steps = list(sample([Job(model, prompt, most, stop, process)]))
+    return [step.tokens[0] for step in steps], steps[-1].reason
 
 
 @st.composite
@@ -292,11 +289,11 @@ def situations(draw):
     propose = draw(
         st.sampled_from(
             [
-                assisted(model, 240, penalised),
-                assisted(random_model(other, seed, "float64"), 240),
+                assisted(guessing(model, penalised)),
+                assisted(guessing(random_model(other, seed, "float64"))),
                 prompt_lookup(draw(st.integers(1, 3))),
-                early_exit(model, 1),
-                short_context(model, draw(st.integers(1, 9))),
+                early_exit(guessing(model), 1),
+                short_context(guessing(model), draw(st.integers(1, 9))),
                 babble(seed, config.vocab_size),
             ]
         )
@@ -308,8 +305,8 @@ def situations(draw):
 def test_greedy_text_is_the_same_with_any_draft(situation, most, guesses):
     model, prompt, propose = situation
     expected, reason = plain(model, prompt, stop_at_eos, most, penalised)
-    found = speculate(model, prompt, propose, stop_at_eos, most, guesses, penalised)
-    rounds = list(found)
+    job = Job(model, prompt, most, stop_at_eos, penalised)
+    rounds = list(speculate(job, propose, guesses))
     assert [x for r in rounds for x in r.tokens] == expected
     assert [r.reason for r in rounds[:-1]] == [None] * (len(rounds) - 1)
     assert rounds[-1].reason == reason
@@ -332,7 +329,8 @@ def test_processing_sees_every_text_once_as_in_plain_decoding(situation, most):
 
     one_by_one, in_rounds = [], []
     plain(model, prompt, never, most, recording(one_by_one))
-    list(speculate(model, prompt, propose, never, most, 4, recording(in_rounds)))
+    job = Job(model, prompt, most, process=recording(in_rounds))
+    list(speculate(job, propose, 4))
     assert in_rounds == one_by_one
 
 
@@ -342,7 +340,7 @@ def test_the_cache_is_left_as_if_nothing_had_been_guessed(situation, most):
     # Dynamic scaling turns keys by the length at which they were computed.
     model = model._replace(config=replace(model.config, rope=Rope()))
     cache = new_cache(model.config, 1, 40, "float64")
-    rounds = list(speculate(model, prompt, propose, never, most, 4, cache=cache))
+    rounds = list(speculate(Job(model, prompt, most, cache=cache), propose, 4))
     text = [*prompt, *(x for r in rounds for x in r.tokens)][:-1]
     alone, _ = prefill(model, [text], len(text))
     assert cache.length[0] == len(text)
@@ -355,7 +353,7 @@ def test_a_cache_that_holds_a_beginning_of_the_prompt_is_gone_on_from():
     model, prompt = random_model(DISTINCT, 0, "float64"), [1, 5, 7, 5, 3, 5]
     expected, _ = plain(model, prompt, never, 12)
     cache, _ = prefill(model, [prompt[:4]], 40)
-    rounds = speculate(model, prompt, prompt_lookup(), never, 12, 4, cache=cache)
+    rounds = speculate(Job(model, prompt, 12, cache=cache), prompt_lookup(), 4)
     assert [x for r in rounds for x in r.tokens] == expected
 
 
@@ -364,36 +362,30 @@ def test_a_text_ends_in_the_middle_of_guesses_that_would_all_be_kept():
     expected, _ = plain(model, prompt, never, 9)
     third = expected[2]
     assert third not in expected[:2]
-    (only,) = speculate(
-        model,
-        prompt,
-        lambda text, most, cache: Draft(expected[:most]),
-        lambda tokens: "stop" if tokens[-1] == third else None,
-        9,
-        6,
-    )
-    assert only == (expected[:3], 6, 3, "stop")
+    job = Job(model, prompt, 9, lambda tokens: "stop" if tokens[-1] == third else None)
+    (only,) = speculate(job, lambda text, most, cache: Draft(expected[:most]), 6)
+    assert only == Step(expected[:3], "stop", drafted=6, accepted=3)
 
 
 def test_the_context_bounds_the_text_and_the_guesses():
     config = replace(DISTINCT, max_position_embeddings=10)
     model = random_model(config, 1)
-    rounds = list(speculate(model, [1, 4, 3], early_exit(model, 2), never, 50, 4))
+    draft = early_exit(guessing(model), 2)
+    rounds = list(speculate(Job(model, [1, 4, 3], 50), draft, 4))
     assert sum(len(r.tokens) for r in rounds) == 7
     assert rounds[-1].reason == "context"
     cache = new_cache(config, 1, 6)
-    rounds = list(
-        speculate(model, [1, 4], early_exit(model, 1), never, 50, 9, cache=cache)
-    )
+    draft = early_exit(guessing(model), 1)
+    rounds = list(speculate(Job(model, [1, 4], 50, cache=cache), draft, 9))
     assert sum(len(r.tokens) for r in rounds) == 4
 
 
 # ---- drafts -----------------------------------------------------------------
 
 PERFECT = {
-    "the target": lambda model, rng: assisted(model, 99, rng=rng),
-    "all layers": lambda model, rng: early_exit(model, 2, rng=rng),
-    "all positions": lambda model, rng: short_context(model, 99, rng=rng),
+    "the target": lambda draft: assisted(draft),
+    "all layers": lambda draft: early_exit(draft, 2),
+    "all positions": lambda draft: short_context(draft, 99),
 }
 
 
@@ -402,8 +394,8 @@ PERFECT = {
 def test_guesses_of_the_target_itself_are_all_kept(name, chance):
     model = random_model(DISTINCT, 5, "float64")
     rng = np.random.default_rng(0) if chance else None
-    propose = PERFECT[name](model, rng)
-    rounds = list(speculate(model, [1, 4, 3], propose, never, 25, 4, rng=rng))
+    propose = PERFECT[name](guessing(model, rng=rng))
+    rounds = list(speculate(Job(model, [1, 4, 3], 25, rng=rng), propose, 4))
     assert [r.tokens for r in rounds] and len(rounds) == 5
     assert all(r.accepted == r.drafted == 4 for r in rounds)
 
@@ -412,7 +404,7 @@ def test_what_a_short_context_writes_is_written_over():
     model, prompt = random_model(DISTINCT, 6, "float64"), list(range(3, 12))
     cache, _ = prefill(model, [prompt], 30)
     cache.length[0] -= 1
-    draft = short_context(model, 2)(prompt, 3, cache)
+    draft = short_context(guessing(model), 2)(prompt, 3, cache)
     assert len(draft.tokens) == 3 and cache.length[0] == len(prompt) - 1
 
 
@@ -420,14 +412,14 @@ def test_a_short_context_looks_back_no_further_than_its_window():
     one_layer = replace(DISTINCT, num_hidden_layers=1)
     model = random_model(one_layer, 8, "float64")
     rng = np.random.default_rng(0)
-    propose = short_context(model, 4, rng=rng)
+    propose = short_context(guessing(model, rng=rng), 4)
     probs = []
     for head in ([5, 6, 7, 8], [9, 3, 4, 10]):
         text = [*head, 3, 5, 4, 6]
         cache, _ = prefill(model, [text], 30)
         cache.length[0] -= 1
         probs.append(propose(text, 1, cache).probs[0])
-        wider = short_context(model, 5, rng=rng)(text, 1, cache).probs[0]
+        wider = short_context(guessing(model, rng=rng), 5)(text, 1, cache).probs[0]
         assert np.abs(wider - probs[-1]).max() > 1e-6
     assert_close(probs[0], probs[1], depth(one_layer, 8), scale=1)
 
@@ -455,7 +447,7 @@ def test_with_dynamic_rope_nothing_is_guessed_beyond_the_trained_length():
     rope = Rope("dynamic", 10000.0, 4.0)
     config = replace(DISTINCT, max_position_embeddings=16, rope=rope)
     model, prompt = random_model(config, 2, "float64"), [1, 4, 3, 5]
-    rounds = list(speculate(model, prompt, assisted(model, 99), never, 30, 4))
+    rounds = list(speculate(Job(model, prompt, 30), assisted(guessing(model)), 4))
     assert [x for r in rounds for x in r.tokens] == plain(model, prompt, never, 30)[0]
     end = len(prompt)
     for r in rounds:
@@ -481,7 +473,8 @@ def test_lookahead_writes_the_greedy_text(situation, most, window, ngram):
 
     plain_process, process = recording(one_by_one), recording(in_rounds)
     expected, reason = plain(model, prompt, stop_at_eos, most, plain_process)
-    rounds = list(lookahead(model, prompt, stop_at_eos, most, window, ngram, process))
+    job = Job(model, prompt, most, stop_at_eos, process)
+    rounds = list(lookahead(job, window, ngram))
     assert [x for r in rounds for x in r.tokens] == expected
     assert [r.reason for r in rounds] == [None] * (len(rounds) - 1) + [reason]
     assert in_rounds == one_by_one
@@ -492,7 +485,7 @@ def test_lookahead_writes_the_greedy_text(situation, most, window, ngram):
 
 def test_lookahead_takes_fewer_passes_than_tokens_once_a_text_repeats():
     model = random_model(DISTINCT, 6, "float64")
-    rounds = list(lookahead(model, [1, 5, 7], never, 40, 4, 3))
+    rounds = list(lookahead(Job(model, [1, 5, 7], 40), 4, 3))
     assert sum(len(r.tokens) for r in rounds) == 40 and len(rounds) < 25
 
 
@@ -546,27 +539,20 @@ def test_the_pool_keeps_the_latest_different_ngrams_of_a_first_token():
 
 def test_impossible_arguments_are_refused():
     model = random_model(DISTINCT, 0)
-    with pytest.raises(ValueError, match="assistant_ensemble_weight is 1.5"):
-        next(
-            speculate(
-                *(model, [1], prompt_lookup(), never, 3, 4),
-                assistant_ensemble_weight=1.5,
-            )
-        )
     with pytest.raises(ValueError, match="early exit after layer 3: the model has 2"):
-        early_exit(model, 3)
+        early_exit(guessing(model), 3)
     with pytest.raises(ValueError, match="window of 0"):
-        short_context(model, 0)
+        short_context(guessing(model), 0)
     with pytest.raises(ValueError, match="max_matching_ngram_size is 0"):
         prompt_lookup(0)
     for window, ngram in ((0, 3), (2, 1)):
         with pytest.raises(ValueError, match="lookahead: window"):
-            next(lookahead(model, [1], never, 3, window, ngram))
+            next(lookahead(Job(model, [1], 3), window, ngram))
     small = random_model(replace(DISTINCT, vocab_size=9), 0)
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="one vocabulary"):
-        propose = assisted(small, 9, rng=rng)
-        list(speculate(model, [1], propose, never, 3, 4, rng=rng))
+        propose = assisted(guessing(small, rng=rng))
+        list(speculate(Job(model, [1], 3, rng=rng), propose, 4))
 
 
 def test_a_certain_guess_is_kept_as_often_as_the_target_would_draw_it():

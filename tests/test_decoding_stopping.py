@@ -56,11 +56,13 @@ def test_trimming_a_stream_is_trimming_the_text(text, strings, data):
     for a, b in zip(edges, edges[1:]):
         shown += trimmer.push(text[a:b])
         assert trim(text, strings).startswith(shown)
-        if any(s in text[:b] for s in strings):
-            break
-    else:
-        shown += trimmer.flush()
-    assert shown == trim(text, strings)
+    assert shown + trimmer.flush() == trim(text, strings)
+
+
+def test_nothing_is_shown_after_the_stop_string_not_even_half_a_character():
+    trimmer = Trimmer(["User: "])
+    pushed = trimmer.push("ok\nUser: ") + trimmer.push("\ufffd") + trimmer.flush()
+    assert pushed == "ok\n"
 
 
 def test_rules_are_asked_in_order():

@@ -1,5 +1,6 @@
 """The one face: prompts in, texts out, whatever the strategy."""
 
+import re
 from dataclasses import fields, replace
 
 import numpy as np
@@ -12,8 +13,9 @@ import npllama
 from npllama import GenerationConfig, Helpers, generate, pieces, stream
 from npllama.decoding.logprobs import text_logprobs
 from npllama.generation.options import load_options, options_from_hf, options_of
-from npllama.generation.task import prepare, process_of
+from npllama.generation.task import plan_of, prepare, process_of
 from npllama.sampling import GreenList, SynthID
+from npllama.text.tokenizer import Token
 
 SEEDS = st.integers(0, 10_000)
 
@@ -193,6 +195,96 @@ def test_healing_lets_a_cut_word_be_finished(stories):
     config = GenerationConfig(max_new_tokens=6, token_healing=True)
     found = generate(stories, "there lived a shy rab", config)
     assert found.text.startswith("bit named")
+
+
+def byte_level(model):
+    """The model with a vocabulary in which a character may take several tokens."""
+    vocabulary = [Token(bytes([i]).hex(), bytes([i]), False) for i in range(256)]
+    few = [*b"ab \xc3\xa9\xa8\xe2\x82\xac\xf0\x9f\x98\x80\xc0\xff"]
+    vocabulary = [vocabulary[i] for i in [*few, *range(97, 256)]]
+    vocabulary = vocabulary[: model.config.vocab_size]
+    return model._replace(tokenizer=ByteTokens(vocabulary))
+
+
+class ByteTokens:
+    """As much of a tokenizer as decoding needs."""
+
+    leading_space = False
+
+    def __init__(self, vocabulary):
+        self.vocabulary, self.vocab_size = vocabulary, len(vocabulary)
+
+    def token(self, index):
+        return self.vocabulary[index]
+
+    def token_bytes(self, index):
+        return self.vocabulary[index].content
+
+    def decode(self, tokens):
+        return b"".join(map(self.token_bytes, tokens)).decode(errors="replace")
+
+
+@given(SEEDS, st.booleans(), st.booleans())
+def test_stream_of_half_characters_joins_to_the_text(seed, echo, keep):
+    model, _ = model_of(seed)
+    model, rng = byte_level(model), np.random.default_rng(seed)
+    prompt = rng.integers(0, model.config.vocab_size, 3).tolist()
+    options = {"max_new_tokens": 12, "do_sample": True, "eos_token_id": (), "top_k": 0}
+    config = GenerationConfig(echo=echo, temperature=50.0, **options)
+    found = generate(model, prompt, config, np.random.default_rng(seed))
+    if found.text.strip("\ufffd"):
+        # Some stop string that comes, perhaps in the middle of a token.
+        letter = str(rng.choice(list(found.text.strip("\ufffd"))))
+        strings = {"stop_strings": (letter,), "include_stop_str_in_output": keep}
+        config = replace(config, **strings)
+    found = generate(model, prompt, config, np.random.default_rng(seed))
+    parts = list(stream(model, prompt, config, np.random.default_rng(seed)))
+    assert "".join(parts) == found.text
+    if echo and found.finish_reason == "length":
+        assert found.text == model.tokenizer.decode(prompt + found.tokens)
+
+
+def test_echo_of_a_prompt_that_ends_within_a_character_shows_the_character():
+    model, _ = model_of(0)
+    model = byte_level(model)
+    first, second = (
+        [token.content for token in model.tokenizer.vocabulary].index(byte)
+        for byte in (b"\xc3", b"\xa9")
+    )
+    config = GenerationConfig(
+        max_new_tokens=1, echo=True, allowed_token_ids=(second,), eos_token_id=()
+    )
+    assert generate(model, [first], config).text == "é"
+    assert list(stream(model, [first], config)) == ["é"]
+
+
+@pytest.mark.parametrize(
+    "draft",
+    [
+        {"assistant_early_exit": 1},
+        {"assistant_window": 4},
+        {"prompt_lookup_num_tokens": 3},
+        {"lookahead_window": 3},
+        {"assistant": True},
+    ],
+)
+@pytest.mark.parametrize(
+    "options", [{"regex": "[A-Za-z ]+"}, {"regex": ".{12}", "eos_token_id": ()}]
+)
+def test_draft_guesses_nothing_after_the_end_of_a_format(stories, draft, options):
+    tokens = stories.tokenizer
+    commas = [i for i in range(tokens.vocab_size) if tokens.token_bytes(i) == b","]
+    options = {"eos_token_id": [2, *commas], "max_new_tokens": 20} | options
+    draft = dict(draft)
+    helpers = Helpers(
+        npllama.load("stories-draft") if draft.pop("assistant", 0) else None
+    )
+    for prompt in ("Once upon a time", "One day", "Lily and Tom"):
+        plain = generate(stories, prompt, GenerationConfig(**options))
+        config = GenerationConfig(**options, **draft)
+        found = generate(stories, prompt, config, helpers=helpers)
+        assert found.tokens == plain.tokens and found.text == plain.text
+        assert re.fullmatch(options["regex"], plain.text)
 
 
 #  ---- options ----------------------------------------------------------------
@@ -475,7 +567,7 @@ def test_beams_that_are_drawn_keep_more_tokens_than_can_end_the_text():
     config = GenerationConfig(
         num_beams=2, do_sample=True, top_k=1, max_new_tokens=3, sequence_bias=bias
     )
-    process = process_of([prepare(model, prompt, config, Helpers())])
+    process = process_of([prepare(plan_of(model, config, Helpers()), prompt)])
     V = model.config.vocab_size
     left = process([prompt], np.arange(V, dtype=np.float32)[None])
     assert np.isfinite(left).sum() == 4

@@ -7,7 +7,7 @@ import pytest
 from goldens.contrastive import FILE, MAX_NEW_TOKENS, SEEDS, SETTINGS, case
 from goldens.tiny_models import EOS, npllama_model
 
-from npllama.decoding.common import unprocessed
+from npllama.decoding.common import Job, unprocessed
 from npllama.decoding.contrastive_search import contrastive_search
 from npllama.decoding.dola import dola
 from npllama.decoding.stopping import at_tokens
@@ -27,9 +27,8 @@ def written(model, prompt, setting):
             return repetition_penalty(logits, history, theta)
 
     strategy = dola if "dola_layers" in setting else contrastive_search
-    common = (model, prompt, at_tokens([EOS]), MAX_NEW_TOKENS)
-    rounds = strategy(*common, process=process, **setting)
-    return [token for r in rounds for token in r.tokens]
+    job = Job(model, prompt, MAX_NEW_TOKENS, at_tokens([EOS]), process)
+    return [token for step in strategy(job, **setting) for token in step.tokens]
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -7,6 +7,7 @@ import pytest
 from goldens.speculative import DRAFTS, FILE, GUESSES, MAX_NEW_TOKENS, SEEDS, case
 from goldens.tiny_models import EOS, npllama_model
 
+from npllama.decoding.common import Job
 from npllama.decoding.prompt_lookup import prompt_lookup
 from npllama.decoding.self_speculation import early_exit
 from npllama.decoding.speculative import assisted, speculate
@@ -19,9 +20,9 @@ PROPOSE = {
     "plain": lambda model, small: (
         lambda text, most, cache: prompt_lookup()([], 0, cache)
     ),
-    "assisted": lambda model, small: assisted(small, 64),
+    "assisted": lambda model, small: assisted(Job(small, [], 64)),
     "prompt_lookup": lambda model, small: prompt_lookup(eos={EOS}),
-    "early_exit": lambda model, small: early_exit(model, 1),
+    "early_exit": lambda model, small: early_exit(Job(model, [], 64), 1),
 }
 
 
@@ -32,12 +33,8 @@ def test_greedy_text_is_that_of_transformers_with_the_same_draft(name):
         made, small = case(seed)
         model = npllama_model(made)
         propose = PROPOSE[name](model, npllama_model(small))
-        rounds = list(
-            speculate(
-                *(model, made.prompt, propose, at_tokens([EOS])),
-                *(MAX_NEW_TOKENS, GUESSES),
-            )
-        )
+        job = Job(model, made.prompt, MAX_NEW_TOKENS, at_tokens([EOS]))
+        rounds = list(speculate(job, propose, GUESSES))
         expected = TOKENS[seed, DRAFTS.index(name)]
         found = [token for r in rounds for token in r.tokens]
         assert found == expected[expected >= 0].tolist(), seed

@@ -86,7 +86,7 @@ def test_a_round_brings_the_tokens_that_the_formula_says(b, guesses, seed):
     sure = [np.array([1.0, 0.0])] * guesses
 
     def decide(new, row, x, q):
-        return verified(row, x, q, rng, 1.0)
+        return verified(row, x, q, rng)
 
     draft, N = Draft([0] * guesses, sure), 400
     brought = [

@@ -41,7 +41,7 @@ from npllama.files.checkpoint import load
 from npllama.files.ending import INTERRUPTED, Ended, ending_tidily
 from npllama.generation.generate import NO_HELPERS, Generation, generate, pieces
 from npllama.generation.options import GenerationConfig
-from npllama.generation.strategies import searching
+from npllama.generation.strategies import searches
 from npllama.generation.task import Helpers, encode_prompt
 from npllama.text.chat import FORMATS, closing, detect_format, stop_tokens, turn_tokens
 from npllama.weights import Model
@@ -154,7 +154,7 @@ def continue_text(options: argparse.Namespace) -> None:
 
 def streams(config: GenerationConfig) -> bool:
     """Whether one text is asked for, in a way that is known token by token."""
-    return not searching(config) and (config.best_of or config.num_return_sequences) < 2
+    return not searches(config) and (config.best_of or config.num_return_sequences) < 2
 
 
 def as_json(text: Generation) -> dict:
@@ -283,6 +283,8 @@ def answer(
             talk.tokens.append(piece.token)
             show(piece.text)
     except KeyboardInterrupt:
+        # The cache may hold guesses that were not checked yet.
+        talk.cache.length[:] = np.minimum(talk.cache.length, len(talk.tokens) - 1)
         print(" [stopped]", end="", file=sys.stderr)
     except ValueError as error:
         talk.tokens = before

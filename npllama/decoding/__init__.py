@@ -1,13 +1,12 @@
 """Chapter 14: from distributions to texts, one strategy per file.
 
 What all share
-    `common`            prefill, one more token, and what a caller may plug in
+    `common`            what goes into a strategy and what comes out; prefill
     `stopping`          end tokens, stop strings, the clock
     `logprobs`          how likely the model found a text
     `follower`          a second opinion that keeps up with the text
 
 One token after the other
-    `single`            for strategies that grow one text in a way of their own
     `layers`            what every layer would have said
     `sample`            greedy search and sampling
     `contrastive_search`  likely, and unlike what stands there already
@@ -38,10 +37,13 @@ Text held to a format
 
 from npllama.decoding.common import (
     Hypothesis,
+    Job,
     Process,
+    Step,
     Stop,
     context_length,
     extend,
+    never,
     prefill,
     room,
     unprocessed,
@@ -52,16 +54,15 @@ from npllama.decoding.dola import dola
 from npllama.decoding.lookahead import lookahead
 from npllama.decoding.prompt_lookup import prompt_lookup
 from npllama.decoding.rejection import accept, residual
-from npllama.decoding.sample import Step, choose, sample
+from npllama.decoding.sample import choose, sample
 from npllama.decoding.self_speculation import early_exit, short_context
-from npllama.decoding.single import Round
 from npllama.decoding.speculative import Draft, assisted, speculate
 
 __all__ = [
     "Draft",
     "Hypothesis",
+    "Job",
     "Process",
-    "Round",
     "Step",
     "Stop",
     "accept",
@@ -74,6 +75,7 @@ __all__ = [
     "early_exit",
     "extend",
     "lookahead",
+    "never",
     "prefill",
     "prompt_lookup",
     "residual",

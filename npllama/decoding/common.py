@@ -1,14 +1,19 @@
-"""What every strategy shares: prefill, and the three things a caller may plug in.
+"""What every strategy shares: one record that goes in, one that comes out.
 
 A strategy decides which tokens to try; it does not care where the probabilities
-come from.  Three plain functions connect it to the rest of the book:
+come from.  It is given a `Job`, which says from where a text is to be written, until
+when, and how its tokens are chosen.  Three plain functions in it connect strategies
+to the rest of the book:
 
 - ``process(history, logits) -> logits``: penalties, temperature, truncation, all
   that turns raw logits into those that are decided on.  `history` holds, for each
   row, every token so far, the prompt included.
-- ``stop(tokens) -> reason or None``: looks at the new tokens of one row and says
+- ``stop(tokens) -> reason or None``: looks at the new tokens of one text and says
   whether, and why, it ends here.
-- ``draw``: an explicit generator of uniform numbers, where chance decides.
+- ``rng``: a generator of uniform numbers, where chance decides.
+
+A strategy that grows one text yields a `Step` whenever it has decided tokens; one
+that compares several texts returns each as a `Hypothesis` at the end.
 """
 
 from __future__ import annotations
@@ -31,17 +36,14 @@ Stop = Callable[[Sequence[int]], "str | None"]
 PREFILL_CHUNK = 512
 
 
-class Hypothesis(NamedTuple):
-    """One finished continuation."""
-
-    tokens: list[int]  # new tokens, the one that ended it included
-    score: float | None  # what the strategy ranks by, if it ranks
-    reason: str  # "eos", "length", "context", "stop" ...
-
-
 def unprocessed(history: Sequence[Sequence[int]], logits: np.ndarray) -> np.ndarray:
     """The `process` that changes nothing."""
     return logits
+
+
+def never(tokens: Sequence[int]) -> str | None:
+    """The `stop` that ends no text."""
+    return None
 
 
 def context_length(config: Config) -> int:
@@ -52,6 +54,61 @@ def context_length(config: Config) -> int:
     """
     dynamic = config.rope.rope_type == "dynamic"
     return int(config.max_position_embeddings * (config.rope.factor if dynamic else 1))
+
+
+def room(model: Model, longest: int, max_new_tokens: int) -> int:
+    """Positions to reserve for the longest prompt and what shall follow it.
+
+    Raises
+    ------
+    ValueError
+        If the prompt alone fills the model's context.
+    """
+    context = context_length(model.config)
+    if longest >= context:
+        raise ValueError(
+            f"the prompt has {longest} tokens; this model's context is {context}, "
+            "and at least one must be left to generate"
+        )
+    return min(longest + max_new_tokens, context)
+
+
+class Job(NamedTuple):
+    """One text to write: from where, until when, and how its tokens are chosen."""
+
+    model: Model
+    prompt: Sequence[int]  # token ids, at least one
+    max_new_tokens: int
+    stop: Stop = never
+    process: Process = unprocessed
+    rng: np.random.Generator | None = None  # None decides greedily
+    # May hold a beginning of the prompt already; see `prefill`.
+    cache: KVCache | None = None
+
+    @property
+    def capacity(self) -> int:
+        """Positions that prompt and new tokens may take."""
+        return room(self.model, len(self.prompt), self.max_new_tokens)
+
+
+class Step(NamedTuple):
+    """Tokens that a strategy has decided for one text."""
+
+    tokens: list[int]  # several if some were guessed
+    reason: str | None = None  # why the text ends with the last of them, if it does
+    row: int = 0  # which text, where several are written side by side
+    drafted: int = 0  # tokens that were guessed
+    accepted: int = 0  # and how many of these were kept
+    logits: np.ndarray | None = None  # (V,), the model's, if a single token was decided
+    processed: np.ndarray | None = None  # (V,), those that were decided on
+
+
+class Hypothesis(NamedTuple):
+    """One finished continuation."""
+
+    tokens: list[int]  # new tokens, the one that ended it included
+    score: float | None  # what the strategy ranks by, if it ranks
+    reason: str  # "eos", "length", "context", "stop" ...
 
 
 def prefill(
@@ -78,12 +135,12 @@ def prefill(
     -------
     cache : KVCache
     logits : (B, V) float
-        Those behind the last token of each prompt.
+        Those after the last token of each prompt.
 
     Raises
     ------
     ValueError
-        If a prompt is empty, or has nothing behind what the cache holds.
+        If a prompt is empty, or the cache holds all of it.
     """
     B, V = len(prompts), model.config.vocab_size
     dtype = model.embed.dtype.name
@@ -131,21 +188,43 @@ def extend(
     return forward(model, tokens[:, None], cache, count, last=True)[:, 0]
 
 
-def room(model: Model, longest: int, max_new_tokens: int) -> int:
-    """Positions to reserve for the longest prompt and what shall follow it.
+def begin(job: Job) -> tuple[KVCache, Stop]:
+    """Run all of a prompt but its last token, and complete the stopping rule.
 
-    Raises
-    ------
-    ValueError
-        If the prompt alone fills the model's context.
+    A strategy that runs guesses in the same pass as the text's last token begins
+    so: between two of its steps the cache holds everything but that token.
+
+    Writes into the cache, if the job has one.
+
+    Returns
+    -------
+    cache : KVCache
+        Holds one position less than the prompt has tokens.
+    ends : function
+        See `ending`.
     """
-    context = context_length(model.config)
-    if longest >= context:
-        raise ValueError(
-            f"the prompt has {longest} tokens; this model's context is {context}, "
-            "and at least one must be left to generate"
-        )
-    return min(longest + max_new_tokens, context)
+    cache, _ = prefill(job.model, [job.prompt], job.capacity, job.cache)
+    cache.length[0] = len(job.prompt) - 1
+    return cache, ending(job, cache)
+
+
+def longest(model: Model, cache: KVCache) -> int:
+    """Tokens that a text can have: the cache's room, or the model's context."""
+    return min(cache.k.shape[3], context_length(model.config))
+
+
+def ending(job: Job, cache: KVCache) -> Stop:
+    """The job's own rule, then "length" at its limit, then "context" where room ends."""
+    full = longest(job.model, cache) - len(job.prompt)
+
+    def ends(tokens: Sequence[int]) -> str | None:
+        if (reason := job.stop(tokens)) is not None:
+            return reason
+        if len(tokens) >= job.max_new_tokens:
+            return "length"
+        return "context" if len(tokens) >= full else None
+
+    return ends
 
 
 def top(scores: np.ndarray, keep: int) -> np.ndarray:

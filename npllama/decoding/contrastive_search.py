@@ -1,6 +1,6 @@
 r"""Contrastive search: likely, but not what has been said already.
 
-The likeliest text repeats itself, and so do the model's own vectors for it: behind a
+The likeliest text repeats itself, and so do the model's own vectors for it: after a
 token that says the same again, the last hidden state points where an earlier one
 did.  So look at the `top_k` likeliest tokens, run each, and take the one with the
 best
@@ -8,8 +8,8 @@ best
 $$(1 - \alpha)\, p(v \mid \text{text})
   - \alpha \max_{s} \cos(h_v, h_s)$$
 
-with h_v the hidden state behind candidate v and h_s those behind all tokens so far,
-the prompt's included.  Nothing is left to chance; one pass over `top_k` rows a token.
+with h_v the hidden state after candidate v and h_s those after all tokens so far, the
+prompt's included.  There is no chance in it; a token costs one pass over `top_k` rows.
 
 Su et al. 2022, arXiv:2202.06417, eq. 5.
 """
@@ -21,51 +21,30 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from npllama.cache import KVCache, new_cache
-from npllama.decoding.common import (
-    PREFILL_CHUNK,
-    Process,
-    Stop,
-    room,
-    top,
-    unprocessed,
-)
+from npllama.decoding.common import PREFILL_CHUNK, Job, Step, ending, top
 from npllama.decoding.layers import forward_with_layers
-from npllama.decoding.single import Round, within
 from npllama.norm import rms_norm
 from npllama.ops import einsum
 from npllama.sampling import softmax
 from npllama.weights import Model
 
 
-def contrastive_search(
-    model: Model,
-    prompt: Sequence[int],
-    stop: Stop,
-    max_new_tokens: int,
-    penalty_alpha: float,
-    top_k: int,
-    process: Process = unprocessed,
-) -> Iterator[Round]:
+def contrastive_search(job: Job, penalty_alpha: float, top_k: int) -> Iterator[Step]:
     """Continue one prompt with tokens that are likely and bring something new.
 
     Parameters
     ----------
-    model : Model
-    prompt : token ids
-    stop : function
-        New tokens to the reason for ending, or None.
-    max_new_tokens : int
+    job : Job
+        Its cache, if it has one, is not used: every candidate needs a row.
     penalty_alpha : float
         Between 0 (the likeliest token: greedy search) and 1 (of the candidates, the
         one least like anything before).  The paper recommends 0.6.
     top_k : int
         How many candidates to compare.
-    process : function
-        Histories and logits to logits.
 
     Yields
     ------
-    Round
+    Step
         Of one token each, until the text ends.
 
     Raises
@@ -75,7 +54,7 @@ def contrastive_search(
 
     References
     ----------
-    As in transformers 4, h is the state behind the final norm, from which logits
+    As in transformers 4, h is the state after the final norm, from which logits
     are computed.  Unlike there, a token that `process` excludes is no candidate,
     even if fewer than `top_k` are left.
     """
@@ -84,17 +63,17 @@ def contrastive_search(
             f"contrastive search: penalty_alpha {penalty_alpha} must lie in [0, 1], "
             f"top_k {top_k} must be at least 1"
         )
+    model, prompt = job.model, job.prompt
     if not len(prompt):
         raise ValueError("the prompt is empty: give at least one token")
-    capacity = room(model, len(prompt), max_new_tokens)
-    ends = within(stop, max_new_tokens, capacity - len(prompt))
     B = min(top_k, model.config.vocab_size)
-    cache = new_cache(model.config, B, capacity, model.embed.dtype.name)
+    cache = new_cache(model.config, B, job.capacity, model.embed.dtype.name)
+    ends = ending(job, cache)
     logits, seen = read(model, prompt, cache)
     new: list[int] = []
     reason = None
     while reason is None:
-        p = softmax(process([[*prompt, *new]], logits))[0]  # (V,)
+        p = softmax(job.process([[*prompt, *new]], logits))[0]  # (V,)
         candidates = top(p, B)  # (B,)
         # Every row of the cache holds the text; each tries a token of its own.
         after, h = run(model, candidates[:, None], cache)
@@ -103,7 +82,7 @@ def contrastive_search(
         logits, seen = after[best : best + 1], np.concatenate([seen, h[best]])
         new.append(int(candidates[best]))
         reason = ends(new)
-        yield Round(new[-1:], 0, 0, reason)
+        yield Step(new[-1:], reason)
 
 
 def most_contrastive(
@@ -141,7 +120,7 @@ def run(
     -------
     logits : (B, V) float
     h : (B, T, E) float
-        Behind the final norm, and scaled to length 1: products are cosines.
+        After the final norm, and scaled to length 1: products are cosines.
     """
     L = model.config.num_hidden_layers
     logits, states = forward_with_layers(model, tokens, cache, {L})

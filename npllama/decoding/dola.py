@@ -22,13 +22,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from npllama.config import Config
-from npllama.decoding.common import Process, Stop, unprocessed
+from npllama.decoding.common import Job, Step, begin
 from npllama.decoding.layers import forward_with_layers
 from npllama.decoding.sample import choose
-from npllama.decoding.single import Round, begin
 from npllama.ops import einsum
 from npllama.sampling import log_softmax
-from npllama.weights import Model
 
 PLAUSIBLE = 0.1
 
@@ -62,18 +60,18 @@ def candidate_layers(config: Config, dola_layers: str | Sequence[int]) -> list[i
     first = min(2, L - 1) if config.tie_word_embeddings else 0
     if dola_layers == "low":
         middle = L // 2 if L <= 40 else 20
-        found = [first] if first == L // 2 else list(range(first, middle, 2))
+        chosen = [first] if first == L // 2 else list(range(first, middle, 2))
     elif dola_layers == "high":
-        found = list(range(L // 2 if L <= 40 else L - 20, L, 2))
+        chosen = list(range(L // 2 if L <= 40 else L - 20, L, 2))
     elif isinstance(dola_layers, str):
         raise ValueError(f'dola_layers is {dola_layers!r}, not "low", "high" or a list')
     else:
-        found = [int(layer) for layer in dola_layers if layer < L]
-    if not found or min(found) < 0:
+        chosen = [int(layer) for layer in dola_layers if layer < L]
+    if not chosen or min(chosen) < 0:
         raise ValueError(
             f"dola_layers {dola_layers!r}: no layer from 0 to {L - 1} to contrast with"
         )
-    return found
+    return chosen
 
 
 def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -142,38 +140,23 @@ def contrast(final: np.ndarray, premature: np.ndarray, divergence) -> np.ndarray
 
 
 def dola(
-    model: Model,
-    prompt: Sequence[int],
-    stop: Stop,
-    max_new_tokens: int,
-    dola_layers: str | Sequence[int],
-    process: Process = unprocessed,
-    rng: np.random.Generator | None = None,
-    *,
-    divergence: str = "transformers",
-) -> Iterator[Round]:
+    job: Job, dola_layers: str | Sequence[int], divergence: str = "transformers"
+) -> Iterator[Step]:
     """Continue one prompt with the tokens that the upper layers speak for.
 
     Parameters
     ----------
-    model : Model
-    prompt : token ids
-    stop : function
-        New tokens to the reason for ending, or None.
-    max_new_tokens : int
+    job : Job
+        `process` is given the differences as logits.  The authors use a repetition
+        penalty of 1.2.
     dola_layers : "low", "high" or layer numbers
         See `candidate_layers`.
-    process : function
-        Histories and logits to logits; is given the differences as logits.  The
-        authors use a repetition penalty of 1.2.
-    rng : np.random.Generator
-        None decides greedily.
     divergence : "transformers" or "jensen-shannon"
         By what the premature layer is chosen.
 
     Yields
     ------
-    Round
+    Step
         Of one token each, until the text ends.
 
     Raises
@@ -189,9 +172,9 @@ def dola(
     """
     if divergence not in DIVERGENCES:
         raise ValueError(f"divergence {divergence!r}: {', '.join(DIVERGENCES)}")
+    model, prompt = job.model, job.prompt
     layers = candidate_layers(model.config, dola_layers)
-    cache, ends = begin(model, prompt, stop, max_new_tokens)
-    rngs = None if rng is None else [rng]
+    cache, ends = begin(job)
     text, reason = list(prompt), None
     while reason is None:
         token = np.array([text[-1:]])  # (1, 1)
@@ -199,9 +182,9 @@ def dola(
         early = np.stack([states[layer][0, 0] for layer in layers])  # (L, E)
         premature = einsum("LE,VE->LV", early, model.lm_head, "premature_lm_head")
         scores = contrast(final[0], premature, DIVERGENCES[divergence])
-        processed = process([text], scores[None])  # (1, V)
+        processed = job.process([text], scores[None])  # (1, V)
         if not (processed > -np.inf).any():
-            processed = process([text], final)
-        text.append(int(choose(processed, rngs)[0]))
+            processed = job.process([text], final)
+        text.append(int(choose(processed, [job.rng])[0]))
         reason = ends(text[len(prompt) :])
-        yield Round(text[-1:], 0, 0, reason)
+        yield Step(text[-1:], reason)

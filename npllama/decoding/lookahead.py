@@ -1,6 +1,6 @@
 """Lookahead decoding: the model guesses ahead of itself, in every place at once.
 
-Put any tokens behind the text and run the model: it says for each what should
+Put any tokens after the text and run the model: it says for each what should
 follow.  Put those in their places and run it again, and so on: the guesses settle
 from the left.  That is Jacobi's method for solving all tokens as one system of
 equations, and as it stands it seldom saves a pass.  But what it produces on the way
@@ -11,15 +11,15 @@ Both happen in one pass over a block of three parts:
 
 - the text's last token;
 - the *window*, W guesses in each of N - 1 generations.  A guess sees the text, the
-  oldest generation up to its own column, and its own ancestors, as if they stood
-  behind one another.  What the model says behind the youngest is the next
+  oldest generation up to its own column, and its own ancestors, as if they followed
+  one another.  What the model says after the youngest is the next
   generation; with it, each column has grown by a token, and its last N are an
   n-gram for the pool; then the oldest generation is dropped;
 - *candidates*: the n-grams of the pool that begin with the last token.  Each sees
   the text and itself only, and stands where the text goes on.
 
-So a pass is over many positions of which few are used: worth it where passes are
-limited by reading weights, not by arithmetic, which on a processor is seldom.
+So a pass runs many positions and uses few of them.  That pays where reading the
+weights takes the time, not arithmetic: seldom so on a CPU.
 
 Candidates are checked without a draft's distribution: the target draws its token,
 and as long as some candidate goes on with it, the next one can be drawn, too.  For
@@ -37,9 +37,8 @@ from itertools import chain
 import numpy as np
 
 from npllama.cache import KVCache, new_cache
-from npllama.decoding.common import Process, Stop, room, unprocessed
+from npllama.decoding.common import Job, Step, begin
 from npllama.decoding.rejection import verified
-from npllama.decoding.single import Round, begin
 from npllama.decoding.speculative import without_stretching
 from npllama.decoding.tree import follow, keep, run_tree
 from npllama.weights import Model
@@ -48,40 +47,27 @@ Gram = tuple[int, ...]
 
 
 def lookahead(
-    model: Model,
-    prompt: Sequence[int],
-    stop: Stop,
-    max_new_tokens: int,
+    job: Job,
     lookahead_window: int,
     lookahead_ngram_size: int,
-    process: Process = unprocessed,
-    rng: np.random.Generator | None = None,
-    *,
     candidates: int | None = None,
-) -> Iterator[Round]:
+) -> Iterator[Step]:
     """Continue one prompt, with guesses from the model's own Jacobi iteration.
 
     Parameters
     ----------
-    model : Model
-    prompt : token ids
-    stop : function
-        New tokens to the reason for ending, or None.
-    max_new_tokens : int
+    job : Job
+        Its cache, if it has one, is not used: the blocks need more room.
     lookahead_window : int
         W, how far ahead to guess.
     lookahead_ngram_size : int
         N, tokens of an n-gram: up to N - 1 guesses can be kept in a round.
-    process : function
-        Histories and logits to logits; called as by plain decoding.
-    rng : np.random.Generator
-        None decides greedily.
     candidates : int
         N-grams to check per round; as many as the window is wide by default.
 
     Yields
     ------
-    Round
+    Step
         At least one token each, until the text ends.
 
     Raises
@@ -96,14 +82,15 @@ def lookahead(
     W, N = lookahead_window, lookahead_ngram_size
     most = W if candidates is None else candidates
     check_sizes(W, N, most)
-    capacity = room(model, len(prompt), max_new_tokens) + (W + most) * (N - 1)
+    model, prompt = job.model, job.prompt
+    capacity = job.capacity + (W + most) * (N - 1)
     cache = new_cache(model.config, 1, capacity, model.embed.dtype.name)
-    cache, ends = begin(model, prompt, stop, max_new_tokens, cache)
+    cache, ends = begin(job._replace(cache=cache))
     limit = without_stretching(model, cache)
 
     def decide(new: list[int], logits: np.ndarray) -> int:
-        processed = process([[*prompt, *new]], logits[None])[0]  # (V,)
-        return verified(processed, None, None, rng)
+        processed = job.process([[*prompt, *new]], logits[None])[0]  # (V,)
+        return verified(processed, None, None, job.rng)
 
     window = np.resize(np.array(prompt), (N - 1, W))  # (N - 1, W)
     pool = pool_of(prompt, N, most)
@@ -120,7 +107,8 @@ def lookahead(
         new = new + tokens
         if guessing:
             window = next_generation(window, logits, pool, most)
-        yield Round(tokens, len(grams) * (N - 1), len(slots), reason)
+        drafted = len(grams) * (N - 1)
+        yield Step(tokens, reason, drafted=drafted, accepted=len(slots))
 
 
 def check_sizes(W: int, N: int, most: int) -> None:
@@ -207,7 +195,7 @@ def layout(M: int, W: int, sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
     Returns
     -------
     step : (T,) int64
-        Positions behind the last token's.
+        Positions after the last token's.
     visible : (T, T) bool
         Row t is what token t sees; all see the last token, and the text.
     """

@@ -96,7 +96,6 @@ def verified(
     x: int | None,
     q: np.ndarray | None,
     rng: np.random.Generator | None,
-    weight: float = 1.0,
 ) -> int:
     """The token of one place: the guess if it is kept, else another.
 
@@ -110,8 +109,6 @@ def verified(
         What it was drawn from; None if there was no choice.
     rng : np.random.Generator
         None decides greedily: the guess does not matter then.
-    weight : float
-        Below 1, the token is distributed as ``weight * p + (1 - weight) * q``.
 
     Returns
     -------
@@ -123,8 +120,6 @@ def verified(
     if x is None:
         return int(draw(p, rng.random()))
     q = one_hot(x, len(p)) if q is None else q
-    if weight < 1:
-        p = weight * p + (1 - weight) * q  # (V,)
     if accept(p, q, x, rng.random()):
         return x
     return int(draw(residual(p, q), rng.random()))

@@ -1,13 +1,13 @@
-"""Self-speculation: the model is its own draft, once it takes less care.
+"""Self-speculation: the model drafts for itself, with less care.
 
-No second model is needed, nor a cache for one.  There are two ways to take less
+This needs no second model and no second cache.  There are two ways to take less
 care, and both work on the target's own cache:
 
 - *Early exit*: run only the first j layers, then the norm and the head.  Keys and
   values of these layers depend on nothing above them, so the draft uses those that
   are there, and what it adds is what the target would have written.
 - *Short context*: run all layers, but look back only the last w positions.  In a
-  long text most of the time goes into reading the cache; what it adds behind the
+  long text most of the time goes into reading the cache; what it adds after the
   text is approximate, and the target writes over it when it checks.
 
 Early exit pays with models trained for it: LayerSkip, Elhoushi et al. 2024,
@@ -24,7 +24,7 @@ import numpy as np
 
 from npllama.attention import vectorized
 from npllama.cache import KVCache
-from npllama.decoding.common import Process, unprocessed
+from npllama.decoding.common import Job
 from npllama.decoding.speculative import Draft, Propose, guesses
 from npllama.model import forward
 from npllama.weights import Model
@@ -45,57 +45,43 @@ def first_layers(model: Model, layers: int) -> Model:
     return model._replace(config=config, layers=model.layers[:layers])
 
 
-def early_exit(
-    model: Model,
-    layers: int,
-    process: Process = unprocessed,
-    rng: np.random.Generator | None = None,
-) -> Propose:
+def early_exit(draft: Job, layers: int) -> Propose:
     """Guess with the first layers of the target.
 
     Parameters
     ----------
-    model : Model
-        The target.
+    draft : Job
+        With the target's own model; see `guesses`.
     layers : int
         How many of its layers to run.
-    process, rng
-        As in `assisted`.
 
     Returns
     -------
     function
         For `speculate`.
     """
-    small = first_layers(model, layers)
+    small = first_layers(draft.model, layers)
 
     def propose(text: Sequence[int], most: int, cache: KVCache) -> Draft:
         shared = KVCache(cache.k[:layers], cache.v[:layers], cache.length.copy())
 
-        def logits_behind(text: list[int]) -> np.ndarray:
+        def logits_after(text: list[int]) -> np.ndarray:
             return forward(small, np.array([text[-1:]]), shared)[:, -1]
 
-        return guesses(logits_behind, text, most, process, rng)
+        return guesses(draft, logits_after, text, most)
 
     return propose
 
 
-def short_context(
-    model: Model,
-    window: int,
-    process: Process = unprocessed,
-    rng: np.random.Generator | None = None,
-) -> Propose:
+def short_context(draft: Job, window: int) -> Propose:
     """Guess with the target itself, which sees only the last positions.
 
     Parameters
     ----------
-    model : Model
-        The target.
+    draft : Job
+        With the target's own model; see `guesses`.
     window : int
         Positions that a guess may look at, the one before it included.
-    process, rng
-        As in `assisted`.
 
     Returns
     -------
@@ -117,9 +103,10 @@ def short_context(
     def propose(text: Sequence[int], most: int, cache: KVCache) -> Draft:
         beside = cache._replace(length=cache.length.copy())
 
-        def logits_behind(text: list[int]) -> np.ndarray:
-            return forward(model, np.array([text[-1:]]), beside, attend=attend)[:, -1]
+        def logits_after(text: list[int]) -> np.ndarray:
+            token = np.array([text[-1:]])  # (1, 1)
+            return forward(draft.model, token, beside, attend=attend)[:, -1]
 
-        return guesses(logits_behind, text, most, process, rng)
+        return guesses(draft, logits_after, text, most)
 
     return propose

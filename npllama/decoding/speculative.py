@@ -6,8 +6,8 @@ positions reads them once, too, and so costs hardly more.  Hence: let something
 cheap, the *draft*, guess the next tokens; run the model proper, the *target*, over
 all of them in one pass; keep the guesses from the left as long as the rule of
 `rejection` allows.  At the first that is not kept, the rule has a replacement; the
-guesses behind it continue a text that was not written, and are dropped.  If all
-are kept, the target's distribution behind the last gives one more token for free.
+guesses after it continue a text that was not written, and are dropped.  If all
+are kept, the target's distribution after the last gives one more token for free.
 
 A draft can cost time, but never change the result: tokens are distributed as if
 the target alone had drawn them, and decided greedily they are the very text of
@@ -28,10 +28,9 @@ from typing import NamedTuple
 import numpy as np
 
 from npllama.cache import KVCache
-from npllama.decoding.common import Process, Stop, unprocessed
+from npllama.decoding.common import Job, Step, Stop, begin, longest
 from npllama.decoding.follower import Follower
 from npllama.decoding.rejection import verified
-from npllama.decoding.single import Round, begin, longest
 from npllama.model import forward
 from npllama.sampling import draw, softmax
 from npllama.weights import Model
@@ -46,7 +45,7 @@ class Draft(NamedTuple):
 
 
 # From (text, most, cache) to at most so many guesses.  The cache is the target's
-# and holds the text without its last token: a draft may write behind that, but
+# and holds the text without its last token: a draft may write after that, but
 # must leave the length as it was.
 Propose = Callable[[Sequence[int], int, KVCache], Draft]
 
@@ -54,141 +53,105 @@ Propose = Callable[[Sequence[int], int, KVCache], Draft]
 #  ---- a smaller model as draft -----------------------------------------------
 
 
-def assisted(
-    assistant: Model,
-    capacity: int,
-    process: Process = unprocessed,
-    rng: np.random.Generator | None = None,
-) -> Propose:
+def guesses(
+    draft: Job,
+    logits_after: Callable[[list[int]], np.ndarray],
+    text: Sequence[int],
+    most: int,
+) -> Draft:
+    """Continue a text by plain decoding, and remember the distributions.
+
+    Parameters
+    ----------
+    draft : Job
+        `stop` says where a guess would end the text, so that none follows it;
+        `process` changes how many guesses are kept, not what comes out (if its steps
+        keep a state, it must not be the target's own function); without `rng`, each
+        guess is the likeliest token, and counts as made without a choice.
+    logits_after : function
+        From a text to (1, V) float.
+    text : token ids
+    most : int
+        How many tokens to guess.
+    """
+    guessed, start = list(text), len(draft.prompt)
+    probs = []
+    for _ in range(most):
+        logits = draft.process([guessed], logits_after(guessed))[0]  # (V,)
+        if not (logits > -np.inf).any():
+            break  # nothing can follow what was guessed, but perhaps what is written
+        if draft.rng is None:
+            guessed.append(int(logits.argmax()))
+        else:
+            probs.append(softmax(logits))
+            guessed.append(int(draw(probs[-1], draft.rng.random())))
+        if draft.stop(guessed[start:]):
+            break
+    return Draft(guessed[len(text) :], probs if draft.rng is not None else None)
+
+
+def assisted(draft: Job) -> Propose:
     """Guess with a smaller model of the same vocabulary.
 
     It has a cache of its own, which is rolled back to what was kept of its guesses.
 
     Parameters
     ----------
-    assistant : Model
-    capacity : int
-        Tokens that the text can have.
-    process : function
-        Histories and logits to logits; it changes how many guesses are kept, not
-        what comes out.  If its steps keep a state, not the target's own function.
-    rng : np.random.Generator
-        None guesses greedily: then each guess counts as made without a choice.
-
+    draft : Job
+        The target's, but with the smaller model; see `guesses`.
     """
-    follower = Follower(assistant, capacity)
+    follower = Follower(draft.model, len(draft.prompt) + draft.max_new_tokens)
 
-    def logits_behind(text: list[int]) -> np.ndarray:
+    def logits_after(text: list[int]) -> np.ndarray:
         return follower.logits([text])
 
     def propose(text: Sequence[int], most: int, cache: KVCache) -> Draft:
-        return guesses(logits_behind, text, most, process, rng)
+        return guesses(draft, logits_after, text, most)
 
     return propose
-
-
-def guesses(
-    logits_behind: Callable[[list[int]], np.ndarray],
-    text: Sequence[int],
-    most: int,
-    process: Process,
-    rng: np.random.Generator | None,
-) -> Draft:
-    """Continue a text by plain decoding, and remember the distributions.
-
-    Parameters
-    ----------
-    logits_behind : function
-        From a text to (1, V) float.
-    text : token ids
-    most : int
-        How many tokens to guess.
-    process, rng
-        As in `assisted`.
-    """
-    guessed = list(text)
-    probs = []
-    for _ in range(most):
-        logits = process([guessed], logits_behind(guessed))[0]  # (V,)
-        if not (logits > -np.inf).any():
-            break  # nothing can follow what was guessed, but perhaps what is written
-        if rng is None:
-            guessed.append(int(logits.argmax()))
-        else:
-            probs.append(softmax(logits))
-            guessed.append(int(draw(probs[-1], rng.random())))
-    return Draft(guessed[len(text) :], probs if rng is not None else None)
 
 
 #  ---- the loop ---------------------------------------------------------------
 
 
-def speculate(
-    model: Model,
-    prompt: Sequence[int],
-    propose: Propose,
-    stop: Stop,
-    max_new_tokens: int,
-    num_assistant_tokens: int,
-    process: Process = unprocessed,
-    rng: np.random.Generator | None = None,
-    *,
-    cache: KVCache | None = None,
-    assistant_ensemble_weight: float = 1.0,
-) -> Iterator[Round]:
+def speculate(job: Job, propose: Propose, num_assistant_tokens: int) -> Iterator[Step]:
     """Continue one prompt, checking guesses a round at a time.
 
     Parameters
     ----------
-    model : Model
-        The target.
-    prompt : token ids
+    job : Job
+        Of the target.  `process` is called once for every new token, on the text
+        before it, as by plain decoding: a step that keeps a state (mirostat, a
+        watermark) never sees a guess that was not kept.
     propose : function
         The draft: `assisted`, `prompt_lookup`, `early_exit`, `short_context`.
-    stop : function
-        New tokens to the reason for ending, or None.
-    max_new_tokens : int
     num_assistant_tokens : int
         Guesses per round, at most.
-    process : function
-        Histories and logits to logits.  Called once for every new token, on the
-        text before it, as by plain decoding: a step that keeps a state (mirostat, a
-        watermark) never sees a guess that was not kept.
-    rng : np.random.Generator
-        None decides greedily.
-    cache : KVCache
-        One row that may hold a beginning of the prompt; see `prefill`.
-    assistant_ensemble_weight : float
-        Below 1, the draft is given a vote of ``1 - weight`` where tokens are drawn:
-        more guesses are kept, and the text is no longer the target's.  1 is exact.
 
     Yields
     ------
-    Round
+    Step
         At least one token each, until the text ends.
 
     Raises
     ------
     ValueError
-        If the weight is not in (0, 1], or draft and target have different
-        vocabularies.
+        If draft and target have different vocabularies.
 
     References
     ----------
-    Leviathan et al. 2022, algorithm 1; the ensemble is that of transformers 5.
+    Leviathan et al. 2022, algorithm 1.
     """
-    weight = assistant_ensemble_weight
-    if not 0 < weight <= 1:
-        raise ValueError(f"assistant_ensemble_weight is {weight}; it lies in (0, 1]")
-    cache, ends = begin(model, prompt, stop, max_new_tokens, cache)
+    model, prompt = job.model, job.prompt
+    cache, ends = begin(job)
 
     def decide(new: list[int], logits: np.ndarray, x, q) -> int:
-        processed = process([[*prompt, *new]], logits[None])[0]  # (V,)
-        return verified(processed, x, q, rng, weight)
+        processed = job.process([[*prompt, *new]], logits[None])[0]  # (V,)
+        return verified(processed, x, q, job.rng)
 
     new: list[int] = []
     reason = None
-    last = min(len(prompt) + max_new_tokens, without_stretching(model, cache))
+    last = min(len(prompt) + job.max_new_tokens, without_stretching(model, cache))
     while reason is None:
         text = [*prompt, *new]
         # One place is kept for the token that the target itself adds.
@@ -201,7 +164,7 @@ def speculate(
         # All but the last token has been run; guesses that failed are forgotten.
         cache.length[0] = len(prompt) + len(new) - 1
         kept = sum(x == y for x, y in zip(tokens, draft.tokens))
-        yield Round(tokens, len(draft.tokens), kept, reason)
+        yield Step(tokens, reason, drafted=len(draft.tokens), accepted=kept)
 
 
 def check(
@@ -213,7 +176,7 @@ def check(
     ----------
     draft : Draft
     logits : (1 + guesses, V) float
-        The target's, behind the text and behind each guess.
+        The target's, after the text and after each guess.
     new : token ids
         What was generated before.
     decide : function
@@ -222,7 +185,7 @@ def check(
         New tokens to the reason for ending, or None.
     """
     tokens: list[int] = []
-    # Behind the last guess there is none to check: the token for free.
+    # After the last guess there is none to check: the token for free.
     for i, x in enumerate([*draft.tokens, None]):
         q = None if draft.probs is None or x is None else draft.probs[i]
         tokens.append(decide(new + tokens, logits[i], x, q))

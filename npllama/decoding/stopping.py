@@ -18,7 +18,7 @@ from npllama.text.tokenizer import Tokenizer
 
 
 def at_tokens(eos: Collection[int]) -> Stop:
-    """Stop behind any of the given tokens: "eos"."""
+    """Stop after any of the given tokens: "eos"."""
     ids = frozenset(eos)
     return lambda tokens: "eos" if tokens and tokens[-1] in ids else None
 
@@ -67,28 +67,28 @@ class Trimmer:
     """Trims a text that comes in pieces: holds back what may begin a stop string."""
 
     def __init__(self, strings: Sequence[str]):
-        self.strings, self.held = strings, ""
+        self.strings, self.held, self.ended = strings, "", False
 
     def push(self, piece: str) -> str:
-        """What can be shown for certain."""
-        self.held += piece
-        trimmed = trim(self.held, self.strings)
-        if trimmed != self.held:
-            self.held = ""
+        """What can be shown for certain; nothing once a stop string has come."""
+        if self.ended:
+            return ""
+        text = self.held + piece
+        trimmed = trim(text, self.strings)
+        if trimmed != text:
+            self.held, self.ended = "", True
             return trimmed
-        keep = max((self._overlap(s) for s in self.strings), default=0)
-        shown = self.held[: len(self.held) - keep]
-        self.held = self.held[len(shown) :]
-        return shown
+        keep = max((self._overlap(text, s) for s in self.strings), default=0)
+        self.held = text[len(text) - keep :]
+        return text[: len(text) - keep]
 
     def flush(self) -> str:
         """The rest, once it is known that nothing follows."""
         rest, self.held = self.held, ""
         return rest
 
-    def _overlap(self, string: str) -> int:
-        """Length of the longest end of the held text that begins `string`."""
-        longest = min(len(string) - 1, len(self.held))
-        return next(
-            (n for n in range(longest, 0, -1) if self.held.endswith(string[:n])), 0
-        )
+    @staticmethod
+    def _overlap(text: str, string: str) -> int:
+        """Length of the longest end of the text that begins `string`."""
+        longest = min(len(string) - 1, len(text))
+        return next((n for n in range(longest, 0, -1) if text.endswith(string[:n])), 0)

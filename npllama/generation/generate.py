@@ -15,21 +15,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npllama.cache import KVCache
-from npllama.decoding.common import Hypothesis
+from npllama.decoding.common import Hypothesis, Step
 from npllama.decoding.logprobs import TokenLogprob, text_logprobs, token_logprob
-from npllama.decoding.sample import sample
-from npllama.decoding.speculative import Round
 from npllama.generation.options import GenerationConfig, options_of
-from npllama.generation.strategies import Growth, growing, searching
+from npllama.generation.strategies import search, searches, write
 from npllama.generation.task import (
     Helpers,
     Prompt,
     Shower,
     Task,
-    echoed,
     is_prompt,
+    plan_of,
     prepare,
-    process_of,
     text_of,
 )
 from npllama.weights import Model
@@ -46,7 +43,7 @@ class Generation(NamedTuple):
     finish_reason: str  # "eos", "length", "context", "stop", "time", "format"
     score: float | None = None  # what the strategy ranked by, if it ranked
     logprobs: list[TokenLogprob] | None = None
-    # One per token of the prompt; nothing is before the first, so that is None.
+    # One per token of the prompt; nothing comes before the first, so that is None.
     prompt_logprobs: list[TokenLogprob | None] | None = None
     speculation: dict[str, int] | None = None  # rounds, and tokens drafted, accepted
 
@@ -94,21 +91,9 @@ def generate(
     texts: Sequence[Any] = [prompts] if single else prompts
     if not len(texts):
         raise ValueError("prompts: the list is empty; give at least one")
-    tasks = numbered([prepare(model, text, config, helpers) for text in texts])
-    search, grow = searching(config), growing(config, helpers)
-    if search is not None:
-        found = [
-            generation_of(task, hypothesis)
-            for task, child in zip(tasks, rng.spawn(len(tasks)))
-            for hypothesis in search(task, child)[: config.num_return_sequences]
-        ]
-    elif grow is not None:
-        wanted = config.num_return_sequences
-        copies = numbered([task for task in tasks for _ in range(wanted)])
-        children = rng.spawn(len(copies))
-        found = [grown(task, grow, child) for task, child in zip(copies, children)]
-    else:
-        found = sample_batch(tasks, rng)
+    plan = plan_of(model, config, helpers)
+    tasks = [prepare(plan, text) for text in texts]
+    found = searched(tasks, rng) if searches(config) else written(tasks, rng)
     return found[0] if single and config.num_return_sequences == 1 else found
 
 
@@ -116,7 +101,7 @@ class Piece(NamedTuple):
     """One step of a growing text."""
 
     token: int
-    text: str  # whole characters that are certain now; may be empty
+    text: str  # whole characters that are certain now, perhaps none
     reason: str | None  # why the text ends here, if it does
 
 
@@ -133,12 +118,13 @@ def pieces(
     Parameters
     ----------
     cache : KVCache
-        One row that may hold a beginning of the prompt, as in a chat; of use to
-        greedy search and sampling only.
+        One row that may hold a beginning of the prompt, as in a chat.  Lookahead
+        decoding and contrastive search make their own instead.
 
     Yields
     ------
     Piece
+        Their texts, joined, are the `text` that `generate` returns.
 
     Raises
     ------
@@ -149,20 +135,18 @@ def pieces(
     config, rng = _asked(model, config, rng)
     if not is_prompt(prompt):
         raise TypeError("a stream is of one prompt; several are for generate")
-    if searching(config) is not None or max(_copies(config)) > 1:
+    if searches(config) or max(_copies(config)) > 1:
         raise ValueError("beams and several texts cannot be streamed; use generate")
     if config.logprobs is not None or config.prompt_logprobs:
         raise ValueError("log-probabilities are not streamed; use generate")
-    task = prepare(model, prompt, config, helpers)
-    grow = growing(config, helpers)
-    child = rng.spawn(1)[0]
-    rounds = grow(task, child) if grow else sampled(task, child, cache)
+    task = prepare(plan_of(model, config, helpers), prompt)
     shower = Shower(task)
-    for round in rounds:
-        for i, token in enumerate(round.tokens):
-            reason = round.reason if i == len(round.tokens) - 1 else None
-            text = shower.push(token) + (shower.flush() if reason else "")
-            yield Piece(token, text, reason)
+    for step in write([task], rng.spawn(1), cache):
+        for token in step.tokens[:-1]:
+            yield Piece(token, shower.push(token), None)
+        text = shower.push(step.tokens[-1])
+        text += shower.flush() if step.reason else ""
+        yield Piece(step.tokens[-1], text, step.reason)
 
 
 def stream(
@@ -181,11 +165,7 @@ def stream(
     ------
     str
     """
-    config, rng = _asked(model, config, rng)
-    grown = pieces(model, prompt, config, rng, helpers=helpers)
-    for i, piece in enumerate(grown):
-        if i == 0 and config.echo:
-            yield echoed(model, prompt)
+    for piece in pieces(model, prompt, config, rng, helpers=helpers):
         if piece.text:
             yield piece.text
 
@@ -193,7 +173,7 @@ def stream(
 def _asked(
     model: Model, config: GenerationConfig | None, rng: np.random.Generator | None
 ) -> tuple[GenerationConfig, np.random.Generator]:
-    """Options and source of chance, or their defaults; TypeError if they are none."""
+    """Options and source of chance, or their defaults; TypeError for other kinds."""
     if not isinstance(model, Model):
         raise TypeError(f"model: {type(model).__name__} found; see npllama.load")
     config = GenerationConfig(**options_of(model)) if config is None else config
@@ -207,101 +187,85 @@ def _asked(
     return config, rng
 
 
+#  ---- whole texts ------------------------------------------------------------
+
+
+def _copies(config: GenerationConfig) -> tuple[int, int]:
+    """How many texts to write per prompt, and how many of them to return."""
+    wanted = config.num_return_sequences
+    return config.best_of or wanted, wanted
+
+
 def numbered(tasks: Sequence[Task]) -> list[Task]:
     """The same tasks, each with its number."""
     return [task._replace(row=row) for row, task in enumerate(tasks)]
 
 
-#  ---- sampling and greedy search, side by side -------------------------------
+def searched(tasks: Sequence[Task], rng: np.random.Generator) -> list[Generation]:
+    """The best texts of a search for each prompt."""
+    wanted = tasks[0].plan.config.num_return_sequences
+    return [
+        generation_of(task, hypothesis)
+        for task, child in zip(numbered(tasks), rng.spawn(len(tasks)))
+        for hypothesis in search(task, child)[:wanted]
+    ]
 
 
-def _copies(config: GenerationConfig) -> tuple[int, int]:
-    """How many texts to draw per prompt, and how many of them to return."""
-    wanted = config.num_return_sequences
-    return config.best_of or wanted, wanted
-
-
-def sampled(
-    task: Task, rng: np.random.Generator, cache: KVCache | None
-) -> Iterator[Round]:
-    """One row of `sample`, a token a round."""
-    rngs = [rng] if task.config.do_sample else None
-    process = process_of([task], [rng])
-    limit = task.max_new_tokens
-    steps = sample(task.model, [task.prompt], task.stop, limit, process, rngs, cache)
-    for step in steps:
-        token = step.tokens[0]
-        assert token is not None
-        yield Round([token], 0, 0, step.reasons[0])
-
-
-def sample_batch(tasks: list[Task], rng: np.random.Generator) -> list[Generation]:
-    """Continue all prompts in one batch, each as often as the config asks.
+def written(tasks: Sequence[Task], rng: np.random.Generator) -> list[Generation]:
+    """Collect the steps of all prompts, each continued as often as the config asks.
 
     With `best_of`, those of a prompt whose tokens have the largest summed
     log-probability are returned, best first.
     """
-    config = tasks[0].config
+    config = tasks[0].plan.config
     copies, wanted = _copies(config)
-    rows = [task for task in tasks for _ in range(copies)]
-    rngs = rng.spawn(len(rows))
-    tokens: list[list[int]] = [[] for _ in rows]
-    reasons = [""] * len(rows)
-    seen: list[list[TokenLogprob]] = [[] for _ in rows]
+    rows = numbered([task for task in tasks for _ in range(copies)])
+    steps: list[list[Step]] = [[] for _ in rows]
+    entries: list[list[TokenLogprob]] = [[] for _ in rows]
     observe = config.logprobs is not None or copies > wanted
-    for step in sample(
-        rows[0].model,
-        [task.prompt for task in rows],
-        rows[0].stop,
-        [task.max_new_tokens for task in rows],
-        process_of(rows, rngs),
-        rngs if config.do_sample else None,
-    ):
-        for b, token in enumerate(step.tokens):
-            if token is None:
-                continue
-            tokens[b].append(token)
-            reasons[b] = step.reasons[b] or ""
-            if observe:
-                top, processed = config.logprobs or 0, step.processed[b]
-                seen[b].append(token_logprob(step.raw[b], token, top, processed))
-    found = []
-    for first in range(0, len(rows), copies):
-        group = list(range(first, first + copies))
-        if copies > wanted:
-            group.sort(key=lambda b: -sum(entry.logprob for entry in seen[b]))
-        for b in group[:wanted]:
-            score = sum(entry.logprob for entry in seen[b]) if observe else None
-            hypothesis = Hypothesis(tokens[b], score, reasons[b])
-            found.append(generation_of(rows[b], hypothesis, seen[b]))
-    return found
+    for step in write(rows, rng.spawn(len(rows))):
+        if observe and step.logits is not None:
+            entries[step.row].append(_entry(step, config.logprobs or 0))
+        steps[step.row].append(step._replace(logits=None, processed=None))
+    texts = [
+        generation_of(task, collected(some, entries[row]), entries[row], some)
+        for row, (task, some) in enumerate(zip(rows, steps))
+    ]
+    groups = [texts[i : i + copies] for i in range(0, len(texts), copies)]
+    if copies > wanted:
+        groups = [sorted(group, key=lambda text: -text.score) for group in groups]
+    return [text for group in groups for text in group[:wanted]]
 
 
-def grown(task: Task, grow: Growth, rng: np.random.Generator) -> Generation:
-    """Run a strategy that grows one text to its end."""
-    rounds = list(grow(task, rng))
-    tokens = [token for round in rounds for token in round.tokens]
-    hypothesis = Hypothesis(tokens, None, rounds[-1].reason or "length")
-    drafted, accepted = sum(r.drafted for r in rounds), sum(r.accepted for r in rounds)
-    counts = {"rounds": len(rounds), "drafted": drafted, "accepted": accepted}
-    return generation_of(task, hypothesis)._replace(
-        speculation=counts if drafted else None
-    )
+def _entry(step: Step, top: int) -> TokenLogprob:
+    return token_logprob(step.logits, step.tokens[0], top, step.processed)
+
+
+def collected(steps: Sequence[Step], entries: Sequence[TokenLogprob]) -> Hypothesis:
+    """The steps of one text as a whole; its score if log-probabilities were noted."""
+    tokens = [token for step in steps for token in step.tokens]
+    score = sum(entry.logprob for entry in entries) if entries else None
+    return Hypothesis(tokens, score, steps[-1].reason)
 
 
 def generation_of(
-    task: Task, found: Hypothesis, seen: list[TokenLogprob] | None = None
+    task: Task,
+    found: Hypothesis,
+    entries: Sequence[TokenLogprob] = (),
+    steps: Sequence[Step] = (),
 ) -> Generation:
-    """Report a text; log-probabilities that were not seen are worked out."""
-    config = task.config
-    whole = [*task.prompt, *found.tokens]
-    logprobs = prompt_logprobs = None
+    """Report a text; log-probabilities that were not noted are worked out."""
+    config, model = task.plan.config, task.plan.model
+    logprobs = prompt_logprobs = speculation = None
     if config.logprobs is not None:
-        top, start = config.logprobs, len(task.prompt)
-        logprobs = seen or text_logprobs(task.model, whole, start, top)
+        whole, start = [*task.prompt, *found.tokens], len(task.prompt)
+        logprobs = list(entries) or text_logprobs(model, whole, start, config.logprobs)
     if config.prompt_logprobs:
         top = config.logprobs or 0
-        prompt_logprobs = [None, *text_logprobs(task.model, task.given, 1, top)]
+        prompt_logprobs = [None, *text_logprobs(model, task.given, 1, top)]
+    if drafted := sum(step.drafted for step in steps):
+        accepted = sum(step.accepted for step in steps)
+        speculation = {"rounds": len(steps), "drafted": drafted, "accepted": accepted}
     return Generation(
         task.given,
         found.tokens,
@@ -310,4 +274,5 @@ def generation_of(
         found.score,
         logprobs,
         prompt_logprobs,
+        speculation,
     )

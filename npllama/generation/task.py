@@ -1,8 +1,8 @@
-"""What is to be done for one prompt, with everything a strategy will ask for.
+"""What is to be done: once for a config, and for each of its prompts.
 
-Between the user's words (`options`) and the strategies (`decoding`) lies some
-preparation: text becomes tokens, limits are resolved, stopping rules and formats
-are made.  A `Task` is its result.
+Some preparation lies between the user's words (`options`) and the strategies
+(`decoding`): text becomes tokens, limits are resolved, stopping rules and formats
+are made.  A `Plan` holds what all prompts share, a `Task` what one prompt needs.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from npllama.cache import KVCache
 from npllama.decoding.automaton import Machine, compile_regex
-from npllama.decoding.common import Process, Stop, room
+from npllama.decoding.common import Job, Process, Stop, room
 from npllama.decoding.contrastive_decoding import contrastive_decoding
-from npllama.decoding.guided import guide_for, guided, heal
+from npllama.decoding.guided import Guide, guide_for, guided, heal
 from npllama.decoding.json_schema import schema_to_regex
 from npllama.decoding.stopping import (
     Trimmer,
@@ -23,8 +24,8 @@ from npllama.decoding.stopping import (
     at_strings,
     at_tokens,
     first_of,
-    trim,
 )
+from npllama.generation.limits import ways
 from npllama.generation.options import GenerationConfig
 from npllama.generation.pipeline import Setting, pipeline
 from npllama.text.tokenizer import StreamDecoder, Tokenizer
@@ -42,72 +43,81 @@ class Helpers(NamedTuple):
     stop: Stop | None = None  # a further rule for stopping
 
 
-class Task(NamedTuple):
-    """One prompt, ready to be continued."""
+class Plan(NamedTuple):
+    """What a config asks of a model, made once for all its prompts."""
 
     model: Model
     config: GenerationConfig
     helpers: Helpers
-    given: list[int]  # the prompt as it came
-    prompt: list[int]  # the same, possibly without a token that is to be healed
-    healed: str  # text of that token, which the new text will begin with
     eos: tuple[int, ...]
-    stop: Stop
+    guide: Guide | None  # of the format that binds the new text
+    whole: Stop  # ends a text that is whole: after an end token, or a full format
+    stop: Stop  # ends it also for the other reasons that the config names
+
+
+class Task(NamedTuple):
+    """One prompt, ready to be continued."""
+
+    plan: Plan
+    given: list[int]  # the prompt as it came
+    prompt: list[int]  # the same, perhaps without a token that is to be healed
+    healing: Guide | None  # restores the bytes of that token
+    healed: str  # the text of that token, with which the new text will begin
     max_new_tokens: int
-    formats: list[Process]
     row: int = 0  # its number among those that are to be continued
 
     @property
     def capacity(self) -> int:
         """Positions that the whole text may take."""
-        return room(self.model, len(self.prompt), self.max_new_tokens)
+        return room(self.plan.model, len(self.prompt), self.max_new_tokens)
 
 
-def prepare(
-    model: Model, prompt: Prompt, config: GenerationConfig, helpers: Helpers
-) -> Task:
-    """Make a task of a prompt and a config.
+#  ---- once for a config ------------------------------------------------------
+
+
+def plan_of(model: Model, config: GenerationConfig, helpers: Helpers) -> Plan:
+    """Make what all prompts of a config share.
 
     Raises
     ------
     ValueError
-        If text is given or needed and the model has no tokenizer, the prompt is
-        empty, or no room is left behind it.
+        If a format is malformed, text is needed and the model has no tokenizer, or a
+        helper does not fit.
     """
-    given = encode_prompt(model, prompt)
-    if not given:
-        raise ValueError("the prompt is empty: give text, or at least one token")
-    shortened, formats, healed = list(given), [], ""
-    if config.token_healing:
-        shortened, guide = heal(tokenizer_of(model), given)
-        if guide is not None:
-            formats.append(guided(guide, [len(shortened)]))
-            healed = (
-                tokenizer_of(model).token_bytes(given[-1]).decode("utf-8", "replace")
-            )
+    check_helpers(model, config, helpers)
     eos = config.eos_token_id
     eos = tuple(model.config.eos_token_id if eos is None else eos)
-    rules = [at_tokens(eos)]
+    guide, whole, others = None, [at_tokens(eos)], list[Stop]()
     if (machine := format_of(config)) is not None:
         guide = guide_for(tokenizer_of(model), machine, eos)
-        formats.append(guided(guide, [len(given)]))
-        rules.append(lambda tokens: "format" if guide.finished(tokens) else None)
+        whole.append(lambda tokens: "format" if guide.finished(tokens) else None)
     if config.stop_strings:
-        rules.append(at_strings(tokenizer_of(model), config.stop_strings))
+        others.append(at_strings(tokenizer_of(model), config.stop_strings))
     if config.max_time is not None:
-        rules.append(after_seconds(config.max_time))
+        others.append(after_seconds(config.max_time))
     if helpers.stop is not None:
-        rules.append(helpers.stop)
-    limit = _limit(config, len(shortened))
-    room(model, len(shortened), limit)
-    stop = first_of(rules)
-    return Task(
-        model, config, helpers, given, shortened, healed, eos, stop, limit, formats
-    )
+        others.append(helpers.stop)
+    stop = first_of(whole + others)
+    return Plan(model, config, helpers, eos, guide, first_of(whole), stop)
+
+
+def check_helpers(model: Model, config: GenerationConfig, helpers: Helpers) -> None:
+    """Raise ValueError if a helping model has other tokens, or no use."""
+    V = model.config.vocab_size
+    for name in ("assistant", "amateur"):
+        helper = getattr(helpers, name)
+        if helper is not None and helper.config.vocab_size != V:
+            raise ValueError(
+                f"the {name} knows {helper.config.vocab_size} tokens, the model {V}: "
+                "they must share one vocabulary"
+            )
+    others = ways(config) + ["best_of"] * (config.best_of is not None)
+    if helpers.assistant is not None and others:
+        raise ValueError(f"an assistant and {others[0]} exclude each other")
 
 
 def format_of(config: GenerationConfig) -> Machine | None:
-    """What the new text is held to, if the config names a format.
+    """What binds the new text, if the config names a format.
 
     Raises
     ------
@@ -119,8 +129,34 @@ def format_of(config: GenerationConfig) -> Machine | None:
     return None if config.regex is None else compile_regex(config.regex)
 
 
+#  ---- for each prompt --------------------------------------------------------
+
+
+def prepare(plan: Plan, prompt: Prompt) -> Task:
+    """Make a task of a prompt.
+
+    Raises
+    ------
+    ValueError
+        If the prompt is empty, is text while the model has no tokenizer, or leaves
+        no room for new tokens.
+    """
+    given = encode_prompt(plan.model, prompt)
+    if not given:
+        raise ValueError("the prompt is empty: give text, or at least one token")
+    shortened, healing, healed = given, None, ""
+    if plan.config.token_healing:
+        shortened, healing = heal(tokenizer_of(plan.model), given)
+    if healing is not None:
+        taken = tokenizer_of(plan.model).token_bytes(given[-1])
+        healed = taken.decode("utf-8", "replace")
+    limit = _limit(plan.config, len(shortened))
+    room(plan.model, len(shortened), limit)
+    return Task(plan, given, shortened, healing, healed, limit)
+
+
 def _limit(config: GenerationConfig, prompt: int) -> int:
-    """New tokens at most: said directly, or through the length of the whole."""
+    """New tokens at most: given directly, or by the length of the whole text."""
     if config.max_new_tokens is not None:
         return config.max_new_tokens
     if config.max_length is None:
@@ -132,58 +168,65 @@ def _limit(config: GenerationConfig, prompt: int) -> int:
     return config.max_length - prompt
 
 
+def jobs_of(
+    tasks: Sequence[Task],
+    rngs: Sequence[np.random.Generator],
+    cache: KVCache | None = None,
+) -> list[Job]:
+    """A job for every task; as rows of one batch they share a process."""
+    plan, process = tasks[0].plan, process_of(tasks, rngs)
+    return [
+        Job(
+            plan.model,
+            task.prompt,
+            task.max_new_tokens,
+            plan.stop,
+            process,
+            rng if plan.config.do_sample else None,
+            cache,
+        )
+        for task, rng in zip(tasks, rngs)
+    ]
+
+
 def process_of(
     tasks: Sequence[Task], rngs: Sequence[np.random.Generator] = ()
 ) -> Process:
-    """The pipeline for rows that continue the prompts of these tasks.
-
-    All tasks have one config and one model.
-    """
-    first = tasks[0]
-    formats = first.formats
-    if len(tasks) > 1 and any(task.formats for task in tasks):
-        formats = [_row_by_row([task.formats for task in tasks])]
-    ends = [task.capacity for task in tasks]
-    amateur, objections = first.helpers.amateur, []
+    """The pipeline for rows that continue the prompts of these tasks."""
+    plan, ends = tasks[0].plan, [task.capacity for task in tasks]
+    formats, objections = [], []
+    if plan.guide is not None:
+        formats = [guided(plan.guide, [len(task.given) for task in tasks])]
+    if any(task.healing for task in tasks):
+        formats.append(_healing(tasks))
+    amateur, c = plan.helpers.amateur, plan.config
     if amateur is not None:
-        config = first.config
-        check_vocabulary("amateur", amateur, first.model)
-        alpha, beta = config.contrastive_alpha, config.contrastive_beta
+        alpha, beta = c.contrastive_alpha, c.contrastive_beta
         objections = [contrastive_decoding(amateur, max(ends), alpha, beta)]
     setting = Setting(
         prompts=[task.prompt for task in tasks],
-        eos=first.eos,
+        eos=plan.eos,
         ends=ends,
-        model=first.model,
+        model=plan.model,
         rngs=rngs,
-        first=first.row,
+        first=tasks[0].row,
         formats=formats,
         objections=objections,
     )
-    return pipeline(first.config, setting)
+    return pipeline(c, setting)
 
 
-def check_vocabulary(name: str, helper: Model, model: Model) -> None:
-    """Raise ValueError if a helping model speaks of other tokens."""
-    V, other = model.config.vocab_size, helper.config.vocab_size
-    if V != other:
-        raise ValueError(
-            f"the {name} knows {other} tokens, the model {V}: they must share one "
-            "vocabulary"
-        )
+def _healing(tasks: Sequence[Task]) -> Process:
+    """Each row restores the bytes that were taken from its own prompt."""
 
-
-def _row_by_row(formats: Sequence[Sequence[Process]]) -> Process:
-    """Formats that differ from row to row, as one step."""
-
-    def process(history, logits):
-        rows = []
+    def process(history: Sequence[Sequence[int]], logits: np.ndarray) -> np.ndarray:
+        logits = logits.copy()
         for b, tokens in enumerate(history):
-            row = logits[b : b + 1]
-            for step in formats[b % len(formats)]:
-                row = step([tokens], row)
-            rows.append(row)
-        return np.concatenate(rows)
+            task = tasks[b % len(tasks)]
+            if task.healing is not None:
+                heal_row = guided(task.healing, [len(task.prompt)])
+                logits[b] = heal_row([tokens], logits[b : b + 1])[0]
+        return logits
 
     return process
 
@@ -225,9 +268,9 @@ def encode_prompt(model: Model, prompt: Prompt) -> list[int]:
     Raises
     ------
     TypeError
-        If it is neither text nor numbers that are whole.
+        If it is neither text nor whole numbers.
     ValueError
-        If it is text and the model has no tokenizer, or an id is no token.
+        If it is text and the model has no tokenizer, or an id is not a token.
     """
     if isinstance(prompt, str):
         return _embedded(model, tokenizer_of(model).encode(prompt))
@@ -258,43 +301,44 @@ def _embedded(model: Model, tokens: list[int]) -> list[int]:
 
 
 class Shower:
-    """Turns the tokens of a task into the text that is shown of them."""
+    """Decodes new tokens, and holds back what a stop string may still remove.
+
+    What all calls of `push` and then `flush` return is the text of the task; with
+    `echo` it begins with the prompt.  A model without a tokenizer shows nothing.
+    """
 
     def __init__(self, task: Task):
-        self.decoder = StreamDecoder(tokenizer_of(task.model), continuing=True)
-        strings = task.config.stop_strings
-        cut = strings and not task.config.include_stop_str_in_output
-        self.trimmer = Trimmer(strings) if cut else None
-        self.skip = len(task.healed)
+        config, tokenizer = task.plan.config, task.plan.model.tokenizer
+        echo = config.echo and tokenizer is not None
+        self.decoder = tokenizer and StreamDecoder(tokenizer, continuing=not echo)
+        # A prompt may end within a character, so one decoder reads prompt and text.
+        self.prompt = "".join(map(self.decoder.push, task.prompt)) if echo else ""
+        self.skip = 0 if echo else len(task.healed)
+        strings = () if config.include_stop_str_in_output else config.stop_strings
+        self.trimmer = Trimmer(strings) if strings else None
+        # An end token is no part of a text that keeps to a format.
+        self.silent = task.plan.eos if task.plan.guide is not None else ()
 
     def push(self, token: int) -> str:
         """What can be shown for certain now."""
+        if self.decoder is None or token in self.silent:
+            return ""
         return self._show(self.decoder.push(token))
 
     def flush(self) -> str:
         """What is left at the end."""
+        if self.decoder is None:
+            return ""
         text = self._show(self.decoder.flush())
         return text + (self.trimmer.flush() if self.trimmer else "")
 
     def _show(self, text: str) -> str:
         text, self.skip = text[self.skip :], max(0, self.skip - len(text))
-        return self.trimmer.push(text) if self.trimmer else text
+        prompt, self.prompt = self.prompt, ""
+        return prompt + (self.trimmer.push(text) if self.trimmer else text)
 
 
 def text_of(task: Task, tokens: Sequence[int]) -> str:
-    """The text to report for new tokens; empty if the model has no tokenizer."""
-    if task.model.tokenizer is None:
-        return ""
-    decoder = StreamDecoder(task.model.tokenizer, continuing=True)
-    text = "".join(map(decoder.push, tokens)) + decoder.flush()
-    text = text[len(task.healed) :]
-    if not task.config.include_stop_str_in_output:
-        text = trim(text, task.config.stop_strings)
-    if task.config.echo:
-        text = echoed(task.model, task.given) + text
-    return text
-
-
-def echoed(model: Model, prompt: Prompt) -> str:
-    """The text of a prompt, as its tokens say it."""
-    return tokenizer_of(model).decode(encode_prompt(model, prompt))
+    """The text to report for new tokens."""
+    shower = Shower(task)
+    return "".join(map(shower.push, tokens)) + shower.flush()

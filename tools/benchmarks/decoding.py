@@ -83,6 +83,7 @@ class NpLlama:
     def time_lookup(self, tokens: int, repeats: int) -> dict[str, Any]:
         """Seconds of decoding a repetitive text, token by token and with prompt lookup."""
         from npllama.cache import new_cache
+        from npllama.decoding.common import Job
         from npllama.decoding.prompt_lookup import prompt_lookup
         from npllama.decoding.sample import sample
         from npllama.decoding.speculative import speculate
@@ -90,27 +91,24 @@ class NpLlama:
 
         text = repetitive(self.m.config.vocab_size, 2 * PERIOD + tokens + 1)
         prompt, process = text[: 2 * PERIOD], saying(text)
-        stop = lambda new: None  # noqa: E731
-        rounds: list = []
+        steps: list = []
         # All but the prompt's last token has been run: what is timed is decode.
         cache = new_cache(self.m.config, 1, len(text))
         forward(self.m, np.array([prompt[:-1]]), cache, last=True)
+        job = Job(self.m, prompt, tokens, process=process, cache=cache)
 
         def one_by_one() -> None:
             cache.length[:] = len(prompt) - 1
-            for _ in sample(self.m, [prompt], stop, tokens, process, cache=cache):
+            for _ in sample([job]):
                 pass
 
         def looked_up() -> None:
             cache.length[:] = len(prompt) - 1
-            rounds[:] = speculate(
-                self.m, prompt, prompt_lookup(), stop, tokens, GUESSES, process,
-                cache=cache,
-            )  # fmt: skip
+            steps[:] = speculate(job, prompt_lookup(), GUESSES)
 
         calls = {"one by one": one_by_one, "prompt lookup": looked_up}
         seconds = interleaved(calls, repeats)
-        return {"seconds": seconds, "passes": len(rounds)}
+        return {"seconds": seconds, "passes": len(steps)}
 
 
 class Pair:
@@ -131,6 +129,7 @@ class Pair:
     def _mean(self, texts: int, guesses: int, greedily: bool) -> float:
         from stories import story
 
+        from npllama.decoding.common import Job
         from npllama.decoding.speculative import assisted, speculate
         from npllama.decoding.stopping import at_tokens
 
@@ -139,10 +138,9 @@ class Pair:
             beginning = story(np.random.default_rng(seed))
             prompt = self.m.tokenizer.encode(beginning)[:BEGINNING]
             rng = None if greedily else np.random.default_rng(seed)
-            guess = assisted(self.draft, 512, rng=rng)
-            found = speculate(
-                self.m, prompt, guess, at_tokens([2]), 400, guesses, rng=rng
-            )
+            job = Job(self.m, prompt, 400, at_tokens([2]), rng=rng)
+            small = assisted(job._replace(model=self.draft))
+            found = speculate(job, small, guesses)
             kept += [r.accepted for r in found if r.drafted == guesses and not r.reason]
         return float(np.mean(kept))
 

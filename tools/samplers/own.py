@@ -10,6 +10,7 @@ import numpy as np
 from npllama import sampling as s
 from npllama.decoding import rejection
 from npllama.decoding.beam import beam_search
+from npllama.decoding.common import Job
 from npllama.decoding.contrastive_decoding import contrast as contrast_models
 from npllama.decoding.contrastive_search import most_contrastive
 from npllama.decoding.dola import DIVERGENCES
@@ -21,8 +22,6 @@ from npllama.decoding.speculative import assisted, speculate
 from npllama.decoding.stopping import Trimmer, at_strings, at_tokens
 from npllama.sampling.mirostat import mirostat_start
 from samplers.scripted import instead_of_the_model, scripted
-
-CAPACITY = 64
 
 
 def factory() -> dict[str, Any]:
@@ -228,13 +227,9 @@ def ending(eos: int | None) -> list[int]:
 def greedy_search(model: Callable, prompt: Sequence[int], *, max_new_tokens, eos):
     """The rows of `sample`, of which there is one."""
     with instead_of_the_model():
-        steps = sample(
-            scripted(model, size_of(model)),
-            [prompt],
-            at_tokens(ending(eos)),
-            max_new_tokens,
-        )
-        return [step.tokens[0] for step in steps]
+        writer = scripted(model, size_of(model))
+        job = Job(writer, prompt, max_new_tokens, at_tokens(ending(eos)))
+        return [step.tokens[0] for step in sample([job])]
 
 
 def beams(model: Callable, prompt: Sequence[int], *, max_new_tokens, eos, **options):
@@ -318,18 +313,12 @@ def speculative(
     def both(histories: Sequence[Sequence[int]], logits: np.ndarray) -> np.ndarray:
         return np.stack([process(text, row) for text, row in zip(histories, logits)])
 
+    stop = at_tokens(ending(eos))
+    job = Job(scripted(target, size), prompt, max_new_tokens, stop, both, rng)
     with instead_of_the_model():
-        rounds = speculate(
-            scripted(target, size),
-            prompt,
-            assisted(scripted(draft, size), CAPACITY, both, rng),
-            at_tokens(ending(eos)),
-            max_new_tokens,
-            num_guesses,
-            both,
-            rng,
-        )
-        return [token for found in rounds for token in found.tokens]
+        small = assisted(job._replace(model=scripted(draft, size)))
+        steps = speculate(job, small, num_guesses)
+        return [token for step in steps for token in step.tokens]
 
 
 class Pieces:
