@@ -173,6 +173,31 @@ def test_end_tokens_of_the_generation_config_are_added(tmp_path, out):
     assert read_npz(out).files["generation_config.json"] == path.read_bytes()
 
 
+@pytest.mark.parametrize(
+    "own, wished, expected",
+    [
+        (None, [201, 9], (201, 9)),  # LLaMA 3's id 2 is "#"
+        (None, 7, (7,)),
+        (None, None, (2,)),  # as LlamaConfig
+        ([4], [9], (4, 9)),
+        (4, None, (4,)),
+    ],
+)
+def test_an_end_token_that_is_not_given_is_not_added(
+    tmp_path, out, own, wished, expected
+):
+    folder = tmp_path / "checkpoint"
+    write_folder(folder)
+    data = config_to_hf(DISTINCT) | {"eos_token_id": own}
+    if own is None:
+        del data["eos_token_id"]
+    (folder / "config.json").write_text(json.dumps(data))
+    wishes = {} if wished is None else {"eos_token_id": wished}
+    (folder / "generation_config.json").write_text(json.dumps(wishes))
+    convert(folder, out, "float32")
+    assert load(out).config.eos_token_id == expected
+
+
 def test_rotary_frequencies_of_old_checkpoints_are_left_behind(tmp_path, out):
     folder = tmp_path / "checkpoint"
     tensors = write_folder(folder)
@@ -417,11 +442,6 @@ def change_tensors(folder, change):
 
 FAULTS = {
     "missing": (lambda t: t.pop(GATE), "checkpoint", r"missing; .* (11, 7)"),
-    "extra": (
-        lambda t: t.update({"model.extra": np.ones(2)}),
-        "model.safetensors",
-        "not part",
-    ),
     "misshapen": (
         lambda t: t.update({GATE: np.ascontiguousarray(t[GATE].T)}),
         "model.safetensors",
@@ -441,8 +461,7 @@ def test_a_wrong_tensor_is_named_before_anything_is_written(folder, out, capsys,
     change_tensors(folder, change)
     out.write_bytes(b"old")
     line = fails(capsys, folder, out)
-    name = "model.extra" if fault == "extra" else GATE
-    assert f"{where}: {name}: " in line
+    assert f"{where}: {GATE}: " in line
     assert all(word in line for word in words.split(" .* "))
     assert out.read_bytes() == b"old"
     assert sorted(os.listdir(out.parent)) == ["checkpoint", "out.npz"]
@@ -540,15 +559,66 @@ def test_shards_and_index_must_agree(tmp_path, out, capsys):
 
     write_index(folder, weight_map | {GATE: other})
     assert f"{other}: {GATE}: missing; model" in fails(capsys, folder, out)
-    write_index(folder, {n: s for n, s in weight_map.items() if n != GATE})
-    assert f"{home}: {GATE}: model.safetensors.index.json does not promise it" in fails(
-        capsys, folder, out
-    )
     write_index(folder, {})
     assert "index.json: no weight_map" in fails(capsys, folder, out)
     write_index(folder, weight_map)
     (folder / home).unlink()
     assert f"{folder / home}: missing; " in fails(capsys, folder, out)
+
+
+def test_what_an_index_leaves_out_is_used_and_said(tmp_path, out, capsys):
+    folder = tmp_path / "checkpoint"
+    tensors, weight_map = write_shards(folder)
+    write_index(folder, {n: s for n, s in weight_map.items() if n != GATE})
+    assert main([str(folder), str(out)]) == 0
+    assert f"in a shard, but not promised: {GATE}" in capsys.readouterr().err
+    np.testing.assert_array_equal(load(out).layers[1].w_gate, tensors[GATE])
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.self_attn.rotary_emb.inv_freq", HEAD, "score.weight"]
+)
+def test_what_an_index_promises_and_nobody_needs_may_be_absent(
+    tmp_path, out, capsys, name
+):
+    folder = tmp_path / "checkpoint"
+    _, weight_map = write_shards(folder, TIED)
+    write_index(folder, weight_map | {name: weight_map[GATE]})
+    assert main([str(folder), str(out)]) == 0
+    assert f"promised, but in no shard: {name}" in capsys.readouterr().err
+    assert load(out).config == TIED
+
+
+def test_an_output_layer_that_is_promised_and_needed_must_be_there(
+    tmp_path, out, capsys
+):
+    folder = tmp_path / "checkpoint"
+    _, weight_map = write_shards(folder, TIED)
+    write_config(folder, DISTINCT)
+    write_index(folder, weight_map | {HEAD: weight_map[GATE]})
+    assert main([str(folder), str(out)]) == 1
+    assert f"{HEAD}: missing; the config asks for" in capsys.readouterr().err
+
+
+EXTRA = ["model.layers.0.self_attn.rotary_emb.cos_cached", "score.weight",
+         "v_head.summary.weight", "model.layers.1.self_attn.k_scale",
+         "model.layers.7.mlp.up_proj.weight"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXTRA)
+def test_extra_tensors_are_left_out_and_named(folder, out, capsys, name):
+    change_tensors(folder, lambda t: t.update({name: np.ones(3, np.float32)}))
+    assert main([str(folder), str(out)]) == 0
+    warnings = capsys.readouterr().err
+    assert f"{folder / 'model.safetensors'}: left out, as transformers" in warnings
+    assert name in warnings and name not in read_npz(out).tensors
+
+
+def test_of_many_extra_tensors_a_few_are_named(folder, out, capsys):
+    extra = {f"extra.{i}": np.ones(1, np.float32) for i in range(9)}
+    change_tensors(folder, lambda t: t.update(extra))
+    assert main([str(folder), str(out)]) == 0
+    assert "extra.3, extra.4 and 4 more" in capsys.readouterr().err
 
 
 # ---- what is wrong is named: a safetensors file -------------------------------------

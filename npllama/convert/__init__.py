@@ -10,6 +10,8 @@ comes, so that a model larger than memory can be converted.
 `source`       what every reader returns: a config, and tensors yet to be read
 `safetensors`  a file of tensors: Hugging Face's own format
 `pytorch`      a file of tensors: a pickled dictionary, read without running it
+`packed`       numbers of a few bits, and the words that they are packed in
+`layouts`      weights in 2 to 8 bits: GPTQ, AWQ, compressed-tensors
 `hf`           a folder of Hugging Face: one such file, or shards and an index
 `meta`         Meta's folder: model-parallel slices and ``params.json``
 `llama2c`      the ``.bin`` of llama2.c, version 0

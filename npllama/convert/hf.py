@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from npllama.config import config_from_hf
+from npllama.config import Config, config_from_hf
 from npllama.convert import pytorch, safetensors
+from npllama.convert.layouts import unpacked
 from npllama.convert.source import Checkpoint, Tensor, companions, contents, read_json
+from npllama.weights import tensor_shapes
 
 Reader = Callable[[Path], dict[str, Tensor]]
 # In transformers' order of preference; each may be split, with an index beside it.
@@ -27,7 +29,11 @@ EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 def is_hf(folder: Path) -> bool:
     """Whether a folder holds weights under a name that Hugging Face uses."""
     names = [name for single in FORMATS for name in (single, f"{single}.index.json")]
-    return any(os.path.lexists(folder / name) for name in names)
+    if any(os.path.lexists(folder / name) for name in names):
+        return True
+    # Old GPTQ folders call their one file gptq_model-4bit-128g.safetensors or so.
+    alone = len(list(folder.glob("*.safetensors"))) == 1
+    return alone and os.path.lexists(folder / "config.json")
 
 
 def open_hf(folder: Path) -> Checkpoint:
@@ -40,44 +46,108 @@ def open_hf(folder: Path) -> Checkpoint:
     OSError
         If a file cannot be read.
     """
-    found = companions(folder)
-    config_path = folder / "config.json"
-    data = read_json(config_path)
-    if "generation_config.json" in found:
-        data = _add_stops(data, read_json(found["generation_config.json"]))
+    found, notes = companions(folder), list[str]()
+    data, quantization, read = _settings(folder, found)
     try:
         config = config_from_hf(data)
     except ValueError as error:
-        raise ValueError(f"{config_path}: {error}") from None
-    tensors, index = _weights(folder)
-    tensors = {name: t for name, t in tensors.items() if not _is_harmless(name)}
-    sources = [config_path, *index, *dict.fromkeys(t.file for t in tensors.values())]
-    notes = []
-    if config.tie_word_embeddings and HEAD in tensors:
-        if _same_head(tensors):
-            tensors[EMBED] = tensors.pop(HEAD)
-        else:
-            config = replace(config, tie_word_embeddings=False)
-            notes.append(
-                f"{tensors[HEAD].file}: {HEAD}: differs from {EMBED}, though the "
-                "config ties them; kept as it is, untied, as transformers 5 does"
-            )
-    sources += found.values()
-    return Checkpoint(folder, config, tensors, contents(found), sources, notes)
+        raise ValueError(f"{folder / 'config.json'}: {error}") from None
+    expected = tensor_shapes(config)
+    tensors, index = _weights(folder, {*expected, HEAD}, notes)
+    try:
+        tensors, lost = unpacked(quantization, tensors, expected)
+    except ValueError as error:
+        told = str(error)
+        where = f"{folder / 'config.json'}: " if told.startswith("config: ") else ""
+        raise ValueError(where + told) from None
+    tensors, config = _tied(tensors, config, notes)
+    kept = _known(tensors, config, notes)
+    sources = [*read, *index, *dict.fromkeys(t.file for t in tensors.values())]
+    sources += [path for path in found.values() if path not in sources]
+    return Checkpoint(folder, config, kept, contents(found), sources, notes, lost)
+
+
+def _settings(
+    folder: Path, found: dict[str, Path]
+) -> tuple[dict[str, Any], dict[str, Any], list[Path]]:
+    """The config, how its weights are quantised, and the files that say so."""
+    read = [folder / "config.json"]
+    data = read_json(read[0])
+    if "generation_config.json" in found:
+        data = _add_stops(data, read_json(found["generation_config.json"]))
+    if "quantization" in data:
+        raise ValueError(
+            f"{read[0]}: weights quantised by mlx; save them in full precision"
+        )
+    quantization = data.pop("quantization_config", None) or {}
+    if not isinstance(quantization, dict):
+        raise ValueError(f"{read[0]}: quantization_config is not an object")
+    beside = folder / "quantize_config.json"
+    if beside.is_file():
+        quantization = read_json(beside) | quantization
+        read.append(beside)
+    return data, quantization, read
+
+
+def _tied(
+    tensors: dict[str, Tensor], config: Config, notes: list[str]
+) -> tuple[dict[str, Tensor], Config]:
+    """Take an output layer that the config ties to the embedding for what it is.
+
+    Writes
+    ------
+    notes : if the two differ
+    """
+    if not config.tie_word_embeddings or HEAD not in tensors:
+        return tensors, config
+    if _same_head(tensors):
+        rest = dict(tensors)
+        return rest | {EMBED: rest.pop(HEAD)}, config
+    notes.append(
+        f"{tensors[HEAD].file}: {HEAD}: differs from {EMBED}, though the "
+        "config ties them; kept as it is, untied, as transformers 5 does"
+    )
+    return tensors, replace(config, tie_word_embeddings=False)
+
+
+def _known(
+    tensors: dict[str, Tensor], config: Config, notes: list[str]
+) -> dict[str, Tensor]:
+    """The tensors that a LLaMA of this config has; the others are left out.
+
+    Writes
+    ------
+    notes : which were left out, but for rotary frequencies, which old files keep
+    """
+    expected = tensor_shapes(config)
+    extra: dict[Path, list[str]] = {}
+    for name in sorted(tensors.keys() - expected.keys()):
+        if not name.endswith(".rotary_emb.inv_freq"):
+            extra.setdefault(tensors[name].file, []).append(name)
+    for file, names in extra.items():
+        notes.append(
+            f"{file}: left out, as transformers does, for a LLaMA of this config has "
+            f"none: {listed(names)}"
+        )
+    return {name: t for name, t in tensors.items() if name in expected}
+
+
+def listed(names: list[str]) -> str:
+    """A few names, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
 
 
 def _add_stops(data: dict[str, Any], generation: dict[str, Any]) -> dict[str, Any]:
     """Add the end tokens of ``generation_config.json``, at which `generate` stops."""
     ids: list[Any] = []
-    for value in (data.get("eos_token_id", 2), generation.get("eos_token_id")):
+    told = generation.get("eos_token_id")
+    # What config.json does not say at all, LlamaConfig takes for 2.
+    default = 2 if told is None else None
+    for value in (data.get("eos_token_id", default), told):
         several = value if isinstance(value, list) else [value]
         ids += [i for i in several if i is not None and i not in ids]
     return data | {"eos_token_id": ids}
-
-
-def _is_harmless(name: str) -> bool:
-    """Old checkpoints keep the rotary frequencies, which follow from the config."""
-    return name.endswith(".rotary_emb.inv_freq")
 
 
 def _same_head(tensors: dict[str, Tensor]) -> bool:
@@ -90,39 +160,64 @@ def _same_head(tensors: dict[str, Tensor]) -> bool:
     return np.array_equal(head.read(), embed.read())
 
 
-def _weights(folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
+def _weights(
+    folder: Path, needed: Collection[str], notes: list[str]
+) -> tuple[dict[str, Tensor], list[Path]]:
     """The tensors, and the index that was used if there is one."""
     for single, reader in FORMATS.items():
         index = folder / f"{single}.index.json"
         if os.path.lexists(folder / single):
             return reader(folder / single), []
         if os.path.lexists(index):
-            return _sharded(index, reader), [index]
-    raise ValueError(f"{folder}: no weights; expected one of {', '.join(FORMATS)}")
+            return _sharded(index, reader, needed, notes), [index]
+    return safetensors.open_file(_only_file(folder)), []
 
 
-def _sharded(index: Path, reader: Reader) -> dict[str, Tensor]:
-    """The tensors of all shards, which must be those that the index promises."""
+def _only_file(folder: Path) -> Path:
+    """The one file of tensors in a folder, by another name than usual."""
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) != 1:
+        raise ValueError(f"{folder}: no weights; expected one of {', '.join(FORMATS)}")
+    return found[0]
+
+
+def _sharded(
+    index: Path, reader: Reader, needed: Collection[str], notes: list[str]
+) -> dict[str, Tensor]:
+    """The tensors of all shards.
+
+    The index must be right about the tensors that are needed, or those that may be
+    packed; about others it is only said.
+
+    Writes
+    ------
+    notes : tensors that an index promises and no shard holds, or the reverse
+    """
     promised = read_json(index).get("weight_map")
     if not isinstance(promised, dict) or not promised:
         raise ValueError(f"{index}: no weight_map, which says where each tensor is")
     for name, shard in promised.items():
         _check_shard_name(index, name, shard)
     shards = {s: reader(index.parent / s) for s in dict.fromkeys(promised.values())}
-    for name, shard in promised.items():
-        if name not in shards[shard]:
+    absent = [name for name, shard in promised.items() if name not in shards[shard]]
+    for name in absent:
+        if name in needed and name != HEAD:  # a tied output layer may be absent
             raise ValueError(
-                f"{index.parent / shard}: {name}: missing; {index.name} promises it here"
+                f"{index.parent / promised[name]}: {name}: missing; {index.name} "
+                "promises it here"
             )
+    if absent:
+        notes.append(f"{index}: promised, but in no shard: {listed(absent)}")
     found: dict[str, Tensor] = {}
-    for shard, tensors in shards.items():
-        for name in tensors:
-            if promised.get(name) != shard and not _is_harmless(name):
-                raise ValueError(
-                    f"{index.parent / shard}: {name}: {index.name} does not promise it "
-                    "here; index and shards are of different models"
-                )
-        found |= tensors
+    for tensors in shards.values():
+        for name, tensor in tensors.items():
+            if name not in promised:
+                found.setdefault(name, tensor)
+    if found:
+        notes.append(f"{index}: in a shard, but not promised: {listed(list(found))}")
+    for name, shard in promised.items():
+        if name in shards[shard]:
+            found[name] = shards[shard][name]
     return found
 
 

@@ -32,6 +32,10 @@ ITEM_BYTES = dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1)
 ITEM_BYTES |= dict.fromkeys(("I16", "U16", "F16", "BF16"), 2)
 ITEM_BYTES |= dict.fromkeys(("I32", "U32", "F32"), 4)
 ITEM_BYTES |= dict.fromkeys(("I64", "U64", "F64"), 8)
+# What a tensor that is no weight, such as packed codes, is on disk.
+INTEGERS = {
+    f"{kind}{8 * n}": f"<{kind.lower()}{n}" for kind in "IU" for n in (1, 2, 4, 8)
+}
 
 
 def open_file(path: Path) -> dict[str, Tensor]:
@@ -134,7 +138,8 @@ def _tensor(path: Path, entry: dict[str, Any], start: int) -> Tensor:
 
 
 def _read(path: Path, shape: tuple[int, ...], dtype: str, start: int) -> np.ndarray:
-    little_endian = np.dtype(STORED[dtype]).newbyteorder("<")
+    on_disk = INTEGERS.get(dtype) or STORED[dtype]
+    little_endian = np.dtype(on_disk).newbyteorder("<")
     count = math.prod(shape)
     flat = np.fromfile(path, little_endian, count, offset=start)
     if len(flat) != count:
