@@ -21,12 +21,11 @@ from npllama.golden.compare import (
     aligned,
     compare,
     judge,
-    measure,
-    measure_logits,
-    relative_error,
     seen_dtype,
 )
+from npllama.golden.distance import by_position, relative_error, units
 from npllama.golden.floor import floor
+from npllama.golden.measures import measure, measure_logits
 from npllama.golden.page import page
 from npllama.golden.report import examine, to_json, to_text
 from npllama.golden.trace import FORMAT, Trace
@@ -155,6 +154,59 @@ def test_error_to_one_side_is_outside_in_half_precision(sign, note):
     assert judge(NAME, y, exact, 1e-3, "bfloat16").note == note
     assert judge(NAME, y, exact, 1e-3, "float32").verdict == "within"
     assert judge(NAME, y[:, :7], exact[:, :7], 1e-3, "bfloat16").verdict == "within"
+
+
+def test_eight_positions_lean_and_seven_do_not():
+    exact = np.random.default_rng(4).choice([-1.0, 1.0], (1, 8, 64))
+    y = exact * (1 - 1.5e-3)
+    assert judge(NAME, y, exact, 1e-3, "bfloat16").note == LEANS_DOWN
+    assert judge(NAME, y[:, :7], exact[:, :7], 1e-3, "bfloat16").note == ""
+
+
+def test_one_number_leans_by_chance_and_hides_no_lean():
+    exact = np.random.default_rng(5).standard_normal((1, 16, 64))
+    exact[0, 0, 3] = 1e5
+    floors = {"rms": 1e-3, "even": 1e-3}
+    y = exact.copy()
+    y[0, 0, 3] *= 1 - 1.5e-3
+    assert judge(NAME, y, exact, floors, "bfloat16").verdict == "within"
+    y = np.where(exact > 1e4, exact, exact * (1 - 2.3e-3))
+    assert judge(NAME, y, exact, {"rms": 1e-3}, "bfloat16").verdict == "within"
+    assert judge(NAME, y, exact, floors, "bfloat16").note == LEANS_DOWN
+
+
+def test_error_behind_an_enormous_number_is_seen():
+    rng = np.random.default_rng(6)
+    exact = rng.standard_normal((1, 5, 64))
+    exact[0, 0, 3] = 1e5
+    y = exact * np.where(np.arange(5) > 0, 1.1, 1)[:, None]
+    floors = {"rms": 1e-3, "even": 1e-3, "positions": [1e-3] * 5}
+    assert judge(NAME, y, exact, 1e-3, "float32").verdict == "within"
+    assert "even error" in judge(NAME, y, exact, floors, "float32").note
+    # In the very position of the number, too.
+    y = np.where(
+        exact < 1e4, exact * np.where(np.arange(5) == 0, 1.1, 1)[:, None], exact
+    )
+    row = judge(NAME, y, exact, floors | {"even": 1.0}, "float32")
+    assert row.verdict == "outside" and "position 0" in row.note
+    assert row.evenness.spot == (0, 0)
+
+
+def test_limit_of_a_head_is_the_lower_of_its_two_floors():
+    exact = np.random.default_rng(7).standard_normal((1, 3, 2, 32))
+    unit = units(by_position("q_rope", exact)).reshape(exact.shape)
+    floors = {"rms": 1.0, "even": 1.0, "positions": [1e-3] * 3, "heads": [1e-2, 1e-4]}
+    for head, size, verdict in (
+        (0, 1.9e-3, "within"),
+        (0, 2.1e-3, "outside"),
+        (1, 1.9e-4, "within"),
+        (1, 2.1e-4, "outside"),
+    ):
+        y = exact.copy()
+        y[0, 1, head] += size * unit[0, 1, head]
+        row = judge("prefill/self_attn.q_rope", y, exact, floors, "float32")
+        assert row.verdict == verdict, (head, size)
+        assert row.evenness.spot == (1, head)
 
 
 def test_numbers_that_are_not_finite_are_counted():
@@ -444,7 +496,7 @@ def test_larger_factor_lets_more_pass(traced, files, capsys):
     np.savez(files / "noisy.npz", **(candidate | {NAME: exact[NAME] + noise}))
     both = (files / "golden.npz", files / "noisy.npz")
     assert command(*both) == 1
-    assert command(*both, "--factor", 4) == 0
+    assert command(*both, "--factor", 8) == 0
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no zip", b"\x80\x04."])

@@ -167,7 +167,7 @@ def test_embedding_that_is_too_large_is_not_taken_for_another_tensor():
 
 @pytest.mark.parametrize("fault", ["eps", "truncated"])
 def test_number_is_not_fitted_to_what_is_just_outside(fault):
-    *case, candidate = made(fault, "bfloat16", seed=8)
+    *case, candidate = made(fault, "bfloat16", seed=21)
     attention = {name: x for name, x in candidate.items() if name.endswith("attention")}
     assert found_in(*case, attention, "bfloat16", weights=False)[1] is None
     if fault == "eps":
@@ -175,7 +175,7 @@ def test_number_is_not_fitted_to_what_is_just_outside(fault):
 
 
 def test_what_is_just_outside_is_explained_but_not_proved():
-    *case, candidate = made("eps", "bfloat16", seed=8)
+    *case, candidate = made("eps", "bfloat16", seed=21)
     attention = {name: x for name, x in candidate.items() if name.endswith("attention")}
     _, finding = found_in(*case, attention, "bfloat16")
     assert finding.fault == "eps" and not finding.proved
@@ -203,7 +203,7 @@ def test_right_operation_on_wrong_inputs_is_not_blamed():
     model, exact, floors, candidate = made(None, "bfloat16")
     name = LAYER + "post_attention"
     rng = np.random.default_rng(0)
-    scale = 1.9 * floors[name]["rms"] * exact[name].std()
+    scale = 0.9 * floors[name]["rms"] * exact[name].std()
     x = exact[name] + scale * rng.standard_normal(exact[name].shape)
     gain = model.layers[0].mlp_norm
     y = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-5) * gain

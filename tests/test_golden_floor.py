@@ -1,5 +1,6 @@
 """The noise floor holds for right backends, and an error of three floors is caught."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,15 +10,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from npllama.config import Rope
-from npllama.golden.compare import compare
-from npllama.golden.floor import (
-    distance,
-    emulate,
-    floor,
-    floors_of,
-    steps_of,
-    ways,
-)
+from npllama.golden.compare import aligned, compare, judge
+from npllama.golden.distance import by_position, distance, units
+from npllama.golden.emulation import emulate, ways
+from npllama.golden.floor import NO_FLOOR, floor, floors_of, steps_of
+from npllama.golden.measures import floors_of_spots
 from npllama.golden.record import Wanted, run
 
 PROMPT, NEW = 20, 2
@@ -119,16 +116,81 @@ def test_floor_of_a_selection_is_that_of_the_whole():
     assert floor(kept, model, "bfloat16") == {n: whole[n] for n in kept if "/" in n}
 
 
-def test_elements_made_from_few_numbers_do_not_count_as_many():
-    exact, y = np.ones((1, 1, 36)), np.full((1, 1, 36), 1.25)
-    for stream, raised in ((4, 1 + 3 / 2), (100, 1 + 3 / 6)):
-        found = floors_of({"prefill/mlp.up_proj": distance([y], exact, stream)})
-        assert found["prefill/mlp.up_proj"]["rms"] == pytest.approx(0.25 * raised)
+ONE = "prefill/mlp.up_proj"
+
+
+def floors_of_errors(errors, exact):
+    """The floors of one tensor, of which several ways make these errors."""
+    return floors_of({ONE: distance(ONE, [exact + e for e in errors], exact)})[ONE]
+
+
+def test_errors_of_one_cause_do_not_count_as_many():
+    rng = np.random.default_rng(0)
+    exact = rng.choice([-1.0, 1.0], (1, 9, 400))
+    size, one = 1e-3 * rng.standard_normal((11, 1, 1, 1)), rng.standard_normal(400)
+    shared = floors_of_errors(size * one, exact)
+    apart = floors_of_errors(1e-3 * rng.standard_normal((11, 1, 9, 400)), exact)
+    worst = np.abs(size).max() * np.sqrt(np.square(one).mean())
+    assert 3 * worst < shared["rms"] < 4.5 * worst
+    assert apart["rms"] == pytest.approx(1e-3 * (1 + 3 / np.sqrt(3600)), rel=0.03)
+    # A position has fewer numbers, and may have all its errors from one.
+    assert min(shared["positions"]) > 3 * worst * 0.6
+    assert max(apart["positions"]) < 1.5e-3
+
+
+def test_a_number_that_carries_all_leaves_one_error():
+    rng = np.random.default_rng(1)
+    exact = rng.standard_normal((1, 4, 300))
+    errors = 1e-6 * exact * rng.standard_normal((11, 1, 4, 300))
+    plain = floors_of_errors(errors, exact)
+    exact[0, 0, 5], errors[:, 0, 0, 5] = 1e5, 0.1 * rng.standard_normal(11)
+    found = floors_of_errors(errors, exact)
+    assert found["rms"] > 3.5 * np.abs(errors[:, 0, 0, 5]).max() / 1e5
+    # Behind it nothing is hidden: the even error is as before.
+    assert found["even"] == pytest.approx(plain["even"], rel=0.05)
+
+
+def test_floor_of_a_head_is_the_worst_of_all_steps():
+    exact = np.ones((1, 2, 3, 8))
+    rng = np.random.default_rng(2)
+    names = ("prefill/self_attn.q_proj", "decode.0/self_attn.q_proj")
+    sizes = (1e-3, 1e-5)
+    parts = {}
+    for name, size in zip(names, sizes):
+        errors = size * rng.standard_normal((11, *exact.shape))
+        parts[name] = distance(name, [exact + e for e in errors], exact)
+    first, second = (floors_of(parts)[name] for name in names)
+    assert first["heads"] == second["heads"] and len(first["heads"]) == 3
+    assert max(second["positions"]) < 1e-4 < min(first["positions"])
+    # Over all steps together the second is as uncertain as the first.
+    assert second["rms"] > 5e-4 and first["rms"] >= second["rms"]
+
+
+def test_what_a_format_cannot_hold_has_no_floor():
+    model = random_model(3)
+    layer = model.layers[0]
+    huge = model._replace(
+        layers=(layer._replace(w_down=layer.w_down * 1e7), *model.layers[1:])
+    )
+    exact = golden(huge)
+    floors = floor(exact, huge, "float16")
+    name = "prefill/model.layers.0.mlp.down_proj"
+    assert floors[name]["rms"] == NO_FLOOR
+    json.dumps(floors, allow_nan=False)
+    broken = {name: np.full_like(exact[name], np.nan)}
+    row = next(
+        r for r in compare(exact, broken, floors, "float16").rows if r.name == name
+    )
+    assert (row.verdict, row.note) == (
+        "unknown",
+        "float16 cannot hold the right numbers",
+    )
+    assert floor(exact, huge, "bfloat16")[name]["rms"] < 1
 
 
 def test_no_floor_rests_on_luck_but_exact_numbers_stay_exact():
     exact = np.ones((1, 1, 36))
-    lucky, right = (distance([exact + e], exact, 36) for e in (1e-9, 0.0))
+    lucky, right = (distance("x", [exact + e], exact) for e in (1e-9, 0.0))
     found = floors_of({"prefill/model.norm": lucky, "prefill/lm_head": right})
     assert found["prefill/model.norm"]["rms"] == pytest.approx(2 * 2**-24)
     assert found["prefill/lm_head"]["rms"] == 0
@@ -171,3 +233,63 @@ def test_error_of_three_floors_is_caught_at_its_tensor(seed):
     candidate[name] = exact[name] + 3 * floors[name]["rms"] * size * noise
     first = compare(exact, candidate, floors, dtype).first
     assert first is not None and first.name == name
+
+
+# ---- models with massive activations --------------------------------------------------
+
+
+def massive_model(seed, times):
+    """A random model one of whose coordinates becomes enormous, as trained ones have."""
+    model = random_model(seed, E=64, L=3)
+    layer = model.layers[0]
+    w_down = layer.w_down.copy()
+    w_down[5] *= times
+    return model._replace(layers=(layer._replace(w_down=w_down), *model.layers[1:]))
+
+
+def massive(seed):
+    """A massive model, its trace and floor, and a right candidate."""
+    rng = np.random.default_rng(seed)
+    model = massive_model(seed, float(rng.uniform(50, 1000)))
+    exact = golden(model, seed, prompt=int(rng.integers(1, 40)))
+    dtype = str(rng.choice(("float32", "bfloat16")))
+    candidate = backend(model, exact["tokens"], exact["tokens"].shape[1] - NEW, dtype)
+    return rng, exact, floor(exact, model, dtype), candidate, dtype
+
+
+@given(seed=st.integers(0, 2**32))
+def test_right_backend_is_within_where_one_number_carries_all(seed):
+    _, exact, floors, candidate, dtype = massive(seed)
+    assert compare(exact, candidate, floors, dtype).first is None
+
+
+@given(seed=st.integers(0, 2**32))
+def test_error_of_three_floors_in_one_head_or_position_is_caught(seed):
+    rng, exact, floors, candidate, dtype = massive(seed)
+    names = [name for name in candidate if "/" in name and "positions" in floors[name]]
+    name = names[rng.integers(len(names))]
+    spots = by_position(name, exact[name])
+    limits = floors_of_spots(floors[name], spots.shape)
+    p, h = rng.integers(len(spots)), rng.integers(spots.shape[1])
+    noise = rng.standard_normal(spots.shape[-1])
+    noise *= 3 * limits[p, h] / np.sqrt(np.square(noise).mean())
+    wrong = by_position(name, aligned(name, candidate[name], exact[name])).astype(float)
+    wrong[p, h] = spots[p, h] + noise * units(spots)[p, h]
+    candidate[name] = wrong.reshape(exact[name].shape)
+    first = compare(exact, candidate, floors, dtype).first
+    assert first is not None and first.name == name
+
+
+def test_block_that_is_wrong_at_all_positions_but_the_first_is_caught():
+    model = massive_model(3, 1000.0)
+    exact = golden(model, prompt=20)
+    # The first position carries the norm, as in trained models.
+    name = "prefill/model.layers.1.output"
+    exact[name][0, 1:, 5] = 1.0
+    exact[name][0, 0, 5] = 2e4
+    floors = floor(golden(model, prompt=20), model, "float32")[name]
+    y = exact[name] * np.where(np.arange(PROMPT) > 0, 1.1, 1.0)[:, None]
+    hidden = judge(name, y, exact[name], floors["rms"] * 1e3, "float32")
+    assert relative(y, exact[name]) < 1e-3  # the first statistic hardly moves
+    assert hidden.measures.error < 1e-3
+    assert judge(name, y, exact[name], floors, "float32").verdict == "outside"

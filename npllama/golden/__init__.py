@@ -5,12 +5,15 @@ Where do mine first differ?  And is that more than rounding?
 
     `precision`  what a number becomes in fewer bits
     `plain`      operations in low precision, sums in several orders
+    `emulation`  the model in low precision, in all the ways of right backends
+    `distance`   how far two tensors are apart, and how much of that is chance
     `floor`      how wrong a right backend is: the noise floor of every tensor
     `trace`      a file that holds every tensor of a run
     `record`     run the model and write that file
     `streamed`   the same for models larger than memory
     `workers`    processes that end with the one that started them
     `prompts`    the same for many prompts, on many machines
+    `measures`   how a tensor differs, in numbers
     `compare`    walk two such files side by side
     `faults`     the usual mistakes, made on purpose
     `suspects`   what a tensor would be with each of them

@@ -1,272 +1,60 @@
 r"""How wrong a right backend is: the noise floor of every tensor.
 
-No backend in low precision meets the exact numbers, and nobody can say in advance how
-close is close enough: rounding errors grow through the layers, shrink in a norm, and
-depend on the weights.  So the floor is measured.  The model is run in emulated
-arithmetic: weights and every result rounded to the dtype, sums in float32 in several
-orders (see `plain`); the distance of these runs from the exact one, tensor by tensor,
-is what rounding alone does.  The tests of FlashAttention set the precedent: a kernel
-may err twice as much as a plain implementation of the same precision, no more.
+Nobody can say in advance how close to the exact numbers is close enough: rounding
+errors grow through the layers, shrink in a norm, and depend on the weights.  So the
+floor is measured.  The model is run in emulated arithmetic, in all the ways in which
+right backends differ (`emulation`); the distance of these runs from the exact one,
+tensor by tensor, is what rounding alone does.  The tests of FlashAttention set the
+precedent: a kernel may err twice as much as a plain implementation of the same
+precision, no more.
 
-The distance is the root mean square of the difference over that of the exact tensor,
+A tensor has three floors.  That of the *error* and that of the *even error* (`distance`)
+are each the larger of two: the worst way in this step, and the worst way over all
+steps together.  The third is that of every position and every head: the worst way at
+that position, in whichever head is worst there, and the worst way in that head, at
+whichever position is worst for it; the lower of the two counts.
 
-$$\mathrm{error} = \sqrt{\textstyle\sum (y - y^*)^2 / \sum {y^*}^2}$$
+A backend is one more draw from the same errors, and may be less lucky than the worst of
+the W ways.  If errors have n independent causes, the size of one draw varies by some
+0.7 / sqrt(n) of itself.  So a floor lies 1 + 3 / sqrt(n) above the worst way, and a
+candidate may go to two floors.  The chance that a right one goes further, for
+Gaussian errors, is
 
-a sum over many elements, which varies little from one right backend to another, where
-the largest single difference would vary a lot.  A tensor of one position has few
-elements still.  So the floor of a module in a step is the larger of two, the worst
-order in this step and the worst order over all steps together; and it is raised by
-3 / sqrt(n) of itself, some four times what the root mean square of n errors varies
-by chance.  All elements of a position are made from the E numbers of its residual
-stream, and share their errors: n counts no more than those.  And where all orders
-were lucky, a backend that rounds sum, root and quotient otherwise need not be: no
-floor but that of exact numbers is below `LEAST`.
+    n                     1       2       4      10      30
+    11 ways (float32)  2e-08   4e-10   1e-12  < 1e-12 < 1e-12
+    6 ways (halves)    9e-06   1e-06   1e-07   3e-09 < 1e-12
 
-The emulation runs all steps in one pass, since a causal model computes the same for a
-position whether it comes with others or alone; what differs is the order of sums.
+per independent group of errors.  n is measured by how alike the errors of the ways are,
+and is never above (sum y^2)^2 / sum y^4, since a few enormous numbers leave no more
+than a few errors.  Where all ways were lucky, a backend that rounds sum, root and
+quotient otherwise need not be: no floor but that of exact numbers is below `LEAST`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+import sys
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from npllama.golden.plain import ORDERS, Arithmetic, rms_norm, softmax
-from npllama.golden.precision import activations_in, weights_in
-from npllama.ops import einsum
-from npllama.rope import scaled_frequencies
-from npllama.weights import Layer, Model
+from npllama.golden.distance import (
+    Distance,
+    allowed,
+    distance,
+    distinct,
+    together,
+)
+from npllama.golden.emulation import emulate
+from npllama.weights import Model
 
 # Two roundings of float32, in which all backends sum.
 LEAST = 2 * 2.0**-24
-
-
-#  ---- the ways to compute ----------------------------------------------------
-
-
-class Way(NamedTuple):
-    """One way to compute: what is rounded between kernels, inside of one, and how
-    many partial sums a product is made of."""
-
-    at: Arithmetic
-    inside: Arithmetic
-    pieces: int = 1
-
-
-def ways(dtype: str) -> list[Way]:
-    """The ways in which right backends differ.
-
-    In float32 it is the order of sums.  In half precision that hardly matters, since
-    sums run in float32 and one rounding follows; backends differ in what they round.
-    Plain kernels round every result; fused ones keep float32 inside: a norm with its
-    gain, attention from scores to output, a rotation.  And a product that is split
-    (over processors, or over two devices by tensor parallelism) is a sum of two or
-    three rounded parts.
-    """
-    dtype = activations_in(dtype)
-    if dtype == "float32":
-        return [Way(at, at) for at in (Arithmetic(dtype, order) for order in ORDERS)]
-    at = Arithmetic(dtype, "library")
-    insides = (at, Arithmetic("float32", "library"))
-    return [Way(at, inside, pieces) for inside in insides for pieces in (1, 2, 3)]
-
-
-def product(at: Arithmetic, pieces: int, multiply, a, b, axis_a=-1, axis_b=-1):
-    """`multiply`, the summed axis split in pieces whose sums are rounded."""
-    parts = zip(np.array_split(a, pieces, axis_a), np.array_split(b, pieces, axis_b))
-    left, right = next(parts)
-    y = at.product(multiply, left, right, axis_a, axis_b)
-    for left, right in parts:
-        if right.size:
-            y = at.round(y + at.product(multiply, left, right, axis_a, axis_b))
-    return y
-
-
-#  ---- the model once more, every result rounded ------------------------------
-
-
-def project(way: Way, x: np.ndarray, w: np.ndarray, bias=None) -> np.ndarray:
-    """A product with a weight matrix, and its bias; rounded after each.
-
-    Parameters
-    ----------
-    x : (B, T, E) float32
-    w : (*F, E) float32
-        All axes but the last are axes of the output.
-
-    Returns
-    -------
-    (B, T, *F) float32
-    """
-    flat = w.reshape(-1, w.shape[-1])
-
-    def multiply(x, w):
-        return einsum("BTE,FE->BTF", x, w, "project")
-
-    y = product(way.at, way.pieces, multiply, x, flat)
-    y = y.reshape(*x.shape[:2], *w.shape[:-1])
-    return y if bias is None else way.at.round(y + bias)
-
-
-def angle_tables(at: Arithmetic, config, bounds: list[int]):
-    """Cosines and sines, rounded to the dtype as transformers does.
-
-    Parameters
-    ----------
-    bounds : list of int
-        Where the steps begin, and the end of the last.
-
-    Returns
-    -------
-    cos, sin : (S, 1, D // 2) float32
-    """
-    trained, parts, factor = config.max_position_embeddings, [], 1.0
-    for first, end in zip(bounds, bounds[1:]):
-        seen = end if config.rope.rope_type == "dynamic" else 0
-        w, factor = scaled_frequencies(
-            config.rope, config.head_dim, "float32", seen, trained
-        )
-        # Others find a power by exp and log, and lose a bit or two.
-        w = np.exp(np.log(w)) if at.order == "one by one" else w  # (D // 2,)
-        parts.append(np.arange(first, end, dtype=np.float32)[:, None, None] * w)
-    angles = np.concatenate(parts)  # (S, 1, D // 2)
-    return at.round(np.cos(angles) * factor), at.round(np.sin(angles) * factor)
-
-
-def turn(at: Arithmetic, x: np.ndarray, cos: np.ndarray, sin: np.ndarray):
-    """Turn the pairs (i, i + D/2), rounding every product and sum.
-
-    Returns
-    -------
-    (B, T, H, D) float32
-    """
-    a, b = np.split(x, 2, axis=-1)
-    left = at.round(at.round(a * cos) - at.round(b * sin))
-    return np.concatenate(
-        [left, at.round(at.round(b * cos) + at.round(a * sin))], axis=-1
-    )
-
-
-def attend(way: Way, q: np.ndarray, k: np.ndarray, v: np.ndarray):
-    """Scores and outputs of causal attention from the first position on.
-
-    Parameters
-    ----------
-    q : (B, T, H, D) float32
-    k, v : (B, T, K, D) float32
-
-    Returns
-    -------
-    scores : (B, H, T, T) float32
-    y : (B, T, H, D) float32
-    """
-    B, T, H, D = q.shape
-    at, pieces = way.inside, way.pieces
-    grouped = q.reshape(B, T, k.shape[2], -1, D)  # (B, T, K, G, D)
-
-    def match(q, k):
-        return einsum("BTKGD,BSKD->BKGTS", q, k, "scores")
-
-    def mix(p, v):
-        return einsum("BKGTS,BSKD->BTKGD", p, v, "values")
-
-    scores = product(at, pieces, match, grouped, k)  # (B, K, G, T, T)
-    scores = at.round(scores * np.float32(1 / math.sqrt(D)))  # (B, K, G, T, T)
-    hidden = np.triu(np.ones((T, T), dtype=bool), k=1)  # (T, T)
-    p = softmax(at, np.where(hidden, np.float32(-np.inf), scores))  # (B, K, G, T, T)
-    y = product(at, pieces, mix, p, v, -1, 1).reshape(q.shape)  # (B, T, H, D)
-    return scores.reshape(B, H, T, T), y
-
-
-def block(way: Way, x: np.ndarray, layer: Layer, tables, eps: float):
-    """One block: its tensors under the names of transformers' modules, in order.
-
-    Yields
-    ------
-    (name, array) pairs
-    """
-    at, inside = way.at, way.inside
-    normed = at.round(rms_norm(inside, x, layer.attn_norm, eps))
-    yield "input_layernorm", normed
-    yield "self_attn.q_proj", (q := project(way, normed, layer.wq, layer.bq))
-    yield "self_attn.k_proj", (k := project(way, normed, layer.wk, layer.bk))
-    yield "self_attn.v_proj", (v := project(way, normed, layer.wv, layer.bv))
-    yield "self_attn.q_rope", (q := at.round(turn(inside, q, *tables)))
-    yield "self_attn.k_rope", (k := at.round(turn(inside, k, *tables)))
-    scores, y = attend(way, q, k, v)
-    yield "self_attn.scores", scores
-    yield "self_attn.attention", (y := at.round(y))
-    mixed = project(way, y.reshape(*x.shape[:2], -1), layer.wo, layer.bo)
-    yield "self_attn.o_proj", mixed
-    yield "post_attention", (x := at.round(x + mixed))
-    normed = at.round(rms_norm(inside, x, layer.mlp_norm, eps))
-    yield "post_attention_layernorm", normed
-    yield "mlp.gate_proj", (gate := project(way, normed, layer.w_gate, layer.b_gate))
-    yield "mlp.up_proj", (up := project(way, normed, layer.w_up, layer.b_up))
-    bent = inside.round(at.divide(gate, 1 + at.exp(-gate)))
-    yield "mlp.act_fn", at.round(bent)
-    narrow = project(way, at.round(bent * up), layer.w_down, layer.b_down)
-    yield "mlp.down_proj", narrow
-    yield "output", at.round(x + narrow)
-
-
-def held(layer: Layer, dtype: str) -> Layer:
-    """The weights of a block, as a backend of this precision holds them.
-
-    The heads of `wo`, an input, are merged: a row is all that feeds one output.
-    """
-    weights = {}
-    for word in Layer._fields:
-        w = getattr(layer, word)
-        w = w.reshape(len(w), -1) if word == "wo" else w
-        weights[word] = None if w is None else weights_in(w, dtype)
-    return Layer(**weights)
-
-
-def emulate(
-    model: Model, tokens: np.ndarray, bounds: list[int], dtype: str
-) -> Iterator[tuple[str, list[np.ndarray]]]:
-    """Run the model in low precision, in all `ways` side by side.
-
-    No more than one layer's tensors are held at a time.
-
-    Parameters
-    ----------
-    model : Model
-    tokens : (B, S) int64
-    bounds : list of int
-        Where steps begin, 0 first and S last: dynamic RoPE looks at that.
-    dtype : one of `precision.FORMATS`
-
-    Yields
-    ------
-    name : str
-        Such as ``"model.layers.0.mlp.up_proj"``.
-    tensors : list of (B, S, ...) float32
-        One per way.
-    """
-    eps, storage = np.float32(model.config.rms_norm_eps), activations_in(dtype)
-    each = ways(dtype)
-    tables = [angle_tables(way.inside, model.config, bounds) for way in each]
-    xs = [weights_in(model.embed[tokens], storage)] * len(each)
-    yield "model.embed_tokens", xs
-    for i, layer in enumerate(model.layers):
-        weights = held(layer, dtype)
-        runs = [block(way, x, weights, t, eps) for way, x, t in zip(each, xs, tables)]
-        for named in zip(*runs):
-            xs = [tensor for _, tensor in named]
-            yield f"model.layers.{i}.{named[0][0]}", xs
-    gain = weights_in(model.norm, storage)  # (E,)
-    xs = [way.at.round(rms_norm(way.inside, x, gain, eps)) for way, x in zip(each, xs)]
-    yield "model.norm", xs
-    lm_head = weights_in(model.lm_head, storage)  # (V, E)
-    yield "lm_head", [project(way, x, lm_head) for way, x in zip(each, xs)]
-
-
-#  ---- the floor --------------------------------------------------------------
+# The floor of a tensor that right arithmetic cannot hold: float16 ends at 65,504.
+NO_FLOOR = sys.float_info.max
+# Digits of the floors of positions, of which a long text has many.
+DIGITS = 4
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -303,48 +91,36 @@ def steps_of(golden: Mapping[str, np.ndarray]) -> list[Step]:
     return [Step(*step) for step in zip(names, bounds, bounds[1:])]
 
 
-class Distance(NamedTuple):
-    """Sums of squares, per order of summing."""
-
-    difference: np.ndarray  # (orders,)
-    scale: float
-    largest: float
-    elements: int
-
-
-def distance(tensors: list[np.ndarray], exact: np.ndarray, stream: int) -> Distance:
-    """How far the runs in all orders are from the exact tensor.
-
-    It was made from `stream` numbers: no more of its elements have errors of their own.
-    """
-    exact = exact.astype(np.float64)
-    shown = np.isfinite(exact)
-    apart = [(y.reshape(exact.shape) - exact)[shown] for y in tensors]
-    return Distance(
-        difference=np.array([np.square(d).sum() for d in apart]),
-        scale=float(np.square(exact[shown]).sum()),
-        largest=max(float(np.abs(d).max(initial=0.0)) for d in apart),
-        elements=min(int(shown.sum()), stream),
-    )
-
-
-def together(parts: list[Distance]) -> Distance:
-    """The distance of several tensors taken as one."""
-    return Distance(
-        difference=np.sum([part.difference for part in parts], axis=0),
-        scale=sum(part.scale for part in parts),
-        largest=max(part.largest for part in parts),
-        elements=sum(part.elements for part in parts),
-    )
-
-
 def worst(d: Distance) -> float:
-    """Relative error of the worst order."""
-    return math.sqrt(d.difference.max() / d.scale) if d.scale else 0.0
+    """The error of the worst way, chance included."""
+    if not d.square or not d.fourth:
+        return 0.0
+    numbers = d.square**2 / d.fourth
+    return math.sqrt(allowed(d.gram, distinct(d.gram), numbers) / d.square)
 
 
-def floors_of(parts: Mapping[str, Distance]) -> dict[str, dict[str, float]]:
-    """The floor of every tensor, from the distances of all.
+def worst_even(d: Distance) -> float:
+    """The same of the even error, in which no number carries the others."""
+    return math.sqrt(allowed(d.even, distinct(d.gram), d.numbers) / d.numbers)
+
+
+def raised(x: float) -> float:
+    """A floor, raised to the least that does not rest on luck."""
+    return capped(max(x, LEAST))
+
+
+def capped(x: float) -> float:
+    """`NO_FLOOR` in place of what is not finite."""
+    return x if x < NO_FLOOR else NO_FLOOR
+
+
+def short(x: float) -> float:
+    """The same with few digits."""
+    return capped(float(f"{raised(x):.{DIGITS}g}"))
+
+
+def floors_of(parts: Mapping[str, Distance]) -> dict[str, dict[str, Any]]:
+    """The floors of every tensor, from the distances of all.
 
     Parameters
     ----------
@@ -353,14 +129,23 @@ def floors_of(parts: Mapping[str, Distance]) -> dict[str, dict[str, float]]:
     modules: dict[str, list[Distance]] = {}
     for name, part in parts.items():
         modules.setdefault(split_name(name)[1], []).append(part)
-    over_steps = {module: worst(together(all_)) for module, all_ in modules.items()}
+    pooled = {module: together(all_) for module, all_ in modules.items()}
+    return {n: floor_of(part, pooled[split_name(n)[1]]) for n, part in parts.items()}
 
-    def floor_of(name: str, part: Distance) -> dict[str, float]:
-        chance = 1 + 3 / math.sqrt(max(part.elements, 1))
-        rms = max(worst(part), over_steps[split_name(name)[1]])
-        return {"rms": max(chance * rms, LEAST) if rms else 0.0, "max": part.largest}
 
-    return {name: floor_of(name, part) for name, part in parts.items()}
+def floor_of(part: Distance, steps: Distance) -> dict[str, Any]:
+    """The floors of one tensor, given what all steps of its module did together."""
+    if not part.gram.any() and not steps.gram.any():
+        return {"rms": 0.0, "max": 0.0}
+    floors: dict[str, Any] = {
+        "rms": raised(max(worst(part), worst(steps))),
+        "max": capped(part.largest),
+        "even": raised(max(worst_even(part), worst_even(steps))),
+        "positions": [short(x) for x in part.spots.max(axis=1)],
+    }
+    if part.spots.shape[1] > 1:
+        floors["heads"] = [short(x) for x in steps.spots.max(axis=0)]
+    return floors
 
 
 def part_of(module: str, y: np.ndarray, step: Step, exact: np.ndarray) -> np.ndarray:
@@ -374,7 +159,7 @@ def part_of(module: str, y: np.ndarray, step: Step, exact: np.ndarray) -> np.nda
 
 def floor(
     golden: Mapping[str, np.ndarray], model: Model, dtype: str
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """Measure what rounding alone does to every tensor of a golden trace.
 
     Parameters
@@ -387,33 +172,39 @@ def floor(
 
     Returns
     -------
-    mapping of name to {"rms": float, "max": float}
-        The relative error of the docstring above, and the largest difference.
+    mapping of name to {"rms": float, "max": float, "even": float, ...}
+        The floors of the error and of the even error, and the largest difference;
+        under "positions" and "heads" those of the even error at each of them.  What is
+        exact has an "rms" of 0 and no more.
 
     Raises
     ------
     ValueError
         If the trace has no tokens.
     """
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        return floors_of(distances(golden, model, dtype))
+
+
+def distances(
+    golden: Mapping[str, np.ndarray], model: Model, dtype: str
+) -> dict[str, Distance]:
+    """How far all ways to compute are from every tensor of a golden trace."""
     steps = steps_of(golden)
     tokens = golden["tokens"].reshape(-1, golden["tokens"].shape[-1])
     bounds = [steps[0].first, *(step.end for step in steps)]
     parts: dict[str, Distance] = {}
     caches: dict[str, list[Distance]] = {}
-    width = len(tokens) * model.config.hidden_size  # of the stream at one position
     for module, tensors in emulate(model, tokens, bounds, dtype):
         for step in steps:
-            exact = golden.get(f"{step.name}/{module}")
-            if exact is not None:
+            name = f"{step.name}/{module}"
+            if (exact := golden.get(name)) is not None:
                 own = [part_of(module, y, step, exact) for y in tensors]
-                parts[f"{step.name}/{module}"] = distance(
-                    own, exact, width * (step.end - step.first)
-                )
+                parts[name] = distance(module, own, exact)
         which = {"k_rope": "cache.k", "v_proj": "cache.v"}.get(module.split(".")[-1])
         if which in golden:
             layers = caches.setdefault(which, [])
             stored = golden[which][len(layers)][:, :, : tokens.shape[1]]  # (B, K, S, D)
             turned = [y.swapaxes(1, 2) for y in tensors]
-            layers.append(distance(turned, stored, width * tokens.shape[1]))
-    parts |= {name: together(layers) for name, layers in caches.items()}
-    return floors_of(parts)
+            layers.append(distance(which, turned, stored[None]))
+    return parts | {name: together(layers) for name, layers in caches.items()}

@@ -11,6 +11,8 @@ that is where two right kernels differ in float32 itself.  Three orders stand fo
     "one by one"  a single running sum; and exponentials as powers of two and
                 divisions as products with a reciprocal, as on GPUs
 
+A fourth, "shuffled", draws the order: with as many seeds, as many right kernels.
+
 Each function takes a case's inputs and an `Arithmetic`, and returns float32 numbers
 that the dtype can hold.
 """
@@ -30,10 +32,15 @@ ORDERS = ("library", "reversed", "one by one")
 
 
 class Arithmetic(NamedTuple):
-    """A dtype to round to, and one of the `ORDERS` to add in."""
+    """A dtype to round to, and one of the `ORDERS` (or "shuffled") to add in."""
 
     dtype: str
     order: str
+    seed: int = 0  # of the order, where it is drawn
+
+    def drawn(self, n: int) -> np.ndarray:
+        """The order in which n numbers are added: (n,) int64."""
+        return np.random.default_rng([self.seed, n]).permutation(n)
 
     def round(self, x: np.ndarray) -> np.ndarray:
         """The nearest numbers that the dtype has, as float32."""
@@ -55,12 +62,16 @@ class Arithmetic(NamedTuple):
         if self.order == "one by one":
             return np.add.accumulate(x, axis=-1)[..., -1:]
         x = x[..., ::-1] if self.order == "reversed" else x
+        x = x[..., self.drawn(x.shape[-1])] if self.order == "shuffled" else x
         return np.ascontiguousarray(x).sum(axis=-1, keepdims=True)
 
     def product(self, multiply: Callable, a, b, axis_a=-1, axis_b=-1) -> np.ndarray:
         """`multiply`, the sum over `axis_a` of `a` and `axis_b` of `b` in order."""
         if self.order == "reversed":
             a, b = np.flip(a, axis_a), np.flip(b, axis_b)
+        if self.order == "shuffled":
+            order = self.drawn(a.shape[axis_a])
+            a, b = np.take(a, order, axis_a), np.take(b, order, axis_b)
         parts = a.shape[axis_a] if self.order == "one by one" else 1
         pieces = zip(np.array_split(a, parts, axis_a), np.array_split(b, parts, axis_b))
         y = np.float32(0)

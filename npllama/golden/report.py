@@ -127,9 +127,10 @@ def remarks(comparison: Comparison) -> list[str]:
         said.append(
             "without q_rope, k_rope or cache.k a shift of all positions is unseen"
         )
-    unknown = [row.name for row in found if row.verdict == "unknown"]
-    if unknown:
-        said.append(f"no floor is known, so no verdict, for {listed(unknown)}")
+    notes = dict.fromkeys(row.note for row in found if row.verdict == "unknown")
+    for note in notes:
+        names = [row.name for row in found if row.note == note]
+        said.append(f"{note}, so no verdict, for {listed(names)}")
     if comparison.extra:
         said.append(f"not in the golden trace: {listed(comparison.extra)}")
     return said
@@ -181,7 +182,7 @@ def row_to_json(row: Row) -> dict[str, Any]:
     """One tensor."""
     data: dict[str, Any] = {"name": row.name, "verdict": row.verdict, "note": row.note}
     data |= {"floor": row.floor, "floors": finite(ratio(row))}
-    for part in (row.measures, row.logits):
+    for part in (row.measures, row.logits, row.evenness):
         if part is not None:
             data |= {key: finite(x) for key, x in part._asdict().items()}
     return data
