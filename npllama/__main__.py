@@ -2,6 +2,7 @@
 
 import sys
 
-from npllama.cli.main import main
+from npllama_command import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

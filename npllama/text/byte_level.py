@@ -22,8 +22,6 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 
-import tiktoken
-
 from npllama.text.merges import check_merges, merge_pairs, ranks_of
 from npllama.text.settings import Added, Json, Settings, assemble, special_names
 from npllama.text.splits import LLAMA3, split_of
@@ -64,6 +62,10 @@ def merger(
     ids : sequence of int or None
         The token that stands for each of `ranked`; None is left out.
     """
+    try:
+        import tiktoken  # here, since much of the package has no text to split
+    except ImportError:
+        raise ValueError("its texts need a library: pip install tiktoken") from None
     ranks = {content: rank for rank, content in enumerate(ranked)}
     engine = tiktoken.Encoding(
         "text", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}

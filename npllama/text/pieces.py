@@ -31,8 +31,6 @@ import struct
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import sentencepiece
-
 from npllama.text.merges import check_merges, merge_pairs, ranks_of
 from npllama.text.settings import LARGEST_ID, Json, Settings, assemble, special_names
 from npllama.text.tokenizer import SPACE, Token, Tokenizer, unchanged
@@ -151,6 +149,12 @@ Merge = Callable[[str, bool], list[int]]
 
 def engine_of(model: bytes) -> Any:
     """The library's own object for a model."""
+    try:
+        import sentencepiece  # here, since much of the package has no text to split
+    except ImportError:
+        raise ValueError(
+            "its texts need a library: pip install sentencepiece"
+        ) from None
     return sentencepiece.SentencePieceProcessor(model_proto=model)
 
 
