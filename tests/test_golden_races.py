@@ -1,0 +1,189 @@
+"""Two recorders at once, resumes beside workers that live, signals at any moment.
+
+Whatever happens, a trace is whole or not there, and success is only reported with it.
+A few rounds of each run here; all of them, which take some twenty minutes, with
+
+    NPLLAMA_RACES=all pytest tests/test_golden_races.py
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from children import started
+
+from npllama.files.whole import parts_of
+
+ROOT = Path(__file__).parent.parent
+COMMAND = [sys.executable, "-m", "npllama", "golden", "record", "stories-draft"]
+FEW = ["--floor", "float32", "--new-tokens", "1", "-o"]
+ALL = os.environ.get("NPLLAMA_RACES") == "all"
+PAIRS, RESUMES, SIGNALS = (200, 50, 200) if ALL else (3, 2, 6)
+
+
+def record(*words, **streams):
+    """Start a recorder, in the background."""
+    here = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    command = [*COMMAND, *map(str, words)]
+    return started(command, env=here | {"OPENBLAS_NUM_THREADS": "1"}, **quiet)
+
+
+def to_end(*words):
+    with record(*words) as process:
+        return process.wait(120)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The bytes of one trace, recorded in peace, and the words that make it."""
+    path, words = tmp_path_factory.mktemp("whole") / "g.npz", ["--tokens", "1,5,9"]
+    assert to_end(*words, *FEW, path) == 0
+    return path.read_bytes(), words
+
+
+@pytest.fixture(scope="module")
+def run_of_six(tmp_path_factory):
+    """A file of prompts, and what recording them in peace gives."""
+    folder = tmp_path_factory.mktemp("six")
+    prompts = folder / "prompts.txt"
+    prompts.write_text("Once upon a time\nLong ago\nThe cat\nA dog\nHe said\nWe\n")
+    assert to_end("--prompts", prompts, *FEW, folder / "out") == 0
+    return prompts, contents(folder / "out")
+
+
+def test_two_recorders_of_one_trace_leave_it_whole(tmp_path, whole):
+    expected, words = whole
+    rng = random.Random(0)
+    for i in range(PAIRS):
+        path = tmp_path / f"{i}.npz"
+        with record(*words, *FEW, path) as one:
+            time.sleep(rng.uniform(0, 0.5))
+            with record(*words, *FEW, path) as two:
+                while one.poll() is None or two.poll() is None:
+                    if path.exists():
+                        assert path.read_bytes() == expected
+                    time.sleep(0.002)
+        assert (one.returncode, two.returncode) == (0, 0)
+        assert path.read_bytes() == expected and parts_of(path) == []
+
+
+def test_a_run_that_is_killed_can_be_resumed_beside_its_workers(tmp_path, run_of_six):
+    prompts, expected = run_of_six
+    rng = random.Random(0)
+    for i in range(RESUMES):
+        folder = tmp_path / str(i)
+        words = ["--prompts", prompts, "--workers", 2, *FEW, folder]
+        with record(*words) as first:
+            deadline = time.monotonic() + rng.uniform(0.5, 6)
+            while time.monotonic() < deadline and len(traces(folder)) < 6:
+                time.sleep(0.005)
+            first.kill()  # it alone: its workers live on for a moment
+            assert to_end(*words) == 0
+        assert traces(folder) == expected
+        # What the old workers were writing when they ended is theirs to remove.
+        deadline = time.monotonic() + 60
+        while contents(folder) != expected and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert contents(folder) == expected
+
+
+def traces(folder):
+    """What a reader finds in a folder: whole traces, if all is well."""
+    return {path.name: path.read_bytes() for path in Path(folder).glob("?????.npz")}
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path, run_of_six):
+    prompts, _ = run_of_six
+    words = ["--prompts", prompts, "--workers", 2, "--new-tokens", 300, "-o"]
+    with record(*words, tmp_path / "out") as parent:
+        workers, deadline = set(), time.monotonic() + 60
+        while len(workers) < 2 and time.monotonic() < deadline:
+            workers = {
+                pid for pid in children_of(parent.pid) if "spawn_main" in of(pid)
+            }
+            time.sleep(0.01)
+        assert len(workers) == 2
+        parent.kill()
+        parent.wait(60)
+    deadline = time.monotonic() + 60
+    while any("spawn_main" in of(pid) for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def of(pid):
+    """The command line of a process; nothing if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def children_of(pid):
+    if not os.path.isdir("/proc/self/task"):
+        pytest.skip("processes are looked up in /proc, which Linux has")
+    found = subprocess.run(
+        ["pgrep", "-P", str(pid)], capture_output=True, text=True, timeout=60
+    )
+    return found.stdout.split()
+
+
+KINDS = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL]
+
+
+def test_a_signal_at_any_moment_leaves_a_whole_trace_or_none(tmp_path, whole):
+    expected, words = whole
+    rng, reported = random.Random(1), 0
+    for i in range(SIGNALS):
+        path, number = tmp_path / f"{i}.npz", KINDS[i % 4]
+        with record(*words, *FEW, path) as process:
+            moment = rng.uniform(0, 2.5)
+            if i % 2:  # half of them while it writes
+                while process.poll() is None and not parts_of(path):
+                    time.sleep(0.002)
+                moment = rng.uniform(0, 0.2)
+            time.sleep(moment)
+            process.send_signal(number)
+            code = process.wait(60)
+        # Ended by the signal itself: before the command was there to hear it.
+        assert code in (0, 130, -number)
+        found = path.read_bytes() if path.exists() else None
+        assert found in (None, expected) and (code != 0 or found == expected)
+        assert parts_of(path) == [] or number == signal.SIGKILL
+        reported += code == 0
+    assert reported < SIGNALS
+
+
+def test_a_signal_to_a_run_with_workers_leaves_whole_traces(tmp_path, run_of_six):
+    prompts, expected = run_of_six
+    rng = random.Random(2)
+    for i in range(SIGNALS // 4):
+        folder, number = tmp_path / str(i), KINDS[i % 3]
+        words = ["--prompts", prompts, "--workers", 2, *FEW, folder]
+        with ExitStack() as stack:
+            process = stack.enter_context(record(*words, start_new_session=True))
+            deadline = time.monotonic() + rng.uniform(0.5, 5)
+            while time.monotonic() < deadline and len(traces(folder)) < 6:
+                time.sleep(0.005)
+            to_all = i % 2  # as a terminal does
+            send = os.killpg if to_all else os.kill
+            try:
+                send(process.pid, number)
+            except ProcessLookupError:
+                pass  # it was done
+            code = process.wait(60)
+        found = contents(folder) if folder.exists() else {}
+        assert code in (0, 130, -number)
+        assert code != 0 or found == expected
+        assert found.items() <= expected.items()
