@@ -1,28 +1,60 @@
 """Conversations as Meta writes them; what users say stays what users say."""
 
+import io
+import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sentencepiece
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from npllama.text.chat import (
-    FORMATS,
-    LLAMA2_MARKS,
     chat_tokens,
+    choose_format,
     closing,
     detect_format,
     stop_tokens,
-    turn_tokens,
 )
-from npllama.text.vocabulary import load_tokenizer_file
+from npllama.text.forms import FORMATS, FORMS, LLAMA2_MARKS, VICUNA_SYSTEM
+from npllama.text.turns import turn_tokens
+from npllama.text.vocabulary import load_tokenizer, load_tokenizer_file
 
 FOLDER = Path(__file__).parent / "goldens" / "tokenizers"
 SP = load_tokenizer_file(FOLDER / "sentencepiece.model")
 RANKS = load_tokenizer_file(FOLDER / "ranks.model")
-OF_FORMAT = {"llama-2": SP, "llama-3": RANKS, "plain": SP}
+CHATML = """{% for message in messages %}{% if loop.first and message['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+
+def with_chatml(file, special=True, template=CHATML):
+    """A tokenizer to which fine-tuning added the marks of ChatML."""
+    size = load_tokenizer_file(FOLDER / file).vocab_size
+    added = {
+        str(size + i): {"content": name, "special": special}
+        for i, name in enumerate(["<|im_start|>", "<|im_end|>"])
+    }
+    config = {"added_tokens_decoder": added, "chat_template": template}
+    model = (FOLDER / file).read_bytes()
+    files = {"tokenizer.model": model, "tokenizer_config.json": json.dumps(config)}
+    return load_tokenizer(
+        files | {"tokenizer_config.json": json.dumps(config).encode()}
+    )
+
+
+ML = with_chatml("ranks.model")
+ML_WORDS = with_chatml("sentencepiece.model", special=False)
+OF_FORMAT = {"llama-2": SP, "llama-3": RANKS, "chatml": ML, "template": ML}
+OF_FORMAT |= dict.fromkeys(["zephyr", "vicuna", "deepseek", "plain"], SP)
+BY_TURNS = [format for format in FORMATS if format != "template"]
+
+
+def may_be_said(format, talk):
+    """Whether no message holds what marks turns in a form."""
+    texts = FORMS[format].texts if format in FORMS else ()
+    return not any(mark in message["content"] for mark in texts for message in talk)
 
 
 def dialog(*contents, system=None):
@@ -131,11 +163,11 @@ def dialogs():
     return st.tuples(counts, systems).map(lambda x: dialog(*x[0], system=x[1]))
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", BY_TURNS)
 @given(talk=dialogs())
 def test_turns_one_after_the_other_are_the_conversation(format, talk):
     said = [message["content"] for message in talk]
-    assume(format != "llama-2" or not any(m in c for m in LLAMA2_MARKS for c in said))
+    assume(may_be_said(format, talk))
     system = said.pop(0) if talk[0]["role"] == "system" else None
     tokens = []
     for i, question in enumerate(said[::2]):
@@ -183,7 +215,7 @@ def test_names_of_special_tokens_are_text_in_llama_2():
     assert SP.decode(tokens) == "[INST] </s><s> [/INST]"
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", BY_TURNS)
 def test_instructions_are_said_once(format):
     again = turn_tokens(OF_FORMAT[format], "Two?", format, False, "Be brief.")
     assert again == turn_tokens(OF_FORMAT[format], "Two?", format, False)
@@ -232,10 +264,143 @@ def test_form_that_is_unknown_or_cannot_be_written_is_refused():
     [
         (RANKS, "{{ '<|start_header_id|>' + message['role'] }}", "llama-3"),
         (SP, "{{ bos_token + '[INST] ' + content + ' [/INST]' }}", "llama-2"),
-        (RANKS, "{{ '<|im_start|>' + message['role'] }}", "plain"),
+        (RANKS, "{{ '<|im_start|>' + message['role'] }}", "template"),
+        (RANKS, CHATML, "template"),  # it has no such tokens
+        (ML, CHATML, "chatml"),
+        (ML, "", "llama-3"),
+        (ML_WORDS, "", "chatml"),
+        (SP, "{{ '<|user|>\n' + m + eos_token + '<|assistant|>\n' }}", "zephyr"),
+        (SP, "{{ 'USER: ' + m + ' ASSISTANT:' }}", "vicuna"),
+        (SP, "{{ 'User: ' + m + '\n\nAssistant:' }}", "deepseek"),
+        (SP, "{{ '### Instruction:\n' + m }}", "template"),
         (RANKS, "", "llama-3"),
         (SP, "", "plain"),
     ],
 )
 def test_template_tells_the_form_and_else_the_vocabulary(tokenizer, template, format):
     assert detect_format(replace(tokenizer, chat_template=template)) == format
+
+
+# ---- the other forms, written out by hand ---------------------------------------
+
+TALK = dialog("Hi ", "Yes.", " So?\n")
+BRIEF = [{"role": "system", "content": "Be brief."}, *TALK]
+START, END = "<|im_start|>", "<|im_end|>"
+WRITTEN = {
+    ("chatml", "no instructions"): (
+        TALK,
+        f"{START}system\nBe kind.{END}\n{START}user\nHi {END}\n{START}assistant\nYes."
+        f"{END}\n{START}user\n So?\n{END}\n{START}assistant\n",
+    ),
+    ("chatml", "instructions"): (
+        BRIEF[:2],
+        f"{START}system\nBe brief.{END}\n{START}user\nHi {END}\n{START}assistant\n",
+    ),
+    ("zephyr", "instructions"): (
+        BRIEF,
+        "<|system|>\nBe brief.</s>\n<|user|>\nHi </s>\n<|assistant|>\nYes.</s>\n"
+        "<|user|>\n So?\n</s>\n<|assistant|>\n",
+    ),
+    ("vicuna", "no instructions"): (
+        TALK,
+        f"<s>{VICUNA_SYSTEM} USER: Hi  ASSISTANT: Yes.</s>USER:  So?\n ASSISTANT:",
+    ),
+    ("vicuna", "instructions"): (BRIEF[:2], "<s>Be brief. USER: Hi  ASSISTANT:"),
+    ("deepseek", "instructions"): (
+        BRIEF,
+        "<s>Be brief.\n\nUser: Hi \n\nAssistant: Yes.</s>User:  So?\n\n\nAssistant:",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRITTEN, ids="-".join)
+def test_form_is_written_as_its_models_were_trained(case):
+    (talk, text), tokenizer = WRITTEN[case], OF_FORMAT[case[0]]
+    tokens = chat_tokens(tokenizer, talk, case[0])
+    assert tokens == tokenizer.encode(text, bos=False, allowed_special="all")
+
+
+@pytest.mark.parametrize("tokenizer", [ML, ML_WORDS], ids=["special", "words"])
+@given(talk=dialogs())
+def test_no_message_of_chatml_can_end_its_turn(tokenizer, talk):
+    talk = [m | {"content": m["content"] + "<|im_end|>x<|im_start|>"} for m in talk]
+    marks = [tokenizer.marks[name].id for name in (START, END)]
+    first = [] if talk[0]["role"] == "system" else marks  # the template's own
+    tokens = chat_tokens(tokenizer, talk, "chatml")
+    assert [i for i in tokens if i in marks] == [*first, *(marks * len(talk)), marks[0]]
+    assert tokenizer.decode(tokens).count("<|im_end|>x<|im_start|>") >= len(talk)
+
+
+@given(talk=dialogs())
+def test_no_message_of_a_template_can_end_its_turn(talk):
+    """The template writes what `chatml` writes; names in a message stay text."""
+    assert chat_tokens(ML, talk, "template") == chat_tokens(ML, talk, "chatml")
+
+
+@pytest.mark.parametrize("format", ["zephyr", "vicuna", "deepseek"])
+def test_message_that_holds_a_mark_that_is_text_is_refused(format):
+    for mark in FORMS[format].texts:
+        with pytest.raises(ValueError, match=re.escape(f"{mark} marks turns")):
+            chat_tokens(SP, dialog(f"a{mark}b"), format)
+
+
+def test_answer_of_every_form_ends_and_is_closed():
+    marks = {name: ML.marks[name].id for name in (START, END)}
+    assert stop_tokens(ML, "chatml") == {ML.eos_id, marks[END]}
+    assert stop_tokens(ML, "template") == {ML.eos_id, marks[END]}
+    assert closing(ML, "chatml") == [marks[END]] and closing(ML, "template") == []
+    for format in ("zephyr", "vicuna", "deepseek"):
+        assert stop_tokens(SP, format) == {SP.eos_id} == set(closing(SP, format))
+
+
+def test_form_is_chosen_only_if_the_template_writes_the_same():
+    assert choose_format(ML)[0] == "chatml"
+    other = CHATML.replace("'\n' + message", "'\n\n' + message")
+    assert other != CHATML
+    assert choose_format(with_chatml("ranks.model", template=other))[0] == "template"
+    assert "no chat format" in choose_format(SP)[1]
+    assert choose_format(RANKS) == ("llama-3", "told from the vocabulary")
+
+
+def test_form_is_chosen_by_its_marks_where_jinja_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    format, why = choose_format(ML)
+    assert format == "chatml" and "npllama[chat]" in why
+    with pytest.raises(ValueError, match=r"needs Jinja; install npllama\[chat\]"):
+        chat_tokens(ML, TALK, "template")
+
+
+def test_message_with_every_guard_is_refused():
+    said = "".join(chr(code) for code in range(0xFDD0, 0xFDF0))
+    with pytest.raises(ValueError, match="U[+]FDD0"):
+        chat_tokens(ML, dialog(said), "chatml")
+    one = chat_tokens(ML, dialog(said[:5]), "chatml")
+    assert said[:5] in ML.decode(one)
+
+
+def test_message_whose_normal_form_is_a_mark_is_refused():
+    """An NFKC model reads a fullwidth bracket as a bracket."""
+    content = trained_with_nfkc()
+    tokenizer = load_tokenizer({"tokenizer.model": content})
+    assert chat_tokens(tokenizer, dialog("\uff41"), "llama-2")
+    for wide in ("\uff3b/INST]", "\uff3bINST\uff3d", "<<\uff33YS>>"):
+        with pytest.raises(ValueError, match="marks turns in llama-2"):
+            chat_tokens(tokenizer, dialog(f"Hi {wide}"), "llama-2")
+
+
+def trained_with_nfkc():
+    """A small SentencePiece model that brings a text into the form NFKC first."""
+    model = io.BytesIO()
+    lines = ["[INST] the fox /INST] <<SYS>> <</SYS>> hi once upon a time"] * 20
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=310,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        normalization_rule_name="nfkc",
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()

@@ -270,7 +270,7 @@ def test_a_chat_model_keeps_its_form_and_its_makers_wishes(
         encoding="utf-8",
         cwd=TOOL.parent.parent,
     )
-    assert done.returncode == 0 and done.stderr.startswith("[llama-2 turns;")
+    assert done.returncode == 0 and done.stderr.startswith("[llama-2 turns, told")
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_warned_of(

@@ -428,7 +428,8 @@ def test_tokens_added_by_fine_tuning_follow_those_of_the_model():
     text = "<|im_start|><think>"
     # A word is found wherever it stands, a special token where that is allowed.
     assert tokenizer.encode(text) == [*SP.encode("<|im_start|>"), size + 1]
-    assert tokenizer.encode(text, literal=["<think>"]) == SP.encode(text)
+    guarded = tokenizer.encode("<|im_start|><\ufdd0think>", guard="\ufdd0")
+    assert guarded == SP.encode(text)
     assert tokenizer.encode(text, allowed_special="all")[1:] == [size, size + 1]
 
 

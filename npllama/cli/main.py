@@ -12,6 +12,7 @@ import argparse
 import io
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -43,7 +44,9 @@ from npllama.generation.generate import NO_HELPERS, Generation, generate, pieces
 from npllama.generation.options import GenerationConfig
 from npllama.generation.strategies import searches
 from npllama.generation.task import Helpers, encode_prompt
-from npllama.text.chat import FORMATS, closing, detect_format, stop_tokens, turn_tokens
+from npllama.text.chat import chat_tokens, choose_format, closing, stop_tokens
+from npllama.text.forms import FORMATS
+from npllama.text.turns import turn_tokens
 from npllama.weights import Model
 
 USAGE, FAILURE = 2, 1
@@ -181,8 +184,19 @@ def read_prompt(argument: str | None) -> str:
 
 def show(text: str) -> None:
     """Write at once, whatever the terminal can display of it."""
-    sys.stdout.write(text)
+    sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+def harmless(text: str) -> str:
+    """The text with control characters shown, so that a terminal does not obey them.
+
+    A model may write an escape sequence that renames the window or clears it.
+    """
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 #  ---- chat -------------------------------------------------------------------
@@ -198,17 +212,19 @@ def run_chat(options: argparse.Namespace) -> None:
     model = load(options.weights)
     if model.tokenizer is None:
         raise ValueError(f"{options.weights}: no tokenizer inside, so no chat")
-    style = options.format
-    style = detect_format(model.tokenizer) if style == "auto" else style
+    style, why = options.format, "as asked for"
+    if style == "auto":
+        style, why = choose_format(model.tokenizer)
     help_, config = helpers(options), generation_config(options, model)
     check_chat(config)
     if options.eos_token_id is None:
         # What ends a turn does so whatever else the checkpoint wishes.
         ends = stop_tokens(model.tokenizer, style).union(config.eos_token_id or ())
         config = replace(config, eos_token_id=tuple(ends))
-    turn_tokens(model.tokenizer, "", style, True, options.system)  # if it can be said
-    print(f"[{style} turns; /reset begins anew, /quit or Ctrl-D ends]", file=sys.stderr)
     conversation = Conversation(model, style, options.system)
+    upto_answer(conversation, "")  # if it can be said
+    print(f"[{style} turns, {why}]", file=sys.stderr)
+    print("[/reset begins anew, /quit or Ctrl-D ends]", file=sys.stderr)
     while (message := ask()) is not None:
         if message == "/reset":
             conversation = Conversation(model, style, options.system)
@@ -251,6 +267,9 @@ class Conversation:
     def __init__(self, model: Model, style: str, system: str | None):
         self.model, self.style, self.system = model, style, system
         self.tokens: list[int] = []
+        self.dialog: list[dict[str, str]] = []
+        if system is not None:
+            self.dialog.append({"role": "system", "content": system})
         size = context_length(model.config)
         self.cache = new_cache(model.config, 1, size, model.embed.dtype.name)
         self.stop = tuple(stop_tokens(model.tokenizer, style))
@@ -264,34 +283,68 @@ def answer(
     help_: Helpers = NO_HELPERS,
 ) -> None:
     """Take one turn: the user's message in, the model's answer out."""
-    first = not talk.tokens
+    before, dialog, text = list(talk.tokens), list(talk.dialog), ""
     try:
-        turn = turn_tokens(
-            talk.model.tokenizer, message, talk.style, first, talk.system
-        )
+        talk.tokens = upto_answer(talk, message)
     except ValueError as error:
         print(f"npllama: {error}", file=sys.stderr)
         return
-    if not first and talk.tokens[-1] not in talk.stop:
-        turn = closing(talk.model.tokenizer, talk.style) + turn
-    before = list(talk.tokens)
-    talk.tokens = before + turn
+    forget_after(talk, common_length(before, talk.tokens[:-1]))
     if config.eos_token_id is None:
         config = replace(config, eos_token_id=talk.stop)
     try:
         for piece in pieces(talk.model, talk.tokens, config, rng, talk.cache, help_):
             talk.tokens.append(piece.token)
+            text += piece.text
             show(piece.text)
     except KeyboardInterrupt:
         # The cache may hold guesses that were not checked yet.
         talk.cache.length[:] = np.minimum(talk.cache.length, len(talk.tokens) - 1)
         print(" [stopped]", end="", file=sys.stderr)
     except ValueError as error:
-        talk.tokens = before
-        talk.cache.length[:] = np.minimum(talk.cache.length, len(before))
+        forget_after(talk, common_length(before, talk.tokens))
+        talk.tokens, talk.dialog = before, dialog
         print(f"npllama: {error}; /reset begins anew", file=sys.stderr)
         return
+    talk.dialog += said(message) + [{"role": "assistant", "content": text}]
     show("\n")
+
+
+def said(message: str) -> list[dict[str, str]]:
+    """What the user says, as a part of a dialog."""
+    return [{"role": "user", "content": message}]
+
+
+def upto_answer(talk: Conversation, message: str) -> list[int]:
+    """The tokens of a conversation from its beginning to where an answer begins.
+
+    A template writes the whole conversation anew; in every other form, what the
+    model said stays as it said it.
+    """
+    tokenizer = talk.model.tokenizer
+    if talk.style == "template":
+        return chat_tokens(tokenizer, talk.dialog + said(message), talk.style)
+    first = not talk.tokens
+    broken_off = not first and talk.tokens[-1] not in talk.stop
+    end = closing(tokenizer, talk.style) if broken_off else []
+    turn = turn_tokens(tokenizer, message, talk.style, first, talk.system)
+    return [*talk.tokens, *end, *turn]
+
+
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two sequences share at their beginning."""
+    pairs = enumerate(zip(first, second))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+def forget_after(talk: Conversation, length: int) -> None:
+    """Keep at most so many positions of the cache.
+
+    Writes
+    ------
+    talk.cache.length
+    """
+    talk.cache.length[:] = np.minimum(talk.cache.length, length)
 
 
 #  ---- main -------------------------------------------------------------------

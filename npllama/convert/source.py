@@ -76,9 +76,6 @@ def companions(*folders: Path) -> dict[str, Path]:
         for name in COMPANIONS:
             if (folder / name).is_file():
                 found.setdefault(name, folder / name)
-    # The two say the same; the SentencePiece model or rank file is the original.
-    if "tokenizer.model" in found:
-        found.pop("tokenizer.json", None)
     for path in found.values():
         refuse_pointer(path)
     return found
@@ -86,4 +83,16 @@ def companions(*folders: Path) -> dict[str, Path]:
 
 def contents(found: dict[str, Path]) -> dict[str, bytes]:
     """The bytes of the files that travel along."""
-    return {name: path.read_bytes() for name, path in found.items()}
+    files = {name: path.read_bytes() for name, path in found.items()}
+    # The two say the same; the SentencePiece model or rank file is the original.
+    if "tokenizer.model" in files and "tokenizer.json" in files:
+        rest = beside_a_model(read_json(found["tokenizer.json"]))
+        del files["tokenizer.json"]
+        files |= {"tokenizer.json": json.dumps(rest).encode()} if rest else {}
+    return files
+
+
+def beside_a_model(data: dict[str, Any]) -> dict[str, Any]:
+    """What only ``tokenizer.json`` says: what was added, and what begins a text."""
+    kept = ("added_tokens", "post_processor")
+    return {key: data[key] for key in kept if key in data}

@@ -7,5 +7,8 @@
 `byte_level`   vocabularies of bytes, merged by tiktoken
 `pieces`       vocabularies of pieces, merged by SentencePiece
 `vocabulary`   the files that a tokenizer is read from
+`forms`        what stands around the messages of a conversation
+`turns`        one turn of a conversation, as tokens
+`rendering`    a chat template, rendered where it can do no harm
 `chat`         how a conversation becomes one text
 """

@@ -1,39 +1,27 @@
 r"""How a conversation becomes one text.
 
-A model continues text; a chat model was trained on texts that are conversations,
-written in one exact form.  In another form it still answers, but worse.  There are
-two such forms, built here as Meta's own code builds them:
+A conversation is its turns, one after the other, where the form is one that `forms`
+knows.  Any other form a checkpoint describes itself, as a template in Jinja, and the
+whole conversation is rendered anew for each answer: a template may write an early
+turn in another way once a later one is there.
 
-- ``llama-2``: each question stands between ``[INST]`` and ``[/INST]``, the answer
-  behind it, and every such pair is a sequence of its own, from BOS to EOS.  System
-  instructions go, between ``<<SYS>>`` marks, into the first question.
-- ``llama-3``: every message has a header that names its author, and ends with
-  ``<|eot_id|>``; these marks are special tokens, not text.
-
-A message is data.  Were a user's ``<|eot_id|>`` or ``[/INST]`` taken for the mark,
-he could put words into the assistant's mouth.  In ``llama-3`` such strings are
-encoded as plain text; in ``llama-2``, whose marks *are* text, they are refused, as
-Meta does.
-
-``plain`` is for base models, which know of no conversation: messages line by line.
-
-References
-----------
-Meta's code: facebookresearch/llama, llama/generation.py, `chat_completion`;
-meta-llama/llama3, llama/tokenizer.py, `ChatFormat`.
+Which form a model was trained on, its template tells.  Without a template, the marks
+in its vocabulary do; without these, it is a base model, and knows no conversation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from npllama.text.tokenizer import SPACE, Tokenizer
-
-FORMATS = ("llama-2", "llama-3", "plain")
-LLAMA2_MARKS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
-LLAMA3_MARKS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+from npllama.text.forms import FORMS, end_name
+from npllama.text.rendering import render
+from npllama.text.tokenizer import Tokenizer
+from npllama.text.turns import guard_for, guarded, turn_tokens
 
 Message = Mapping[str, str]
+
+
+#  ---- a whole conversation ---------------------------------------------------
 
 
 def chat_tokens(
@@ -47,15 +35,18 @@ def chat_tokens(
     dialog : sequence of {"role": ..., "content": ...}
         An optional "system" message, then "user" and "assistant" in turn, the last
         one the user's.
-    format : "llama-2", "llama-3" or "plain"
+    format : str
+        One of `FORMATS`.
 
     Raises
     ------
     ValueError
-        If the roles are in another order, a message holds marks of ``llama-2``, or
-        the tokenizer has none of ``llama-3``.
+        If the roles are in another order, a message holds marks that are text, the
+        tokenizer lacks a mark, or the template fails.
     """
     system, questions, answers = parts_of(dialog)
+    if format == "template":
+        return template_tokens(tokenizer, dialog)
     tokens = []
     for i, (question, answer) in enumerate(zip(questions, [*answers, None])):
         tokens += turn_tokens(tokenizer, question, format, i == 0, system, answer)
@@ -82,123 +73,73 @@ def parts_of(dialog: Sequence[Message]) -> tuple[str | None, list[str], list[str
     return system, contents[start::2], contents[start + 1 :: 2]
 
 
-def turn_tokens(
-    tokenizer: Tokenizer,
-    message: str,
-    format: str,
-    first: bool,
-    system: str | None = None,
-    answer: str | None = None,
-) -> list[int]:
-    """Tokens of one turn; those of all turns together are `chat_tokens`.
+def template_tokens(tokenizer: Tokenizer, dialog: Sequence[Message]) -> list[int]:
+    """Tokens of a conversation as the checkpoint's own template writes it.
 
-    A program that keeps its cache gives the model these tokens, appends what it
-    answers, and `closing` if the answer was broken off.
-
-    Parameters
-    ----------
-    tokenizer : Tokenizer
-    message : str
-        The user's.
-    format : "llama-2", "llama-3" or "plain"
-    first : bool
-        Whether the conversation begins here.
-    system : str
-        Instructions; they are part of the first turn, and of no other.
-    answer : str
-        The assistant's, if it is known.
+    Raises
+    ------
+    ValueError
+        If there is no template, it fails, or Jinja is not installed.
     """
-    system = system if first else None
-    if format == "llama-2":
-        return llama2_turn(tokenizer, message, system, answer)
-    if format == "llama-3":
-        return llama3_turn(tokenizer, message, first, system, answer)
-    if format == "plain":
-        return plain_turn(tokenizer, message, first, system, answer)
-    raise ValueError(f"format: {format!r} is not one of {', '.join(FORMATS)}")
-
-
-def llama2_turn(
-    tokenizer: Tokenizer, message: str, system: str | None, answer: str | None
-) -> list[int]:
-    """``<s>[INST] message [/INST] answer </s>``.
-
-    The answer's last space is Meta's.  A model that speaks for itself ends without
-    it.
-    """
-    for mark in LLAMA2_MARKS:
-        if any(mark in part for part in (message, system or "", answer or "")):
-            raise ValueError(
-                f"message: {mark} marks turns in llama-2, so it is refused"
-            )
-    if system is not None:
-        message = f"<<SYS>>\n{system}\n<</SYS>>\n\n{message}"
-    question = f"[INST] {message.strip()} [/INST]"
-    if answer is None:
-        return tokenizer.encode(question, bos=True)
-    return tokenizer.encode(f"{question} {answer.strip()} ", bos=True, eos=True)
-
-
-def llama3_turn(
-    tokenizer: Tokenizer,
-    message: str,
-    first: bool,
-    system: str | None,
-    answer: str | None,
-) -> list[int]:
-    """Messages with headers, or the header alone of an answer that is to come."""
-    if lacking := [mark for mark in LLAMA3_MARKS if mark not in tokenizer.special]:
+    if not tokenizer.chat_template:
+        raise ValueError("format: this model has no chat template")
+    guard = guard_for(*(message["content"] for message in dialog))
+    messages = [
+        {**message, "content": guarded(message["content"], tokenizer, None, guard)}
+        for message in dialog
+    ]
+    ends = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
+    names = {key: tokenizer.piece(i) for key, i in ends.items() if i is not None}
+    try:
+        text = render(tokenizer.chat_template, messages, names)
+    except ImportError:
         raise ValueError(
-            f"format: llama-3 needs {lacking[0]}, which the tokenizer lacks"
-        )
-    begin, end, eot = (tokenizer.special[mark] for mark in LLAMA3_MARKS)
-
-    def header(role: str) -> list[int]:
-        name, gap = (tokenizer.encode(part, bos=False) for part in (role, "\n\n"))
-        return [begin, *name, end, *gap]
-
-    def said(role: str, content: str) -> list[int]:
-        return [*header(role), *tokenizer.encode(content.strip(), bos=False), eot]
-
-    tokens = tokenizer.encode("", bos=first)
-    if system is not None:
-        tokens += said("system", system)
-    tokens += said("user", message)
-    return tokens + (
-        header("assistant") if answer is None else said("assistant", answer)
+            "format: the model's chat template needs Jinja; install npllama[chat]"
+        ) from None
+    return tokenizer.encode(
+        text, bos=False, eos=False, allowed_special="all", guard=guard
     )
 
 
-def plain_turn(
-    tokenizer: Tokenizer,
-    message: str,
-    first: bool,
-    system: str | None,
-    answer: str | None,
-) -> list[int]:
-    """The texts and nothing else, each on a line of its own."""
-    lines = "\n".join(part for part in (system, message, answer) if part is not None)
-    if first:
-        return tokenizer.encode(lines)
-    tokens = tokenizer.encode(f"\n{lines}", bos=False)
-    # SentencePiece's own space would stand at the end of the line before.
-    return tokens[1:] if tokenizer.piece(tokens[0]) == SPACE else tokens
+#  ---- ends -------------------------------------------------------------------
+
+# Names that end an answer, in the templates of some family.
+END_NAMES = """<|eot_id|> <|eom_id|> <|end_of_text|> <|im_end|> <|endoftext|> <|end|>
+    <|EOT|> <|end_of_turn|> <end_of_turn> <\uff5cend\u2581of\u2581sentence\uff5c>""".split()
 
 
 def stop_tokens(tokenizer: Tokenizer, format: str) -> set[int]:
     """Tokens that end an answer."""
-    names = (
-        ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>") if format == "llama-3" else ()
-    )
-    ends = {tokenizer.eos_id, *map(tokenizer.special.get, names)}
-    return {token for token in ends if token is not None}
+    names: Iterable[str] = ()
+    if format == "llama-3":
+        names = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>")
+    elif format == "chatml":
+        names = ("<|im_end|>", "<|endoftext|>")
+    elif format == "template":
+        names = [name for name in END_NAMES if name in tokenizer.chat_template]
+    found = {tokenizer.marks[name].id for name in names if name in tokenizer.marks}
+    return found if tokenizer.eos_id is None else found | {tokenizer.eos_id}
 
 
 def closing(tokenizer: Tokenizer, format: str) -> list[int]:
     """What ends an answer that was broken off before it ended itself."""
-    ends = {"llama-2": tokenizer.eos_id, "llama-3": tokenizer.special.get("<|eot_id|>")}
-    end = ends.get(format)
-    return [] if end is None else [end]
+    if format not in FORMS:
+        return []
+    name = FORMS[format].end.format(eos=end_name(tokenizer))
+    return [tokenizer.marks[name].id] if name in tokenizer.marks else []
+
+
+#  ---- which form -------------------------------------------------------------
+
+# What a template of each form holds; the first that fits counts.
+TELLING = {
+    "llama-3": ("<|start_header_id|>",),
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "llama-2": ("[INST]",),
+    "zephyr": ("<|user|>", "<|assistant|>"),
+    "vicuna": ("USER:", "ASSISTANT:"),
+    "deepseek": ("User:", "Assistant:"),
+}
 
 
 def detect_format(tokenizer: Tokenizer) -> str:
@@ -207,9 +148,55 @@ def detect_format(tokenizer: Tokenizer) -> str:
     A chat template tells; without one, a vocabulary that has marks of turns.
     """
     template = tokenizer.chat_template
-    if "<|start_header_id|>" in template:
-        return "llama-3"
-    if "[INST]" in template:
-        return "llama-2"
-    marked = all(mark in tokenizer.special for mark in LLAMA3_MARKS)
-    return "llama-3" if marked and not template else "plain"
+    for format, signs in TELLING.items():
+        known = all(mark in tokenizer.marks for mark in FORMS[format].marks)
+        if template and all(sign in template for sign in signs):
+            return format if known else "template"
+        if not template and FORMS[format].marks and known:
+            return format
+    return "template" if template else "plain"
+
+
+PROBES = (
+    [("user", "Hi")],
+    [("user", "Hi"), ("assistant", "Yes."), ("user", "So?")],
+    [("system", "Be brief."), ("user", "Hi")],
+)
+
+
+def choose_format(tokenizer: Tokenizer) -> tuple[str, str]:
+    """The form to use, and in words how it is known.
+
+    Where Jinja is installed, the form that was detected is compared with what the
+    template writes; if they differ, the template itself is used.
+    """
+    format = detect_format(tokenizer)
+    if not tokenizer.chat_template:
+        known = format != "plain"
+        why = "this model has no chat format; it only continues the text"
+        return format, "told from the vocabulary" if known else why
+    if format == "template":
+        return format, "as the model's own chat template writes them"
+    try:
+        agree = all(_agree(tokenizer, probe, format) for probe in PROBES)
+    except ImportError:
+        return format, "told from the chat template, unchecked without npllama[chat]"
+    except ValueError as error:
+        return format, f"told from the chat template, which fails ({error})"
+    if not agree:
+        return "template", "as the model's own chat template writes them"
+    return format, "as the model's own chat template writes them, too"
+
+
+def _agree(tokenizer: Tokenizer, probe: Sequence[tuple[str, str]], format: str) -> bool:
+    """Whether form and template write one conversation with the same tokens."""
+    import jinja2  # noqa: F401
+
+    dialog = [{"role": role, "content": said} for role, said in probe]
+    try:
+        written = template_tokens(tokenizer, dialog)
+    except ValueError:
+        if dialog[0]["role"] == "system":  # which some templates refuse
+            return True
+        raise
+    return written == chat_tokens(tokenizer, dialog, format)

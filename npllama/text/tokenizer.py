@@ -130,7 +130,8 @@ class Tokenizer:
         bos: bool | None = None,
         eos: bool | None = None,
         allowed_special: Literal["all"] | Collection[str] = (),
-        literal: Collection[str] = (),
+        guard: str = "",
+        continuing: bool = False,
     ) -> list[int]:
         """Cut a text into tokens.
 
@@ -145,8 +146,11 @@ class Tokenizer:
             others are text like any other.  (transformers recognises them all.)
             What follows one is a text of its own: SentencePiece puts a space in
             front, as transformers does with ``legacy=True``.
-        literal : strings
-            Names that stay text even if they are special tokens or added words.
+        guard : str
+            A character that is dropped once special tokens and words were found: a
+            name into which it was put is text.
+        continuing : bool
+            Other tokens precede the text.
 
         Raises
         ------
@@ -155,7 +159,7 @@ class Tokenizer:
             name is allowed that no special token has.
         """
         check_text(text)
-        marks = self._wanted(allowed_special, literal)
+        marks = self._wanted(allowed_special)
         first = {name: mark for name, mark in marks.items() if not mark.normalized}
         second = {
             self.normalise(name): mark
@@ -167,27 +171,31 @@ class Tokenizer:
             if isinstance(part, Mark):
                 tokens.append(part.id)
             else:
-                tokens += self._merged(self.normalise(part), second, not tokens)
+                begins = not (tokens or continuing)
+                part = self.normalise(part)
+                tokens += self._merged(part, second, begins, guard)
         front = self.front if bos is None else (self.bos_id,) if bos else ()
         back = self.back if eos is None else (self.eos_id,) if eos else ()
         return [i for i in (*front, *tokens, *back) if i is not None]
 
-    def _wanted(
-        self, allowed: Literal["all"] | Collection[str], literal: Collection[str]
-    ) -> dict[str, Mark]:
+    def _wanted(self, allowed: Literal["all"] | Collection[str]) -> dict[str, Mark]:
         """The marks that are looked for."""
         names = set(self.special if allowed == "all" else allowed)
         if unknown := sorted(names - self.special.keys()):
             raise ValueError(f"allowed_special: {unknown[0]!r} is not a special token")
         names = names.union(n for n, mark in self.marks.items() if not mark.special)
-        return {n: self.marks[n] for n in self.marks if n in names.difference(literal)}
+        return {name: self.marks[name] for name in self.marks if name in names}
 
-    def _merged(self, text: str, words: Mapping[str, Mark], begins: bool) -> list[int]:
+    def _merged(
+        self, text: str, words: Mapping[str, Mark], begins: bool, guard: str
+    ) -> list[int]:
+        """The tokens of a part that holds no marks but words looked for last."""
         tokens: list[int] = []
         for part in split_at(text, words):
             if isinstance(part, Mark):
                 tokens.append(part.id)
             else:
+                part = part.replace(guard, "") if guard else part
                 tokens += self.merge(part, begins and not tokens)
         return tokens
 
