@@ -34,6 +34,9 @@ Part V, the golden reference
     18  `testing`      what must hold of anyone's sampler
     19  `conformance`  all of it on one package, and a report
 
+Part VI, many at once
+    20  `serving`      one pass over pieces of several texts
+
 Letters stand for sizes, and only for sizes:
 
     B  rows of a batch              H  query heads

@@ -14,21 +14,25 @@ head, which makes the cache G times smaller; with K = 1 it is called multi-query
 (MQA).  Query head h belongs to key/value head h // G: neighbours share (repeat the
 keys as k1 k1 k2 k2, not k1 k2 k1 k2).
 
-The chapter says it twice.  `naive` is the formula in loops.  `vectorized` is the
-same for use: in blocks of queries, keys and heads, so that the T x S matrix of
-scores of a long context is never held in memory.
+The chapter says it three times.  `naive` is the formula in loops.  `dense` is the
+same as a few array operations, with the whole T x S matrix of scores at once.
+`blocked` is for use: in blocks of queries, keys and heads, so that the matrix of a
+long context is never held in memory.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from npllama.cache import append
-from npllama.ops import einsum, note
+from npllama.ops import einsum, is_rowwise, note
 from npllama.rope import rotate
 from npllama.weights import Layer
+
+#  ---- the formula ------------------------------------------------------------
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -80,6 +84,35 @@ def naive(q: np.ndarray, k: np.ndarray, v: np.ndarray, start: np.ndarray) -> np.
     return y
 
 
+def dense(q: np.ndarray, k: np.ndarray, v: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Causal attention, all scores at once, the impossible ones masked.
+
+    Parameters
+    ----------
+    q : (B, T, H, D) float
+    k, v : (B, K, N, D) float
+        Not repeated for the G query heads that share a key head: G is a letter that
+        k lacks.
+    start : (B,) int64
+
+    Returns
+    -------
+    (B, T, H, D) float
+    """
+    B, T, H, D = q.shape
+    K, N = k.shape[1:3]
+    position = start[:, None] + np.arange(T)  # (B, T)
+    hidden = np.arange(N) > position[:, :, None]  # (B, T, N)
+    q = q.reshape(B, T, K, H // K, D)
+    scores = einsum("BTKGD,BKSD->BKGTS", q, k, "scores")
+    scores = np.where(hidden[:, None, None], -np.inf, scores)  # (B, K, G, T, N)
+    p = softmax(scores / math.sqrt(D))  # (B, K, G, T, N)
+    y = einsum("BKGTS,BKSD->BTKGD", p, v, "values")
+    return y.reshape(B, T, H, D)
+
+
+#  ---- in blocks --------------------------------------------------------------
+
 # About a million scores keep BLAS busy and still lie in the cache.  Many rows or a
 # large group make more: with fewer keys at a time, products would be too short.
 QUERY_BLOCK = 128
@@ -88,7 +121,7 @@ SCORES = 2**20
 
 
 def default_blocks(rows: int, queries: int, G: int, keys: int) -> tuple[int, int]:
-    """How many keys, and how many key heads, `vectorized` takes at once.
+    """How many keys, and how many key heads, `blocked` takes at once.
 
     As many keys as make a million scores with the G query heads of one key head,
     4096 at least; where there are fewer keys, as many more heads.
@@ -109,7 +142,57 @@ def default_blocks(rows: int, queries: int, G: int, keys: int) -> tuple[int, int
     return key_block, max(1, SCORES // (each * min(keys, key_block)))
 
 
-def vectorized(
+class Part(NamedTuple):
+    """What queries found among some of their keys.
+
+    The softmax of part of the scores cannot be finished, since its denominator is the
+    sum over all.  So numerator and denominator are kept apart, both relative to
+    `peak`.
+    """
+
+    y: np.ndarray  # (B, K, G, T, D) values, weighted by exp(score - peak), summed
+    total: np.ndarray  # (B, K, G, T, 1) the sum of these weights
+    peak: np.ndarray  # (B, K, G, T, 1) the largest score, or 0 where none is large
+
+
+def merged(one: Part, other: Part) -> Part:
+    """What the queries found among both sets of keys.
+
+    Parameters
+    ----------
+    one, other : Part
+
+    Returns
+    -------
+    Part
+    """
+    peak = np.maximum(one.peak, other.peak)  # (B, K, G, T, 1)
+    shrink, shrink_other = np.exp(one.peak - peak), np.exp(other.peak - peak)
+    y = one.y * shrink + other.y * shrink_other  # (B, K, G, T, D)
+    total = one.total * shrink + other.total * shrink_other  # (B, K, G, T, 1)
+    return Part(y, total, peak)
+
+
+# exp of this is far from overflow, also when 2**32 of them are added.
+LARGE = 60.0
+
+
+def none_is_large(q: np.ndarray, k: np.ndarray) -> bool:
+    """Whether the norms of queries and keys promise scores below `LARGE`.
+
+    A dot product is never more than the product of the norms.  Then no peak has to
+    be found and subtracted, which takes as long as the exponential itself.
+
+    Parameters
+    ----------
+    q : (B, T, H, D) float
+    k : (B, K, S, D) float
+    """
+    longest = [math.sqrt(np.square(x).sum(axis=-1).max()) for x in (q, k)]
+    return math.prod(longest) / math.sqrt(q.shape[-1]) < LARGE
+
+
+def blocked(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
@@ -121,16 +204,16 @@ def vectorized(
     """Causal attention by blocks, equal to `naive` up to rounding.
 
     A block of queries meets only the keys at or before its last position, a block
-    of keys and a few heads at a time.  Of the scores no more than two blocks exist at
-    once (one stays while the next is computed), so memory does not grow with the
-    context; this is FlashAttention's arrangement, for a processor's cache instead of
-    a GPU's.
+    of keys and a few heads at a time.  Of the scores only one block exists at once,
+    so memory does not grow with the context; this is FlashAttention's arrangement,
+    for a processor's cache instead of a GPU's.  Inside `ops.rowwise` every query
+    goes alone, with a fixed block of keys.
 
     Parameters
     ----------
     q : (B, T, H, D) float
     k, v : (B, K, N, D) float
-        Never copied: that G query heads share a key head is a letter that k lacks.
+        Never copied.
     start : (B,) int64
     query_block : int
         Queries per block.
@@ -150,41 +233,42 @@ def vectorized(
     K, G = k.shape[1], H // k.shape[1]
     sizes = default_blocks(B, min(T, query_block), G, int(start.max()) + T)
     key_block, head_block = key_block or sizes[0], head_block or sizes[1]
+    if is_rowwise():
+        query_block, key_block, head_block = 1, LEAST_KEYS, 1
     y = np.empty(q.shape, dtype=q.dtype)  # (B, T, H, D)
     for rows in _rows_that_start_together(start):
         first = int(start[rows.start])
+        if T > 1 and not np.isfinite(v[rows, :, first + 1 : first + T]).all():
+            # A weight of zero does not hide what lies in a query's future, since
+            # 0 * nan is nan; loops never look there.
+            y[rows] = naive(q[rows], k[rows], v[rows], start[rows])
+            continue
         for head in range(0, K, head_block):
-            some = np.s_[rows, head : head + head_block]
-            keys, values = k[some], v[some]
+            keys, values = (x[rows, head : head + head_block] for x in (k, v))
             heads = slice(head * G, (head + head_block) * G)  # that share them
+            # One look at all keys pays where many queries meet them.
+            many = T * G > 2 * D and not is_rowwise()
+            low = many and none_is_large(q[rows, :, heads], keys[:, :, : first + T])
             for t in range(0, T, query_block):
                 here = np.s_[rows, t : t + query_block, heads]
-                seen = first + min(t + query_block, T)
+                seen = np.s_[:, :, : first + min(t + query_block, T)]
                 y[here] = _block_of_queries(
-                    q[here],
-                    keys[:, :, :seen],
-                    values[:, :, :seen],
-                    first + t,
-                    key_block,
+                    q[here], keys[seen], values[seen], first + t, key_block, low
                 )
     return y
 
 
 def _rows_that_start_together(start: np.ndarray) -> list[slice]:
     """The whole batch if every row is as long, else the rows one by one."""
-    if (start == start[0]).all():
+    if (start == start[0]).all() and not is_rowwise():
         return [slice(0, len(start))]
     return [slice(b, b + 1) for b in range(len(start))]
 
 
 def _block_of_queries(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, first: int, key_block: int
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, first: int, key_block: int, low: bool
 ) -> np.ndarray:
     """Attention of a few consecutive queries, a block of keys at a time.
-
-    The softmax runs along: `peak` is the largest score so far, `total` the sum of
-    the exponentials and `y` that of the weighted values, both relative to `peak`.
-    When a block raises the peak, what was summed before is scaled down to it.
 
     Parameters
     ----------
@@ -193,6 +277,8 @@ def _block_of_queries(
         Exactly the keys that the last query may see.
     first : int
         Position of the first query.
+    low : bool
+        Whether no score is large.
 
     Returns
     -------
@@ -200,49 +286,68 @@ def _block_of_queries(
     """
     B, T, H, D = q.shape
     K, S = k.shape[1:3]
-    hidden = v[:, :, first + 1 :]  # from some of these queries
-    if hidden.size and not np.isfinite(hidden).all():
-        # A weight of zero does not hide them, since 0 * nan is nan; loops never
-        # look.  So whoever hunts for the first number that went wrong is not sent
-        # to a position before it.
-        return naive(q, k, v, np.full(B, first, dtype=np.int64))
     q = q.reshape(B, T, K, H // K, D).transpose(0, 2, 3, 1, 4)  # (B, K, G, T, D)
     q = q * (1 / math.sqrt(D))
-    peak = total = y = np.zeros((), dtype=q.dtype)  # ()
+    found = None
     for s in range(0, S, key_block):
-        keys, values = k[:, :, s : s + key_block], v[:, :, s : s + key_block]
-        scores = einsum("BKGTD,BKSD->BKGTS", q, keys, "scores")
-        if s + keys.shape[2] > first + 1:
-            _hide_the_future(scores, s, first)
-        peak_here = scores.max(axis=-1, keepdims=True)  # (B, K, G, T, 1)
-        if s == 0:
-            peak = peak_here
-        elif (peak_here > peak).any():
-            higher = np.maximum(peak, peak_here)  # (B, K, G, T, 1)
-            shrink = np.exp(peak - higher)  # (B, K, G, T, 1)
-            peak, total, y = higher, total * shrink, y * shrink
-        scores -= peak
-        p = np.exp(scores, out=scores)
-        total = total + p.sum(axis=-1, keepdims=True)  # (B, K, G, T, 1)
-        y = y + einsum("BKGTS,BKSD->BKGTD", p, values, "values")
-    y /= total
+        some = np.s_[:, :, s : s + key_block]
+        part = _among_some_keys(q, k[some], v[some], first - s, low)
+        found = part if found is None else merged(found, part)
+    y = found.y / found.total  # (B, K, G, T, D)
     return y.transpose(0, 3, 1, 2, 4).reshape(B, T, H, D)
 
 
-def _hide_the_future(scores: np.ndarray, s: int, first: int) -> None:
-    """Set to -inf, in place, every score of a key behind its query.
+def _among_some_keys(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, first: int, low: bool
+) -> Part:
+    """What queries find among some keys.
+
+    Parameters
+    ----------
+    q : (B, K, G, T, D) float
+        Divided by the square root of D.
+    k, v : (B, K, S, D) float
+    first : int
+        How far the first query stands after the first of these keys.
+    low : bool
+        Whether no score is large.
+
+    Returns
+    -------
+    Part
+    """
+    scores = einsum("BKGTD,BKSD->BKGTS", q, k, "scores")
+    if k.shape[2] > first + 1:
+        _hide_the_future(scores, first)
+    if low:
+        peak = np.zeros((*scores.shape[:-1], 1), dtype=q.dtype)  # (B, K, G, T, 1)
+    else:
+        # Finite also for a query that may see none of these keys: -inf + inf is nan.
+        least = np.finfo(q.dtype).min
+        peak = scores.max(axis=-1, keepdims=True, initial=least)  # (B, K, G, T, 1)
+        scores -= peak
+    p = np.exp(scores, out=scores)  # (B, K, G, T, S)
+    total = p.sum(axis=-1, keepdims=True)  # (B, K, G, T, 1)
+    return Part(einsum("BKGTS,BKSD->BKGTD", p, v, "values"), total, peak)
+
+
+def _hide_the_future(scores: np.ndarray, first: int) -> None:
+    """Set every score of a key that comes after its query to -inf.
+
+    Writes
+    ------
+    ``scores[..., t, s]`` for all s > first + t.
 
     Parameters
     ----------
     scores : (B, K, G, T, S) float
-        Of queries at positions first ... and keys at positions s ...
+        Of queries at positions first ... and keys at positions 0 ...
     """
-    T, S = scores.shape[-2:]
-    # Keys up to the first query are seen by all; only the corner needs a mask.
-    seen = max(first + 1 - s, 0)
-    query, key = np.arange(first, first + T), np.arange(s + seen, s + S)
-    corner = scores[..., seen:]
-    np.copyto(corner, -np.inf, where=key > query[:, None])
+    for t in range(scores.shape[-2]):
+        scores[..., t, max(first + t + 1, 0) :] = -np.inf
+
+
+#  ---- the half of a block ----------------------------------------------------
 
 
 def attention(
@@ -253,11 +358,14 @@ def attention(
     v_cache: np.ndarray,
     start: np.ndarray,
     count: np.ndarray,
-    attend=vectorized,
+    attend=blocked,
+    write=append,
 ) -> np.ndarray:
     """The attention half of a block: project, turn, remember, attend, project.
 
-    Writes the new keys and values into the cache.
+    Writes
+    ------
+    The new keys and values, into the cache.
 
     Parameters
     ----------
@@ -269,7 +377,9 @@ def attention(
         One layer of the cache.
     start, count : (B,) int64
         Positions that each row holds, and how many of its T tokens are real.
-    attend : `vectorized` or `naive`
+    attend : `blocked`, `dense`, `naive`, or another function of their form
+    write : `cache.append`, or another function of its form
+        Where in the cache the new keys and values go.
 
     Returns
     -------
@@ -283,8 +393,8 @@ def attention(
     q, k = rotate(q, *tables), rotate(k, *tables)
     note("q_rope", q)
     note("k_rope", k)
-    append(k_cache, k, start, count)
-    append(v_cache, v, start, count)
+    write(k_cache, k, start, count)
+    write(v_cache, v, start, count)
     y = attend(q, k_cache, v_cache, start)  # (B, T, H, D)
     note("attention", y)
     out = einsum("BTHD,EHD->BTE", y, layer.wo, "o_proj")

@@ -8,7 +8,7 @@ between *prefill*, which runs a whole prompt through the model at once, and
 
 The cache is two arrays and, for every row of the batch, how much of it is filled.
 Rows are left-aligned: row b holds its first ``length[b]`` positions in place, and
-what lies behind them is never looked at.  To roll a row back, lower its length; to
+what lies after them is never looked at.  To roll a row back, lower its length; to
 copy or reorder rows, index the arrays.
 """
 
@@ -53,7 +53,7 @@ def new_cache(
     Raises
     ------
     TypeError
-        If `config` is none.
+        If `config` is not a Config.
     ValueError
         If there would be no rows or no positions.
     """
@@ -71,9 +71,11 @@ def new_cache(
 def append(
     store: np.ndarray, new: np.ndarray, start: np.ndarray, count: np.ndarray
 ) -> None:
-    """Write new keys (or values) of one layer behind those that each row has.
+    """Write new keys (or values) of one layer after those that each row has.
 
-    Writes ``store[b, :, start[b] : start[b] + count[b]]``, nothing else.
+    Writes
+    ------
+    ``store[b, :, start[b] : start[b] + count[b]]``, nothing else.
 
     Parameters
     ----------

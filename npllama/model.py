@@ -6,15 +6,16 @@ that runs through the blocks, `x`, is the residual stream: a block reads a
 normalised copy of it and writes by adding.
 
 Prefill, chunked prefill and decode are this one function: give it the tokens that
-are new and the cache of those that are not.
+are new and the cache of those that are not.  So is a pass for many texts at once:
+one per row of a batch, or all of them packed into one row, a piece of each.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from npllama.attention import attention, vectorized
-from npllama.cache import KVCache
+from npllama.attention import attention, blocked
+from npllama.cache import KVCache, append
 from npllama.feedforward import feed_forward
 from npllama.norm import rms_norm
 from npllama.ops import begin, einsum, enter, note
@@ -28,64 +29,71 @@ def forward(
     cache: KVCache,
     count: np.ndarray | None = None,
     *,
-    last: bool = False,
-    attend=vectorized,
+    last: bool | np.ndarray = False,
+    attend=blocked,
+    write=append,
     positions: np.ndarray | None = None,
 ) -> np.ndarray:
     """Run tokens through the model.
 
-    Writes keys and values of the new positions into the cache, and adds `count`
-    to its lengths.
+    Writes
+    ------
+    Keys and values of the new positions, into the cache; adds `count` to its lengths.
 
     Parameters
     ----------
     model : Model
     tokens : (B, T) int64
-        The next tokens of every row, left-aligned.
+        The next tokens of every row, left-aligned; or a packed row (1, T): the next
+        tokens of R texts, one text after the other.
     cache : KVCache
-    count : (B,) int64
+        With R lengths, and arrays of one row, for a packed row.
+    count : (R,) int64
         How many of a row's tokens are real, 0 ... T; what follows is padding,
-        whose logits mean nothing.  All of them by default.
-    last : bool
-        Return only the logits behind each row's last real token.
-    attend : `attention.vectorized` or `attention.naive`
+        whose logits mean nothing.  All of them by default.  There are R = B texts
+        then; in a packed row, it says how many tokens each text has, T in all.
+    last : bool or places
+        Return only the logits that follow each text's last real token; or those at
+        M given places, 0 ... T - 1, of every row.
+    attend : `attention.blocked`, or another function of its form
+    write : `cache.append`, or another function of its form
+        Where keys and values go.  A packed row needs an `attend` and a `write` of its
+        own, which know where each text's positions lie.
     positions : (B, T) int64
-        Where the tokens stand, if not one behind the other, as the guesses of
-        `lookahead`; `attend` has to know then which of them see each other.
+        Where the tokens stand, if not in a row after those in the cache, as the
+        guesses of `lookahead`; `attend` has to know then which of them see each other.
 
     Returns
     -------
-    (B, T_or_1, V) float
+    (B, T_or_M, V) float
         Logits: entry [b, t] scores the token that follows position t; with `last`,
-        there is one t.
+        there is one t in a row, or R in a packed row.
 
     Raises
     ------
     ValueError
         If a token is outside the vocabulary, the cache is of another shape or
-        dtype, or a row would outgrow it.  Nothing has been written then.
+        dtype, or a text would outgrow it.  Nothing has been written then.
     TypeError
-        If the cache is none.
+        If `model` is not a Model or `cache` is not a KVCache.
     """
-    tokens, count = _check(model, tokens, cache, count)
-    B, T = tokens.shape
+    tokens, count = _check(model, tokens, cache, count, write)
     eps, start = model.config.rms_norm_eps, cache.length.copy()
+    packed = len(start) != len(tokens)
     if positions is None:
-        # Padding stands where its row ends: `dynamic` looks at the last position.
-        step = np.minimum(np.arange(T), np.maximum(count, 1)[:, None] - 1)  # (B, T)
-        positions = start[:, None] + step  # (B, T)
+        positions = _positions(tokens.shape, start, count, packed)  # (B, T)
     tables = rope_tables(model.config, positions, model.embed.dtype.name)
 
     enter("model")
     x = model.embed[tokens]  # (B, T, E)
-    begin(start, x)
+    begin(start, count if packed else np.full_like(start, tokens.shape[1]), x)
     note("embed_tokens", x)
     for i, layer in enumerate(model.layers):
         enter(f"model.layers.{i}")
         normed = rms_norm(x, layer.attn_norm, eps)  # (B, T, E)
         note("input_layernorm", normed)
         x = x + attention(
-            normed, layer, tables, cache.k[i], cache.v[i], start, count, attend
+            normed, layer, tables, cache.k[i], cache.v[i], start, count, attend, write
         )  # (B, T, E)
         note("post_attention", x)
         normed = rms_norm(x, layer.mlp_norm, eps)  # (B, T, E)
@@ -95,15 +103,43 @@ def forward(
     cache.length[:] += count
 
     enter("model")
-    if last:
-        x = x[np.arange(B), count - 1][:, None]
-    x = rms_norm(x, model.norm, eps)  # (B, T_or_1, E)
+    if last is not False:
+        x = x[_wanted(last, count, packed)]  # (B, M, E)
+    x = rms_norm(x, model.norm, eps)  # (B, T_or_M, E)
     note("norm", x)
     return einsum("BTE,VE->BTV", x, model.lm_head, "lm_head")
 
 
-def _check(model, tokens, cache, count) -> tuple[np.ndarray, np.ndarray]:
-    """The arguments as integer arrays, or a ValueError that says what is wrong."""
+def _positions(shape, start, count, packed) -> np.ndarray:
+    """Where the new tokens stand: after those that their text holds.
+
+    Returns
+    -------
+    (B, T) int64
+    """
+    if packed:
+        pieces = [np.arange(s, s + n) for s, n in zip(start, count)]
+        return np.concatenate(pieces)[None]
+    # Padding stands where its row ends: `dynamic` looks at the last position.
+    step = np.minimum(np.arange(shape[1]), np.maximum(count, 1)[:, None] - 1)  # (B, T)
+    return start[:, None] + step
+
+
+def _wanted(last, count, packed) -> tuple:
+    """Index of the places whose logits are wanted, in an array of (B, T, E)."""
+    if last is not True:
+        return np.s_[:, last]
+    if packed:
+        return np.s_[:, np.cumsum(count) - 1]
+    return np.arange(len(count))[:, None], count[:, None] - 1
+
+
+def _check(model, tokens, cache, count, write) -> tuple[np.ndarray, np.ndarray]:
+    """The arguments as integer arrays, or an error that says what is wrong."""
+    if not isinstance(model, Model):
+        raise TypeError(f"model: {type(model).__name__} found; see npllama.load")
+    if not isinstance(cache, KVCache):
+        raise TypeError(f"cache: {type(cache).__name__} found; see new_cache")
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or tokens.size == 0 or tokens.dtype.kind not in "iu":
         raise ValueError(
@@ -115,20 +151,32 @@ def _check(model, tokens, cache, count) -> tuple[np.ndarray, np.ndarray]:
     if tokens.min() < 0 or tokens.max() >= V:
         worst = tokens.min() if tokens.min() < 0 else tokens.max()
         raise ValueError(f"tokens: {worst} is outside the vocabulary, 0 to {V - 1}")
+    shared = B == 1 and cache.k.shape[1:2] == (1,)
+    R = len(cache.length) if shared else B
     count = np.full(B, T, dtype=np.int64) if count is None else np.asarray(count)
-    whole = count.shape == (B,) and count.dtype.kind in "iu"
-    if not whole or count.min() < 0 or count.max() > T:
-        raise ValueError(f"count: expected {B} numbers from 0 to {T}, found {count}")
+    whole = count.shape == (R,) and count.dtype.kind in "iu"
+    if not whole or count.min(initial=T) < 0 or count.max(initial=0) > T:
+        raise ValueError(f"count: expected {R} numbers from 0 to {T}, found {count}")
     count = count.astype(np.int64)
-    _check_cache(model, cache, count)
+    if R != B:
+        _check_packed(model.config, count, T, write)
+    _check_cache(model, cache, count, B)
     return tokens, count
 
 
-def _check_cache(model, cache, count) -> None:
-    """Raise an error unless `count` new positions of every row fit in the cache."""
-    if not isinstance(cache, KVCache):
-        raise TypeError(f"cache: {type(cache).__name__} found; see new_cache")
-    L, B, dtype = model.config.num_hidden_layers, len(count), model.embed.dtype
+def _check_packed(config, count, T, write) -> None:
+    """Raise an error unless the texts of a packed row fill it, at steady speeds."""
+    if write is append:
+        raise ValueError("a packed row needs its own write and attend; see `packed`")
+    if count.sum() != T:
+        raise ValueError(f"count: {count} sums to {count.sum()}; the row holds {T}")
+    if config.rope.rope_type == "dynamic":
+        raise ValueError("rope_type dynamic turns by a row's length: pack no row")
+
+
+def _check_cache(model, cache, count, B) -> None:
+    """Raise an error unless `count` new positions of every text fit in the cache."""
+    L, dtype = model.config.num_hidden_layers, model.embed.dtype
     K, D = model.config.num_key_value_heads, model.config.head_dim
     N = cache.k.shape[-2]
     for array in (cache.k, cache.v):
@@ -137,9 +185,9 @@ def _check_cache(model, cache, count) -> None:
                 f"cache: {array.dtype} of {array.shape}, where this model and batch "
                 f"need {dtype} of ({L}, {B}, {K}, capacity, {D})"
             )
-    length = cache.length
-    if length.shape != (B,) or length.dtype.kind != "i" or length.min() < 0:
-        raise ValueError(f"cache: expected {B} lengths from 0, found {length}")
+    length, R = cache.length, len(count)
+    if length.shape != (R,) or length.dtype.kind != "i" or length.min() < 0:
+        raise ValueError(f"cache: expected {R} lengths from 0, found {length}")
     need = int((length + count).max())
     if need > N:
-        raise ValueError(f"cache: a row would hold {need} positions; capacity is {N}")
+        raise ValueError(f"cache: a text would hold {need} positions; capacity is {N}")

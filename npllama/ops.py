@@ -16,10 +16,11 @@ batch, rows, summed and those of `b` into batch, summed, columns; merge each kin
 into one axis; multiply; split the axes again.  Transposing and merging only
 renumber an array's strides, so weights are multiplied as they lie on disk.
 
-An observer may look on: ``with observing(obs):`` lets ``obs`` see every product and
-every array that a later chapter hands to `note`, to record them.  A ledger gets a
-line for every product, to count it.  Nothing else in this book knows that it is
-being watched.
+The second operand may also be a `Weight` that is no plain array (one kept in four
+bits, say): it multiplies by itself, and is counted as what it keeps.
+
+Whoever wants to see what is computed puts an `Observer` around it: ``with
+observing(obs):``.  Nothing else in this book knows that it is being watched.
 
 At its end the chapter asks the system, once, to keep the memory of freed arrays.
 """
@@ -31,22 +32,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-
-class Observer(Protocol):
-    """What may watch a computation, such as a recorder of activations."""
-
-    def enter(self, place: str) -> None:
-        """The computation has come to `place`, such as ``model.layers.3``."""
-
-    def product(self, name: str, equation: str, a, b, y) -> None:
-        """The product `y` of `a` and `b` was computed."""
-
-    def note(self, name: str, x: np.ndarray) -> None:
-        """The array `x` was computed, by anything but a product."""
+#  ---- who watches ------------------------------------------------------------
 
 
 class Kind(NamedTuple):
@@ -57,72 +47,78 @@ class Kind(NamedTuple):
     shape_a: tuple[int, ...]
     shape_b: tuple[int, ...]
     dtype: np.dtype
+    kept: tuple[str, int] | None = None  # of a `Weight`: its format, its bytes
 
 
-class Ledger(Protocol):
-    """What only counts gets a line for every product: that takes hardly any time."""
+class Observer:
+    """Watches a computation, to record or to count it.
 
-    lines: list  # the Kind of every product, and every place (str)
+    It overrides what it wants to see; the rest does nothing.
+    """
 
-    def begin(self, start: np.ndarray, x: np.ndarray) -> None:
-        """A pass through the model begins."""
+    def begin(self, start: np.ndarray, new: np.ndarray, x: np.ndarray) -> None:
+        """A pass through the model begins; arguments as of the function `begin`."""
+
+    def enter(self, place: str) -> None:
+        """The computation has come to `place`, such as ``model.layers.3``."""
+
+    def product(self, kind: Kind, a: np.ndarray, b: Any, y: np.ndarray) -> None:
+        """The product `y` of `a` and `b` was computed."""
+
+    def note(self, name: str, x: np.ndarray) -> None:
+        """The array `x` was computed, by anything but a product."""
 
 
+Watcher = TypeVar("Watcher", bound=Observer)
 _observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
-_ledgers: ContextVar[tuple[Ledger, ...]] = ContextVar("ledgers", default=())
 
 
 @contextmanager
-def observing(observer: Observer) -> Iterator[Observer]:
+def observing(observer: Watcher) -> Iterator[Watcher]:
     """Let `observer` watch what is computed inside the ``with`` block.
 
-    Do not hold it open across the ``yield`` of a generator: what the consumer
-    computes in between would be seen as well.
+    An observer whose blocks are nested sees everything once.  Do not hold a block
+    open across the ``yield`` of a generator: the observer would also see what the
+    consumer computes in between.
     """
-    token = _observers.set((*_observers.get(), observer))
+    watching = _observers.get()
+    once = any(other is observer for other in watching)
+    token = _observers.set(watching if once else (*watching, observer))
     try:
         yield observer
     finally:
         _observers.reset(token)
 
 
-@contextmanager
-def keeping(ledger: Ledger) -> Iterator[Ledger]:
-    """Let `ledger` get its lines inside the ``with`` block; each once, also if nested."""
-    ledgers = _ledgers.get()
-    token = _ledgers.set(ledgers if ledger in ledgers else (*ledgers, ledger))
-    try:
-        yield ledger
-    finally:
-        _ledgers.reset(token)
-
-
-def begin(start: np.ndarray, x: np.ndarray) -> None:
-    """Tell the ledgers that a pass through the model begins.
+def begin(start: np.ndarray, new: np.ndarray, x: np.ndarray) -> None:
+    """Tell the observers that a pass through the model begins.
 
     Parameters
     ----------
-    start : (B,) int64
-        Positions that each row holds before it.
+    start : (R,) int64
+        Positions that each text holds before the pass.
+    new : (R,) int64
+        Positions that each text gets, padding included.
     x : (B, T, E) float
-        Embeddings of the new ones.
+        Embeddings of all new positions: a text per row, or all texts in one row.
     """
-    for ledger in _ledgers.get():
-        ledger.begin(start, x)
+    for observer in _observers.get():
+        observer.begin(start, new, x)
 
 
 def enter(place: str) -> None:
-    """Tell all who watch which part of the model comes next."""
+    """Tell the observers which part of the model comes next."""
     for observer in _observers.get():
         observer.enter(place)
-    for ledger in _ledgers.get():
-        ledger.lines.append(place)
 
 
 def note(name: str, x: np.ndarray) -> None:
     """Show an array to the observers."""
     for observer in _observers.get():
         observer.note(name, x)
+
+
+#  ---- what an equation means -------------------------------------------------
 
 
 class Plan(NamedTuple):
@@ -135,20 +131,26 @@ class Plan(NamedTuple):
     shape_b: tuple[int, ...] | None
     shape_y: tuple[int, ...] | None
     order_y: tuple[int, ...] | None
-    skinny: bool
+    batched: bool  # a letter stands in all three words
+    weight: bool  # the letters of `b` are columns, then summed
 
 
 # Attention's shapes change with every token, so plans come and go.
 @lru_cache(maxsize=4096)
 def plan(
-    equation: str, shape_a: tuple, shape_b: tuple, name: str, dtype: np.dtype
+    equation: str,
+    shape_a: tuple,
+    shape_b: tuple,
+    name: str,
+    dtype: np.dtype,
+    kept: tuple[str, int] | None = None,
 ) -> Plan:
     """Work out, once per equation and shapes, how to compute a product.
 
     Raises
     ------
     ValueError
-        If the shapes do not fit the equation, or it is none.
+        If the shapes do not fit the equation, or it is not the equation of a product.
     """
     operands, out = equation.split("->")
     word_a, word_b = operands.split(",")
@@ -167,14 +169,15 @@ def plan(
     M, S, C = (math.prod(sizes(kind)) for kind in (rows, summed, columns))
     y = batch + rows + columns
     return Plan(
-        kind=Kind(name, equation, shape_a, shape_b, dtype),
+        kind=Kind(name, equation, shape_a, shape_b, dtype, kept),
         order_a=_order(word_a, batch + rows + summed),
         shape_a=_unless(len(rows) == len(summed) == 1, (*sizes(batch), M, S)),
         order_b=_order(word_b, batch + summed + columns),
         shape_b=_unless(len(summed) == len(columns) == 1, (*sizes(batch), S, C)),
         shape_y=_unless(len(rows) == len(columns) == 1, sizes(y)),
         order_y=_order("".join(y), list(out)),
-        skinny=not batch and 2 <= M <= 7,
+        batched=bool(batch),
+        weight=not batch and list(word_b) == columns + summed,
     )
 
 
@@ -204,17 +207,19 @@ def _unless(same: bool, shape: tuple[int, ...]) -> tuple[int, ...] | None:
     return None if same else shape
 
 
+#  ---- multiplying ------------------------------------------------------------
+
 # A block of weights of this many elements stays in the processor's cache.
 BLOCK = 2**19
 
 
-def skinny_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Multiply a few rows by a large matrix, block by block.
+def row_by_row(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Multiply every row by a large matrix on its own, block by block.
 
-    BLAS is at its best with one row or with many.  With two to seven (a small
-    batch, a few drafted tokens to verify, the beams of a search) it is up to three
-    times slower than this: for each block of weights, while it lies in the cache,
-    one matrix-vector product per row.
+    For each block of weights, while it lies in the cache, one matrix-vector product
+    per row.  BLAS is at its best with one row or with many: with two to seven (a
+    small batch, a few drafted tokens to verify, the beams of a search) it is up to
+    three times slower than this.
 
     Parameters
     ----------
@@ -236,7 +241,69 @@ def skinny_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return y
 
 
-def einsum(equation: str, a: np.ndarray, b: np.ndarray, name: str) -> np.ndarray:
+_rowwise: ContextVar[bool] = ContextVar("rowwise", default=False)
+
+
+@contextmanager
+def rowwise(on: bool = True) -> Iterator[None]:
+    """Make every text's numbers independent of its company, bit for bit.
+
+    BLAS adds up a row in another order when there are more rows beside it, so a
+    text's last bits depend on the batch, and on the pieces in which its prompt is
+    read.  Inside this block every row is multiplied on its own, and every query
+    meets its keys on its own.  Then batches, chunks and packed rows give the very
+    floats that a text gives alone.  A prompt takes several times as long.
+
+    References
+    ----------
+    Horace He and Thinking Machines Lab 2025, "Defeating Nondeterminism in LLM
+    Inference"; vLLM has it as ``VLLM_BATCH_INVARIANT=1``.
+    """
+    token = _rowwise.set(on)
+    try:
+        yield
+    finally:
+        _rowwise.reset(token)
+
+
+def is_rowwise() -> bool:
+    """Whether the computation stands in a `rowwise` block."""
+    return _rowwise.get()
+
+
+def multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Multiply rows by a matrix, uncounted: for `einsum` and the insides of a `Weight`.
+
+    Parameters
+    ----------
+    a : (M, S) float
+    b : (S, C) float
+
+    Returns
+    -------
+    (M, C) float
+    """
+    if 2 <= len(a) <= 7 or _rowwise.get():
+        return row_by_row(a, b)
+    return np.matmul(a, b)
+
+
+class Weight(Protocol):
+    """A second operand that is not an array: packed into few bits, adapted, ...
+
+    Its letters in an equation are those of the output, then those that are summed,
+    as in every weight of the book.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype  # of the arithmetic, that of the first operand
+    kept: tuple[str, int]  # the name of its format, and the bytes that it keeps
+
+    def times(self, a: np.ndarray) -> np.ndarray:
+        """Multiply: (M, S) rows of the summed axes to (M, C), the output's."""
+
+
+def einsum(equation: str, a: np.ndarray, b: Any, name: str) -> np.ndarray:
     """Multiply two arrays as `equation` says.
 
     Parameters
@@ -245,7 +312,8 @@ def einsum(equation: str, a: np.ndarray, b: np.ndarray, name: str) -> np.ndarray
         Such as ``"BTE,FE->BTF"``: one letter per axis, no letter twice in a word.
         Every letter stands in two or three of the words; one that stands in only
         one operand and not in the result is not allowed.
-    a, b : arrays of one dtype
+    a : array
+    b : array of the same dtype, or a `Weight`
     name : str
         What the product is called when it is counted, recorded or refused.
 
@@ -257,20 +325,25 @@ def einsum(equation: str, a: np.ndarray, b: np.ndarray, name: str) -> np.ndarray
     Raises
     ------
     ValueError
-        If the shapes do not fit the equation.
+        If the shapes do not fit the equation, or its order does not fit a `Weight`.
     """
-    p = plan(equation, a.shape, b.shape, name, a.dtype)
+    array = isinstance(b, np.ndarray)
+    kept = None if array else b.kept
+    p = plan(equation, a.shape, b.shape, name, a.dtype, kept)
     left = a if p.order_a is None else a.transpose(p.order_a)
     left = left if p.shape_a is None else left.reshape(p.shape_a)
-    right = b if p.order_b is None else b.transpose(p.order_b)
-    right = right if p.shape_b is None else right.reshape(p.shape_b)
-    y = skinny_product(left, right) if p.skinny else np.matmul(left, right)
+    if array:
+        right = b if p.order_b is None else b.transpose(p.order_b)
+        right = right if p.shape_b is None else right.reshape(p.shape_b)
+        y = np.matmul(left, right) if p.batched else multiply(left, right)
+    elif p.weight:
+        y = b.times(left)
+    else:
+        raise ValueError(f"{name}: {equation}: a Weight has its outputs first")
     y = y if p.shape_y is None else y.reshape(p.shape_y)
     y = y if p.order_y is None else y.transpose(p.order_y)
     for observer in _observers.get():
-        observer.product(name, equation, a, b, y)
-    for ledger in _ledgers.get():
-        ledger.lines.append(p.kind)
+        observer.product(p.kind, a, b, y)
     return y
 
 

@@ -129,7 +129,7 @@ def chunkings(T: int):
 
 
 class AttentionCase(NamedTuple):
-    """Arguments of `attention.vectorized`."""
+    """Arguments of `attention.blocked`."""
 
     q: np.ndarray  # (B, T, H, D)
     k: np.ndarray  # (B, K, N, D)

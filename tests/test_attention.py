@@ -21,10 +21,10 @@ from tolerances import assert_close, assert_same
 
 from npllama.attention import (
     attention,
+    blocked,
     default_blocks,
     naive,
     softmax,
-    vectorized,
 )
 from npllama.cache import new_cache
 from npllama.rope import rope_tables
@@ -43,7 +43,7 @@ def row(case, b):
 
 
 def in_blocks(case):
-    return vectorized(*case)
+    return blocked(*case)
 
 
 def in_loops(case):
@@ -90,8 +90,8 @@ def test_softmax_equals_the_spec(scores):
 
 
 @given(attention_cases())
-def test_vectorized_equals_naive(case):
-    y = vectorized(*case)
+def test_blocked_equals_naive(case):
+    y = blocked(*case)
     assert y.dtype == case.q.dtype
     here = real(case)
     assert_close(y[here], in_loops(case)[here], terms(case), scale=3)
@@ -109,7 +109,7 @@ def test_several_default_blocks_equal_naive():
     assert default_blocks(B, 128, G, start + T) == (4096, 1)
     q, k, v = normal(0, B, T, K * G, D), normal(1, B, K, N, D), normal(2, B, K, N, D)
     starts = np.array([start, start - 7])
-    assert_close(vectorized(q, k, v, starts), naive(q, k, v, starts), N, scale=3)
+    assert_close(blocked(q, k, v, starts), naive(q, k, v, starts), N, scale=3)
 
 
 @given(attention_cases("float64"), st.sampled_from([1e2, 1e5]))
@@ -262,6 +262,6 @@ def test_weights_of_one_query_are_shared_by_score_alone():
     # Two equal keys share their weight equally, wherever they stand.
     q, v = np.ones((1, 1, 1, 2)), normal(0, 1, 1, 4, 2)
     k = np.tile(normal(1, 1, 1, 1, 2), (1, 1, 4, 1))
-    for path in (naive, vectorized):
+    for path in (naive, blocked):
         y = path(q, k, v, np.array([3]))
         assert_close(y[0, 0, 0], v[0, 0].mean(axis=0), 4)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from strategies import DISTINCT, dtypes, products, random_model, token_ids
 
 from npllama import GenerationConfig, forward, generate, new_cache
-from npllama.attention import naive, vectorized
+from npllama.attention import blocked, naive
 from npllama.cost import FlopCounter, carried, counter, operators
 from npllama.cost.product import NOTHING
 from npllama.ops import einsum
@@ -29,7 +29,7 @@ MODEL = random_model(DISTINCT, 0)
 X = np.ones((2, 3), dtype=np.float32)
 
 
-def run(*lengths, model=MODEL, attend=vectorized, batch=2):
+def run(*lengths, model=MODEL, attend=blocked, batch=2):
     """Passes over so many new positions."""
     cache = new_cache(model.config, batch, sum(lengths), model.embed.dtype.name)
     for new in lengths:
@@ -143,7 +143,7 @@ def test_counter_of_two_threads_keeps_their_places_apart():
 
     def attend(q, k, v, start):
         meet.wait()  # both are inside a layer here
-        return vectorized(q, k, v, start)
+        return blocked(q, k, v, start)
 
     def work(length):
         with count:
@@ -242,7 +242,7 @@ def test_a_product_of_a_strategy_is_counted_with_the_rest():
     assert count.by("name")["likeness"].flops > 0
 
 
-@pytest.mark.parametrize("attend", [naive, vectorized])
+@pytest.mark.parametrize("attend", [naive, blocked])
 def test_the_sums_of_every_view_are_the_same(attend):
     count = counted(7, 1, 1, attend=attend)
     for view in (("name",), ("layer",), ("phase",), ("phase", "layer"), ("shapes",)):
@@ -250,7 +250,7 @@ def test_the_sums_of_every_view_are_the_same(attend):
 
 
 def test_a_future_that_is_not_a_number_is_counted_as_the_loops_that_avoid_it():
-    """`vectorized` falls back to `naive` there, and the count says what was done."""
+    """`blocked` falls back to `naive` there, and the count says what was done."""
     layers = [layer._replace(wv=layer.wv * np.nan) for layer in MODEL.layers]
     count = counted(5, model=MODEL._replace(layers=layers), batch=1)
     loops = {op.name: op for op in operators(DISTINCT, 1, 5, causal="triangle")}
@@ -266,7 +266,7 @@ def test_a_long_text_keeps_sums_and_not_every_line(monkeypatch, most_lines, most
     monkeypatch.setattr(counter, "MOST_LINES", most_lines)
     monkeypatch.setattr(counter, "MOST_KINDS", most_kinds)
     count = counted(2, *[1] * 30)
-    assert len(count._ledger.lines) < 100
+    assert len(count._mine.tally.lines) < 100
     assert (len(count.products()) == kinds) == (most_kinds > 50)
     for view in (("name",), ("layer",), ("phase", "name"), ("equation",)):
         assert count.by(*view) == expected.by(*view)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from strategies import DISTINCT, chunkings, configs, random_model, seeds, token_ids
 
 from npllama import PRESETS, GenerationConfig, forward, generate, new_cache, preset
-from npllama.attention import naive, vectorized
+from npllama.attention import blocked, naive
 from npllama.config import Config
 from npllama.cost import FlopCounter, formulas, textbook
 from npllama.cost.formulas import (
@@ -42,18 +42,19 @@ ways = st.sampled_from(CAUSAL)
 @st.composite
 def paths(draw):
     """A way to attend, and the options of the formula that describes it."""
-    kind = draw(st.sampled_from(["naive", "vectorized", "small blocks"]))
+    kind = draw(st.sampled_from(["naive", "blocked", "small blocks"]))
     if kind == "naive":
         return naive, {"causal": "triangle"}
-    if kind == "vectorized":
-        return vectorized, {"causal": "blocks"}
+    if kind == "blocked":
+        return blocked, {"causal": "blocks"}
     names = ("query_block", "key_block", "head_block")
     blocks = {name: draw(sizes) for name in names}
-    return partial(vectorized, **blocks), {"causal": "blocks", **blocks}
+    return partial(blocked, **blocks), {"causal": "blocks", **blocks}
 
 
 def phase_of(new, start):
-    return "decode" if new == 1 and min(start) > 0 else "prefill"
+    steps = [new == 1 and n > 0 for n in start]
+    return "decode" if all(steps) else "mixed" if any(steps) else "prefill"
 
 
 def predicted(config, start, lengths, **options):
@@ -80,7 +81,7 @@ def numbers(cost):
     return cost.calls, cost.flops, cost.mops, cost.kept
 
 
-def run(config, start, lengths, attend=vectorized, last=False, dtype="float32"):
+def run(config, start, lengths, attend=blocked, last=False, dtype="float32"):
     """Count passes over so many new positions, behind those that rows hold."""
     model = random_model(config, 0, dtype)
     cache = new_cache(config, len(start), max(start) + sum(lengths), dtype)
@@ -112,7 +113,7 @@ def test_counted_equals_predicted_in_prefill_chunks_and_decode(
 
 
 @given(configs(), st.lists(st.integers(0, 9), min_size=2, max_size=3), sizes, paths())
-@example(DISTINCT, [3, 0], 1, (vectorized, {"causal": "blocks"}))
+@example(DISTINCT, [3, 0], 1, (blocked, {"causal": "blocks"}))
 def test_counted_equals_predicted_where_rows_hold_different_lengths(
     config, start, new, path
 ):

@@ -23,9 +23,9 @@ from goldens.model_cases import (
 )
 
 import npllama
-from npllama.attention import naive, vectorized
+from npllama.attention import blocked, naive
 from npllama.config import config_from_hf
-from npllama.ops import observing
+from npllama.ops import Observer, observing
 
 FOLDER = Path(__file__).parent / "goldens"
 GOLDEN = np.load(FOLDER / "model.npz")
@@ -40,7 +40,7 @@ def name_of(case):
     return case.name
 
 
-def logits(model, tokens, lengths, run, attend=vectorized):
+def logits(model, tokens, lengths, run, attend=blocked):
     """Logits of a ragged batch that is fed in pieces, as (B, T, V)."""
     B, T = tokens.shape
     cache = npllama.new_cache(model.config, B, T, model.embed.dtype.name)
@@ -118,20 +118,14 @@ def test_the_weights_are_those_that_were_recorded(case):
     np.testing.assert_array_equal(digest, GOLDEN[f"{case.name}/weights"])
 
 
-class Sharpness:
+class Sharpness(Observer):
     """Collects the scores of attention, divided by sqrt(D) already."""
 
     def __init__(self):
         self.spreads = []
 
-    def enter(self, place):
-        pass
-
-    def note(self, name, x):
-        pass
-
-    def product(self, name, equation, a, b, y):
-        if name == "scores":
+    def product(self, kind, a, b, y):
+        if kind.name == "scores":
             self.spreads.append(float(y[..., :7].std(axis=-1).mean()))
 
 

@@ -19,13 +19,13 @@ from strategies import (
 )
 from tolerances import assert_close, assert_same, depth
 
-from npllama.attention import naive, vectorized
+from npllama.attention import blocked, naive
 from npllama.cache import KVCache, new_cache
 from npllama.config import Rope
 from npllama.model import forward
-from npllama.ops import observing
+from npllama.ops import Observer, observing
 
-paths = st.sampled_from([naive, vectorized])
+paths = st.sampled_from([naive, blocked])
 lengths = st.integers(1, 6)
 
 
@@ -57,7 +57,7 @@ def test_forward_equals_the_spec(config, T, seed, dtype, attend):
 
 
 @given(configs(), st.integers(1, 3), lengths.flatmap(chunkings), seeds, dtypes, paths)
-@example(DISTINCT, 2, [1, 1, 1, 1, 1], 0, "float32", vectorized)
+@example(DISTINCT, 2, [1, 1, 1, 1, 1], 0, "float32", blocked)
 @example(DISTINCT, 2, [2, 3], 0, "float32", naive)
 def test_any_chunking_gives_the_same_logits(config, B, chunks, seed, dtype, attend):
     # `configs` keeps `dynamic` within the trained length: beyond it, cached keys
@@ -114,7 +114,7 @@ dynamic_beyond = st.sampled_from([4, 128])
     replace(DISTINCT, rope=Rope("dynamic", factor=4.0), max_position_embeddings=4),
     (np.array([0, 0, 0]), np.array([2, 5, 1]), 5),
     0,
-    vectorized,
+    blocked,
 )
 def test_row_of_a_ragged_batch_equals_the_row_alone(config, rows, seed, attend):
     start, count, T = rows
@@ -239,7 +239,7 @@ def test_last_is_the_logits_behind_each_rows_last_token(config, rows, seed, atte
 
 
 @given(configs(), ragged(), seeds)
-def test_naive_and_vectorized_models_agree(config, rows, seed):
+def test_naive_and_blocked_models_agree(config, rows, seed):
     start, count, T = rows
     model, tokens = random_model(config, seed), token_ids(config, seed, 3, T)
     cache = filled_cache(config, start, count, seed, "float32")
@@ -303,7 +303,7 @@ def test_linear_scaling_undoes_standing_further_apart(config, T, seed):
 # ---- observers, dtype -------------------------------------------------------
 
 
-class Shapes:
+class Shapes(Observer):
     """Keeps what it is shown: place, name, shape and dtype."""
 
     def __init__(self):
@@ -312,9 +312,9 @@ class Shapes:
     def enter(self, place):
         self.place = place
 
-    def product(self, name, equation, a, b, y):
+    def product(self, kind, a, b, y):
         for array in (a, b, y):
-            self.note(name, array)
+            self.note(kind.name, array)
 
     def note(self, name, x):
         self.seen.append((self.place, name, x.shape, x.dtype.name))

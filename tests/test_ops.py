@@ -17,10 +17,10 @@ from strategies import dtypes, normal, products, seeds
 from tolerances import assert_close, assert_same
 
 from npllama import ops
-from npllama.ops import einsum, enter, note, observing, skinny_product
+from npllama.ops import Observer, einsum, enter, note, observing, row_by_row
 
 
-class Watcher:
+class Watcher(Observer):
     """An observer that keeps all that it is shown."""
 
     def __init__(self):
@@ -29,8 +29,8 @@ class Watcher:
     def enter(self, place):
         self.places.append(place)
 
-    def product(self, name, equation, a, b, y):
-        self.products.append((name, equation, a.shape, b.shape, y.shape))
+    def product(self, kind, a, b, y):
+        self.products.append((kind.name, kind.equation, a.shape, b.shape, y.shape))
 
     def note(self, name, x):
         self.notes.append(name)
@@ -83,7 +83,7 @@ def test_product_is_additive_over_a_split_of_a_summed_axis(case, data):
 @example(7, ops.BLOCK + 1, 3, 0, "float32")
 def test_few_rows_times_a_matrix_equals_matmul(M, S, C, seed, dtype):
     a, b = normal([seed, 0], M, S, dtype=dtype), normal([seed, 1], C, S, dtype=dtype).T
-    y = skinny_product(a, b)
+    y = row_by_row(a, b)
     assert y.dtype == dtype
     assert_close(y, np.matmul(a, b), S, scale=10)
 
@@ -103,7 +103,7 @@ def test_small_blocks_of_weights_give_the_same_product(monkeypatch):
     monkeypatch.setattr(np, "empty", lambda shape, dtype: np.full(shape, np.nan, dtype))
     for block in (1, 5, 9, 10, 54, 55, 56):
         monkeypatch.setattr(ops, "BLOCK", block)
-        assert_close(skinny_product(a, b), expected, 5)
+        assert_close(row_by_row(a, b), expected, 5)
 
 
 # ---- spec -------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from npllama import GenerationConfig, generate, load
-from npllama.attention import vectorized
+from npllama.attention import blocked
 from npllama.cli.main import parser
 from npllama.sampling import top_p
 
@@ -43,7 +43,7 @@ def test_command_is_understood(command):
 @pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
 def test_program_runs(program, capsys):
     def my_attention(q, k, v, start, **rest):
-        return vectorized(q, k, v, start)
+        return blocked(q, k, v, start)
 
     exec(program, {"my_attention": my_attention, "my_top_p": own_top_p})
 

@@ -4,15 +4,16 @@
         generate(model, "Once upon a time")
     print(count)
 
-Every product of the book goes through `ops.einsum`, which writes a line for it into
-each open ledger: a counter needs no list of layers to hook into, and misses nothing.
-A line is but a pointer to what is known already, the kind of the product; what it
-cost is worked out when somebody asks.  So counting takes little, even beside a model
-whose weights sweep everything else out of the processor's cache.
+Every product of the book goes through `ops.einsum`, which shows it to each observer:
+a counter needs no list of layers to hook into, and misses nothing.  It writes down a
+pointer to what is known already, the kind of the product; what that cost is worked
+out when somebody asks.  So counting takes little, even beside a model whose weights
+sweep everything else out of the processor's cache.
 
-A pass through the model that brings one new token to rows that all hold some is
-*decode*; any other is *prefill*, also one over several tokens that a draft has
-guessed.  A product between two passes belongs to the phase of the first.
+A text that holds some positions and gets one more is in *decode*; any other is in
+*prefill*, also one that gets several tokens which a draft has guessed.  A pass with
+texts of both kinds is *mixed*.  A product between two passes belongs to the phase of
+the first.
 
 Of causal attention the counter tells what was done, and what the s x s formula of
 the textbooks would say: the full square, its masked half included.
@@ -45,31 +46,31 @@ from npllama.cost.product import (
     shapes,
 )
 from npllama.cost.report import as_csv, as_dict, lines, tree
-from npllama.ops import Kind, keeping
+from npllama.ops import Kind, Observer, observing
 
 # So many lines are kept before they are settled, and so many kinds before their
 # shapes are forgotten: attention has new ones at every step of a text.
 MOST_LINES, MOST_KINDS = 10_000, 20_000
-# Its first operand is what attention found: T positions, H heads, D numbers.
-BEHIND_ATTENTION = "BTHD,EHD->BTE"
 
 
 class Pass(NamedTuple):
     """A line that says that a pass through the model begins."""
 
-    start: list[int]  # B of them, positions that a row holds before
+    start: list[int]  # R of them, positions that a text holds before
+    new: list[int]  # R of them, positions that it gets
     shape: tuple[int, ...]  # (B, T, E), of the embeddings
     dtype: np.dtype
 
     @property
     def phase(self) -> str:
-        """One new position for rows that all hold some is a step of decode."""
-        return "decode" if self.shape[1] == 1 and 0 not in self.start else "prefill"
+        """One new position for a text that holds some is a step of decode."""
+        steps = {start > 0 and new == 1 for start, new in zip(self.start, self.new)}
+        return "mixed" if len(steps) > 1 else "decode" if True in steps else "prefill"
 
     @property
-    def seen(self) -> int:
-        """Positions that rows hold in the end, summed over the rows."""
-        return sum(self.start) + self.shape[0] * self.shape[1]
+    def pairs(self) -> int:
+        """Every new position and every one that its text then holds, masked or not."""
+        return sum(new * (start + new) for start, new in zip(self.start, self.new))
 
     @property
     def lookup(self) -> Kind:
@@ -85,12 +86,18 @@ def _places() -> Places:
     return defaultdict(lambda: defaultdict(int))
 
 
+class Attended(NamedTuple):
+    """A line that says that a layer's attention is done."""
+
+    shape: tuple[int, ...]  # (B, T, H, D), of what it found
+
+
 class Tally:
     """What one thread has counted."""
 
     def __init__(self) -> None:
-        self.lines: list[Kind | Pass | str] = []  # not yet settled
-        self.phase, self.place, self.seen = "outside", "", 0
+        self.lines: list[Kind | Pass | Attended | str] = []  # not yet settled
+        self.phase, self.place, self.pairs = "outside", "", 0
         # By phase; all layers have the same kinds.
         self.calls: dict[str, Places] = defaultdict(_places)
         self.squares: dict[str, int] = defaultdict(int)  # FLOPs by phase
@@ -102,10 +109,12 @@ class Tally:
         for line in self.lines[:n]:
             if isinstance(line, Kind):
                 here[line][self.place] += 1
-                if line.equation == BEHIND_ATTENTION:
-                    self._square(line)
+            elif isinstance(line, Attended):
+                # In full: two products, of 2 D FLOPs for every pair and head.
+                H, D = line.shape[2:]
+                self.squares[self.phase] += 2 * 2 * D * H * self.pairs
             elif isinstance(line, Pass):
-                self.phase, self.seen = line.phase, line.seen
+                self.phase, self.pairs = line.phase, line.pairs
                 here = self.calls[self.phase]
                 here[line.lookup][self.place] += 1
             else:
@@ -113,11 +122,6 @@ class Tally:
         del self.lines[:n]
         if sum(map(len, self.calls.values())) > MOST_KINDS:
             self.fold()
-
-    def _square(self, out: Kind) -> None:
-        """Count what attention would do in full: two products of T queries with all."""
-        _, T, H, D = out.shape_a
-        self.squares[self.phase] += 2 * 2 * T * self.seen * H * D
 
     def fold(self) -> None:
         """Forget shapes, keep sums."""
@@ -142,25 +146,18 @@ def layer_of(place: str) -> int | None:
     return int(end) if end.isdecimal() else None
 
 
-class ThreadsLedger(threading.local):
-    """A ledger whose lines go to the calling thread's own tally."""
+class ThreadsTally(threading.local):
+    """Writes into the calling thread's own tally."""
 
     def __init__(self, tallies: list[Tally], lock: threading.Lock) -> None:
         # This runs once in every thread, when it first comes here.
         self.lock, self.tally = lock, Tally()
-        self.lines = self.tally.lines
+        self.write = self.tally.lines.append
         self.blocks: list[ExitStack] = []
         tallies.append(self.tally)
 
-    def begin(self, start: np.ndarray, x: np.ndarray) -> None:
-        """A pass over the embeddings `x` begins, behind `start` positions."""
-        self.lines.append(Pass(start.tolist(), x.shape, x.dtype))
-        if len(self.lines) > MOST_LINES:
-            with self.lock:
-                self.tally.settle()
 
-
-class FlopCounter:
+class FlopCounter(Observer):
     """Counts every product computed inside its ``with`` block.
 
     Counters may be nested, and used by several threads at a time; each counts for
@@ -172,16 +169,39 @@ class FlopCounter:
     def __init__(self) -> None:
         self._tallies: list[Tally] = []
         self._lock = threading.Lock()
-        self._ledger = ThreadsLedger(self._tallies, self._lock)
+        self._mine = ThreadsTally(self._tallies, self._lock)
 
     def __enter__(self) -> FlopCounter:
         block = ExitStack()
-        block.enter_context(keeping(self._ledger))
-        self._ledger.blocks.append(block)
+        block.enter_context(observing(self))
+        self._mine.blocks.append(block)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ledger.blocks.pop().close()
+        self._mine.blocks.pop().close()
+
+    # ---- what it sees
+
+    def begin(self, start: np.ndarray, new: np.ndarray, x: np.ndarray) -> None:
+        """Write down that a pass begins."""
+        mine = self._mine
+        mine.write(Pass(start.tolist(), new.tolist(), x.shape, x.dtype))
+        if len(mine.tally.lines) > MOST_LINES:
+            with self._lock:
+                mine.tally.settle()
+
+    def enter(self, place: str) -> None:
+        """Write down where the model is."""
+        self._mine.write(place)
+
+    def product(self, kind: Kind, a: np.ndarray, b: Any, y: np.ndarray) -> None:
+        """Write down which kind of product was computed."""
+        self._mine.write(kind)
+
+    def note(self, name: str, x: np.ndarray) -> None:
+        """Write down that a layer has attended."""
+        if name == "attention":
+            self._mine.write(Attended(x.shape))
 
     # ---- what was counted
 

@@ -11,7 +11,7 @@ these three kinds are told apart, since they may be stored in types of different
 sizes: weights, cached keys and values, and all that is in flight.
 
 Causal attention is where counts differ, so every one is labelled: "square",
-"triangle" or "blocks", as told in `meetings`.
+"triangle", "blocks" or "rowwise", as told in `meetings`.
 
 Norms, rotations, softmax, SiLU and the residual sums are not products; they cost a
 few operations per element that passes through, well below a hundredth of the FLOPs
@@ -25,7 +25,14 @@ from typing import NamedTuple
 
 from npllama.attention import QUERY_BLOCK
 from npllama.config import Config
-from npllama.cost.meetings import CAUSAL, Meetings, in_decode, in_one_pass, together
+from npllama.cost.meetings import (
+    CAUSAL,
+    Meetings,
+    in_decode,
+    in_one_pass,
+    in_packed_pass,
+    together,
+)
 from npllama.cost.product import LOOKUP
 
 
@@ -130,9 +137,9 @@ def one_pass(
     ----------
     cached : int, or one for each row
         Positions that a row holds before.
-    causal : "square", "triangle" or "blocks"
+    causal : "square", "triangle", "blocks" or "rowwise"
     last : bool
-        Logits behind the last position only, as in `forward`.
+        Logits of the last position only, as in `forward`.
     query_block : int
     key_block, head_block : int or None
         Of "blocks"; None: as `attention.default_blocks`.
@@ -146,6 +153,36 @@ def one_pass(
     sizes = query_block, key_block, head_block
     met = in_one_pass(config, batch, new, cached, causal, *sizes)
     return Work(1, batch * new, batch * (1 if last else new), met)
+
+
+def packed_pass(
+    config: Config,
+    pieces: Iterable[tuple[int, int]],
+    *,
+    causal: str = "square",
+    logits: int | None = None,
+) -> Work:
+    """The work of one pass over a packed row, as `serving.packed` runs it.
+
+    Parameters
+    ----------
+    pieces : (cached, new) of each text
+        Positions that it holds before, and that it gets.
+    causal : "square", "triangle", "blocks" or "rowwise"
+    logits : int, optional
+        Places whose logits are wanted; one for each text by default.
+
+    Raises
+    ------
+    ValueError
+        If a size is impossible, or `causal` unknown.
+    """
+    pieces = list(pieces)
+    for cached, new in pieces:
+        check_pass(1, new, cached, causal)
+    positions = sum(new for _, new in pieces)
+    wanted = len(pieces) if logits is None else logits
+    return Work(1, positions, wanted, in_packed_pass(config, pieces, causal))
 
 
 def decode_steps(

@@ -1,6 +1,6 @@
 """How queries meet keys: the one place where counts of FLOPs disagree.
 
-A new position t, behind `cached` others, may look at the keys 0 ... cached + t.  How
+A new position t, after `cached` others, may look at the keys 0 ... cached + t.  How
 many pairs of a query and a key are really multiplied depends on the arrangement:
 
     square     every new position meets every one seen, and what lies in its future
@@ -9,9 +9,10 @@ many pairs of a query and a key are really multiplied depends on the arrangement
     triangle   every position meets only what it may see, the least there is to do:
                `attention.naive`
     blocks     a block of queries meets the keys up to its last one, a block of keys
-               and a few heads at a time: `attention.vectorized`
+               and a few heads at a time: `attention.blocked`
+    rowwise    as in blocks, but every query of every row goes alone: `ops.rowwise`
 
-The same is said of all three: how many products there are, how many pairs, and how
+The same is said of all four: how many products there are, how many pairs, and how
 many query and key vectors are read.  A pair costs 2 D FLOPs in the scores, and 2 D
 again when the values are weighted.
 """
@@ -21,10 +22,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from npllama.attention import QUERY_BLOCK, default_blocks
+from npllama.attention import LEAST_KEYS, QUERY_BLOCK, default_blocks
 from npllama.config import Config
 
-CAUSAL = ("square", "triangle", "blocks")
+CAUSAL = ("square", "triangle", "blocks", "rowwise")
 
 
 class Meetings(NamedTuple):
@@ -124,6 +125,9 @@ def in_one_pass(
         met = [square(config, rows, new, start) for rows, start in groups]
     elif causal == "triangle":
         met = [triangle(config, rows, new, start) for rows, start in groups]
+    elif causal == "rowwise":
+        sizes = 1, LEAST_KEYS, 1
+        met = [blocks(config, 1, new, start, *sizes) * rows for rows, start in groups]
     else:
         longest = max(start for _, start in groups) + new
         queries, G = min(new, query_block), sharing(config)
@@ -133,13 +137,26 @@ def in_one_pass(
     return sum(met, NOBODY)
 
 
+def in_packed_pass(
+    config: Config, pieces: Iterable[tuple[int, int]], causal: str
+) -> Meetings:
+    """Meetings in a layer when texts of a packed row attend one by one.
+
+    Parameters
+    ----------
+    pieces : (cached, new) of each text
+    """
+    met = [in_one_pass(config, 1, new, cached, causal) for cached, new in pieces]
+    return sum(met, NOBODY)
+
+
 def in_decode(
     config: Config, batch: int, steps: int, cached: int, causal: str
 ) -> Meetings:
     """Meetings in a layer while `steps` positions follow, one a pass.
 
     The first sees cached + 1 keys, the last cached + steps: an arithmetic series.
-    With one query there is no future to mask, and all three ways have its pairs.
+    With one query there is no future to mask, and all ways have its pairs.
     """
     H, K = batch * config.num_attention_heads, batch * config.num_key_value_heads
     seen = steps * cached + steps * (steps + 1) // 2
@@ -147,6 +164,9 @@ def in_decode(
         return Meetings(steps, H * seen, H * steps, K * seen)
     if causal == "triangle":
         return Meetings(H * steps, H * seen, H * steps, H * seen)
+    if causal == "rowwise":
+        times = _ceilings(cached + steps, LEAST_KEYS) - _ceilings(cached, LEAST_KEYS)
+        return Meetings(K * times, H * seen, H * times, K * seen)
     size, _ = default_blocks(batch, 1, sharing(config), cached + steps)
     times = _ceilings(cached + steps, size) - _ceilings(cached, size)
     before, after = (_products(config, batch, n) for n in (cached, cached + steps))

@@ -2,14 +2,14 @@
 
 Activations come and go; what counts is the moment at which most of them are alive.
 In a block that is one of three: while queries and keys are turned, while a block of
-queries attends, or while the feed-forward is at its widest.  Behind the last block
+queries attends, or while the feed-forward is at its widest.  After the last block
 it is the logits.  Every moment is told in arrays that have a name in the book, or
 that NumPy makes for an intermediate result.
 """
 
 from __future__ import annotations
 
-from npllama.attention import QUERY_BLOCK, default_blocks
+from npllama.attention import LEAST_KEYS, QUERY_BLOCK, default_blocks
 from npllama.config import Config
 from npllama.cost.formulas import check_pass
 from npllama.cost.meetings import sharing
@@ -30,7 +30,7 @@ def activation_moments(
 
     Parameters
     ----------
-    causal : "blocks", "triangle" or "square"
+    causal : "blocks", "triangle", "square" or "rowwise"
         "square" holds all scores of a layer and their softmax, B H T S each.
     last : bool
         Logits behind the last position only.
@@ -38,7 +38,7 @@ def activation_moments(
     check_pass(batch, new, cached, causal)
     E, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
     H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    attend = {"square": _square, "triangle": _triangle, "blocks": _blocks}[causal]
+    attend = ATTEND[causal]
     positions = batch * new
     always = positions * (2 * E + D)
     return {
@@ -63,12 +63,10 @@ def _triangle(config: Config, batch: int, new: int, cached: int) -> int:
 
 
 def _blocks(config: Config, batch: int, new: int, cached: int) -> int:
-    """The most that a block of n queries takes: itself, scores, and what was mixed.
+    """The most that a block of n queries takes: itself, scores, and what it finds.
 
-    A block of scores stays while the next is computed.  At that moment what was
-    mixed is there twice, when it is scaled down to a new peak (or, where heads share
-    keys, the queries are, lined up for the product).  With one block of keys, what
-    was mixed is there twice when its axes are put back in order.
+    (Or itself twice, lined up for the product where heads share keys.)  Beyond one
+    block of keys, what was found among the ones before is there, too.
     """
     K, D, G = config.num_key_value_heads, config.head_dim, sharing(config)
     n = min(new, QUERY_BLOCK)
@@ -77,9 +75,18 @@ def _blocks(config: Config, batch: int, new: int, cached: int) -> int:
     for t in range(0, new, QUERY_BLOCK):
         n = min(QUERY_BLOCK, new - t)
         seen = cached + t + n
-        S, second = min(seen, key_block), min(max(seen - key_block, 0), key_block)
-        most = max(most, n * (S + second + 3 * D))
+        vectors = 2 + (seen >= 2 * key_block)
+        most = max(most, n * (min(seen, key_block) + vectors * D))
     return batch * min(K, head_block) * G * most
+
+
+def _rowwise(config: Config, batch: int, new: int, cached: int) -> int:
+    """One query and the heads that share its keys."""
+    return sharing(config) * (min(cached + new, LEAST_KEYS) + 3 * config.head_dim)
+
+
+ATTEND = {"square": _square, "triangle": _triangle}
+ATTEND |= {"blocks": _blocks, "rowwise": _rowwise}
 
 
 def activation_peak(

@@ -66,7 +66,7 @@ NOTHING = Total(0, 0, 0, 0, 0, {})
 class Product(NamedTuple):
     """Equal products, and what they cost together."""
 
-    phase: str  # "prefill" or "decode"; "outside" before any pass
+    phase: str  # "prefill", "decode", "mixed"; "outside" before any pass
     layer: int | None  # None outside the blocks
     name: str
     equation: str
@@ -91,7 +91,8 @@ def cost(kind: Kind) -> Total:
     """What one product costs.
 
     The second operand is what the model keeps, weights or cached keys and values;
-    the first is in flight.
+    the first is in flight.  A `Weight` that is no plain array counts the bytes that it
+    keeps, under the name of its format; what it takes to unpack them is no product.
     """
     if kind.equation == LOOKUP:
         flops, a = 0, 0
@@ -99,7 +100,9 @@ def cost(kind: Kind) -> Total:
     else:
         flops = 2 * math.prod(_sizes(kind).values())
         a, b, y = map(math.prod, shapes(kind))
-    size = {kind.dtype.name: (a + b + y) * kind.dtype.itemsize}
+    format, kept = kind.kept or (kind.dtype.name, b * kind.dtype.itemsize)
+    size = {kind.dtype.name: (a + y) * kind.dtype.itemsize}
+    size[format] = size.get(format, 0) + kept
     return Total(1, flops, a + b, y, b, size)
 
 

@@ -208,7 +208,7 @@ def predict(
     ----------
     prompt, new_tokens : int
         Per row.
-    causal : "square", "triangle" or "blocks"
+    causal : "square", "triangle", "blocks" or "rowwise"
         How queries meet keys; "blocks" is what this package does.
     """
     before, after = generation(config, batch, prompt, new_tokens, causal=causal)

@@ -12,11 +12,11 @@ import numpy as np
 
 from npllama.cache import KVCache
 from npllama.model import forward
-from npllama.ops import observing
+from npllama.ops import Observer, observing
 from npllama.weights import Model
 
 
-class Stream:
+class Stream(Observer):
     """Observer that keeps the residual stream behind some of the layers.
 
     Layer 0 is the embedding, layer i what leaves block number i, counted from 1.
@@ -25,12 +25,6 @@ class Stream:
     def __init__(self, layers: Collection[int]):
         self.layers, self.at = frozenset(layers), 0
         self.x: dict[int, np.ndarray] = {}
-
-    def enter(self, place: str) -> None:
-        """Places do not matter here."""
-
-    def product(self, name: str, equation: str, a, b, y) -> None:
-        """Nor do products."""
 
     def note(self, name: str, x: np.ndarray) -> None:
         """Keep `x` if a layer of interest ends with it."""

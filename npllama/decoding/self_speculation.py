@@ -22,7 +22,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from npllama.attention import vectorized
+from npllama.attention import blocked
 from npllama.cache import KVCache
 from npllama.decoding.common import Job
 from npllama.decoding.speculative import Draft, Propose, guesses
@@ -98,7 +98,7 @@ def short_context(draft: Job, window: int) -> Propose:
 
     def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, start: np.ndarray):
         first = max(0, int(start[0]) + 1 - window)
-        return vectorized(q, k[:, :, first:], v[:, :, first:], start - first)
+        return blocked(q, k[:, :, first:], v[:, :, first:], start - first)
 
     def propose(text: Sequence[int], most: int, cache: KVCache) -> Draft:
         beside = cache._replace(length=cache.length.copy())

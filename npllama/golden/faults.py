@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npllama.attention import softmax, vectorized
+from npllama.attention import blocked, softmax
 from npllama.cache import new_cache
 from npllama.config import Rope
 from npllama.golden.floor import Step, split_name
@@ -77,7 +77,7 @@ class Fault(NamedTuple):
     key: str
     text: str
     model: Model
-    attend: Callable = vectorized
+    attend: Callable = blocked
     shift: int = 0  # of positions in every step
     shift_later: int = 0  # of positions in all steps but the first
 

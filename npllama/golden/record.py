@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npllama.attention import softmax, vectorized
+from npllama.attention import blocked, softmax
 from npllama.cache import new_cache
 from npllama.config import config_to_hf
 from npllama.decoding.common import context_length
@@ -33,7 +33,7 @@ from npllama.golden.floor import floor
 from npllama.golden.precision import check_dtype
 from npllama.golden.trace import FORMAT, META, MOST_META, Trace
 from npllama.model import forward
-from npllama.ops import einsum, note, observing
+from npllama.ops import Kind, Observer, einsum, note, observing
 from npllama.sampling import draw
 from npllama.sampling import softmax as probabilities
 from npllama.weights import Layer, Model
@@ -85,7 +85,7 @@ class Wanted(NamedTuple):
 ALL = Wanted()
 
 
-class Recorder:
+class Recorder(Observer):
     """An observer that hands every tensor on, under its name in a trace.
 
     Parameters
@@ -107,8 +107,9 @@ class Recorder:
             self.layer = self.model.layers[int(place.rsplit(".", 1)[1])]
         self.place = place
 
-    def product(self, name: str, equation: str, a, b, y) -> None:
+    def product(self, kind: Kind, a, b, y) -> None:
         """A product was computed; a module's output has its bias added."""
+        name = kind.name
         if name in INNER:
             return
         bias = getattr(self.layer, BIASES[name]) if name in BIASES else None
@@ -193,7 +194,7 @@ def run(
     B, T = prompt.shape
     cache = new_cache(model.config, B, T + wanted.new_tokens, model.embed.dtype.name)
     recorder = Recorder(model, keep)
-    attend = attend_in_one_piece if wanted.scores else vectorized
+    attend = attend_in_one_piece if wanted.scores else blocked
     steps = ["prefill", *(f"decode.{i}" for i in range(wanted.new_tokens))]
     tokens, drawn = prompt, []
     for i, recorder.step in enumerate(steps):

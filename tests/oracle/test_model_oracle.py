@@ -26,7 +26,7 @@ from goldens.model_cases import (  # noqa: E402
 )
 
 import npllama  # noqa: E402
-from npllama.attention import naive, vectorized  # noqa: E402
+from npllama.attention import blocked, naive  # noqa: E402
 from npllama.convert.convert import convert  # noqa: E402
 
 DTYPES = {"float32": 2e-5, "float64": 1e-10}  # of the range of the logits
@@ -62,7 +62,7 @@ def test_logits_equal_those_of_transformers_at_every_position(case, dtype):
     for run in runs_of(case):
         with lift(dtype):
             golden = oracle.logits(case, dtype, tokens[0], run)
-        for attend in (vectorized, naive) if run == "chunks" else (vectorized,):
+        for attend in (blocked, naive) if run == "chunks" else (blocked,):
             cache = npllama.new_cache(model.config, 1, tokens.shape[1], dtype)
             parts = [
                 npllama.forward(model, tokens[:, piece], cache, attend=attend)[0]

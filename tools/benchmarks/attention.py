@@ -22,18 +22,18 @@ def inputs(S: int, *order: int) -> list[np.ndarray]:
 
 
 class NpLlama:
-    """`npllama.attention.vectorized`."""
+    """`npllama.attention.blocked`."""
 
     def __init__(self, threads: int):
-        from npllama.attention import vectorized
+        from npllama.attention import blocked
 
-        self.vectorized = vectorized
+        self.blocked = blocked
 
     def time(self, S: int, repeats: int) -> dict[str, Any]:
         """Seconds of each call; the first is a warm-up and left out."""
         (q,), (k, v) = inputs(S, 0, 1, 2, 3)[:1], inputs(S, 0, 2, 1, 3)[1:]
-        call = lambda: self.vectorized(q, k, v, np.zeros(1, np.int64))  # noqa: E731
-        return {"name": "npllama vectorized", "seconds": timed(call, repeats)}
+        call = lambda: self.blocked(q, k, v, np.zeros(1, np.int64))  # noqa: E731
+        return {"name": "npllama blocked", "seconds": timed(call, repeats)}
 
     def memory(self, S: int) -> dict[str, int | None]:
         """Bytes that one call needs at its worst moment beyond inputs and output."""
@@ -42,7 +42,7 @@ class NpLlama:
             x += 1  # Zeros are only promised by the system until they are written.
         forget_peak()
         before = memory()
-        y = self.vectorized(q, k, v, np.zeros(1, np.int64))
+        y = self.blocked(q, k, v, np.zeros(1, np.int64))
         peak = memory().get("peak")
         return {"bytes": peak and peak - before["resident"] - y.nbytes}
 

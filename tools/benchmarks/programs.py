@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.worker import interleaved, memory, seconds
+from npllama.ops import Kind, Observer
 
 CAPACITY = 512
 
@@ -67,7 +68,7 @@ class Program:
         return memory()
 
 
-class Products:
+class Products(Observer):
     """An observer that keeps the products of a pass with weights, to redo them alone.
 
     All of npllama's weights have their output axes first, and `a` the summed axes
@@ -78,15 +79,9 @@ class Products:
         self.operands: list[tuple[np.ndarray, np.ndarray]] = []
         self.rows: dict[tuple[int, int], np.ndarray] = {}
 
-    def enter(self, place: str) -> None:
-        """Places do not matter here."""
-
-    def note(self, name: str, x: np.ndarray) -> None:
-        """Nor does what is not a product."""
-
-    def product(self, name: str, equation: str, a, b, y) -> None:
+    def product(self, kind: Kind, a, b, y) -> None:
         """Keep a product, unless it is one of attention's, which has no weights."""
-        if name not in ("scores", "values"):
+        if kind.name not in ("scores", "values"):
             B, T = a.shape[:2]
             a = a.reshape(B * T, -1)
             a = self.rows.setdefault(a.shape, np.ones_like(a))

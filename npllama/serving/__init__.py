@@ -1,0 +1,4 @@
+"""Chapter 20: many at once.
+
+`packed`   one pass over pieces of several texts
+"""
