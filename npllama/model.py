@@ -16,6 +16,7 @@ import numpy as np
 
 from npllama.attention import attention, blocked
 from npllama.cache import KVCache, append
+from npllama.config import Config
 from npllama.feedforward import feed_forward
 from npllama.norm import rms_norm
 from npllama.ops import begin, einsum, enter, note
@@ -136,7 +137,7 @@ def _wanted(last, count, packed) -> tuple:
 
 def _check(model, tokens, cache, count, write) -> tuple[np.ndarray, np.ndarray]:
     """The arguments as integer arrays, or an error that says what is wrong."""
-    if not isinstance(model, Model):
+    if not isinstance(getattr(model, "config", None), Config):
         raise TypeError(f"model: {type(model).__name__} found; see npllama.load")
     if not isinstance(cache, KVCache):
         raise TypeError(f"cache: {type(cache).__name__} found; see new_cache")

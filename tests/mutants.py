@@ -136,7 +136,7 @@ MUTANTS = [
      ATTENTION + "attention_equals_the_spec"),
     ("attention.py", "softmax(scores / math.sqrt(D))  # (B, K, G, T, N)",
      "softmax(scores)  # (B, K, G, T, N)", ATTENTION + "attention_equals_the_spec"),
-    ("attention.py", "np.arange(N) > position", "np.arange(N) >= position",
+    ("attention.py", "np.arange(N) > position", "np.arange(N) > 1 + position",
      ATTENTION + "changing_the_future_changes_nothing"),
     ("attention.py", "softmax(scores / math.sqrt(D))  # (S,)", "softmax(scores / np.sqrt(D))",
      SHAPES + "no_float64_appears_anywhere_in_a_float32_forward"),

@@ -1,5 +1,6 @@
-"""Chapter 7: attention, in loops and in blocks."""
+"""Chapter 7: attention, in loops, as the dense formula, and in blocks."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -20,10 +21,13 @@ from strategies import (
 from tolerances import assert_close, assert_same
 
 from npllama.attention import (
+    LARGE,
     attention,
     blocked,
     default_blocks,
+    dense,
     naive,
+    none_is_large,
     softmax,
 )
 from npllama.cache import new_cache
@@ -50,7 +54,13 @@ def in_loops(case):
     return naive(*case[:4])
 
 
-paths = st.sampled_from([in_loops, in_blocks])
+def densely(case):
+    return dense(*case[:4])
+
+
+paths = st.sampled_from([in_loops, in_blocks, densely])
+# The dense formula multiplies what it masks by zero, and 0 * nan is nan.
+safe_paths = st.sampled_from([in_loops, in_blocks])
 
 
 def real(case):
@@ -120,6 +130,22 @@ def test_large_scores_do_not_disturb_the_running_softmax(case, scale):
     assert_close(in_blocks(case)[here], expected, terms(case), scale=10 * scale)
 
 
+@given(st.sampled_from([0.3, 0.99, 1.01, 2.0, 1e3, 1e15]), st.booleans(), seeds)
+def test_scores_around_the_limit_neither_overflow_nor_vanish(share, down, seed):
+    # Keys and queries along one direction, so that a score is as large as its bound.
+    T, D = 12, 4
+    along = np.abs(normal(seed, 1, T, 1, D, dtype="float32"))
+    q = along / np.sqrt(np.square(along).sum(axis=-1, keepdims=True))
+    q *= math.sqrt(share * LARGE) * D**0.25
+    k = (-q if down else q).transpose(0, 2, 1, 3)
+    v, start = normal(seed, 1, 1, T, D, dtype="float32"), np.array([0])
+    assert none_is_large(q, k) == (share < 1)
+    with np.errstate(over="raise", invalid="raise"):
+        y = blocked(q, k, v, start)
+    exact = naive(*(x.astype(np.float64) for x in (q, k, v)), start)
+    assert_close(y, exact, D * share * LARGE, scale=1 + np.abs(exact).max())
+
+
 @given(attention_cases("float64"), paths)
 def test_changing_the_future_changes_nothing(case, path):
     before = path(case)
@@ -132,7 +158,7 @@ def test_changing_the_future_changes_nothing(case, path):
         k[b], v[b] = case.k[b], case.v[b]
 
 
-@given(attention_cases("float64"), paths)
+@given(attention_cases("float64"), safe_paths)
 @example(
     AttentionCase(*(normal(i, 1, 2, 2, 4) for i in range(3)), np.array([0]), 9, 9, 9),
     in_blocks,
@@ -148,7 +174,7 @@ def test_future_that_is_not_a_number_changes_nothing(case, path):
     assert_close(after[:, : t + 1], before[:, : t + 1], terms(case), scale=3)
 
 
-@given(attention_cases("float64"), paths)
+@given(attention_cases("float64"), safe_paths)
 def test_row_does_not_depend_on_its_neighbours(case, path):
     alone = path(row(case, 0))
     for value in (np.nan, 1e300):
@@ -262,6 +288,6 @@ def test_weights_of_one_query_are_shared_by_score_alone():
     # Two equal keys share their weight equally, wherever they stand.
     q, v = np.ones((1, 1, 1, 2)), normal(0, 1, 1, 4, 2)
     k = np.tile(normal(1, 1, 1, 1, 2), (1, 1, 4, 1))
-    for path in (naive, blocked):
+    for path in (naive, dense, blocked):
         y = path(q, k, v, np.array([3]))
         assert_close(y[0, 0, 0], v[0, 0].mean(axis=0), 4)

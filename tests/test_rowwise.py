@@ -23,6 +23,8 @@ from tolerances import assert_same
 
 from npllama.cache import KVCache, new_cache
 from npllama.config import Config
+from npllama.cost import FlopCounter
+from npllama.cost.formulas import decode_steps, one_pass, tabulate
 from npllama.model import forward
 from npllama.ops import einsum, is_rowwise, rowwise
 
@@ -116,6 +118,31 @@ def test_rows_of_unequal_length_are_the_same_bits_as_alone(config, data, seed, d
         logits = forward(model, tokens, cache, np.array(counts))
     for b, text in enumerate(texts):
         assert_same(logits[b, : counts[b]], alone(model, text)[starts[b] :])
+
+
+@given(configs(), st.integers(1, 4), st.integers(1, 9).flatmap(chunkings), seeds)
+@example(DISTINCT, 3, [4, 1, 1], 0)
+def test_what_it_costs_is_what_is_predicted(config, B, chunks, seed):
+    model, cached, work = random_model(config, seed), 0, []
+    for n in chunks:
+        work.append(one_pass(config, B, n, cached, causal="rowwise"))
+        cached += n
+    with FlopCounter() as count:
+        in_company(model, token_ids(config, seed, B, cached), chunks)
+    expected = tabulate(config, sum(work[1:], work[0]), "rowwise")
+    found = {n: (t.calls, t.flops, t.mops, t.kept) for n, t in count.by("name").items()}
+    assert found == {
+        op.name: (op.calls, op.flops, op.mops, op.weights + op.cache) for op in expected
+    }
+
+
+@given(configs(), st.integers(1, 4), st.integers(0, 9000), st.integers(1, 5))
+def test_steps_of_decode_cost_the_sum_of_the_passes(config, B, cached, steps):
+    one_by_one = [
+        one_pass(config, B, 1, cached + i, causal="rowwise") for i in range(steps)
+    ]
+    whole = decode_steps(config, B, steps, cached, "rowwise")
+    assert sum(one_by_one[1:], one_by_one[0]) == whole
 
 
 @pytest.mark.parametrize("threads", ["1", "2"])

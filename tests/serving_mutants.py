@@ -1,0 +1,53 @@
+"""Faults of the openings of the core, and of what serves many texts at once."""
+
+ROWWISE, PACKED = "test_rowwise.py::test_", "test_serving_packed.py::test_"
+WEIGHT, ATTENTION = "test_weight.py::test_", "test_attention.py::test_"
+COSTS = PACKED + "what_a_packed_pass_costs_is_what_is_predicted"
+ALONE = PACKED + "every_text_of_a_packed_row_has_the_logits_it_has_alone"
+BITS = ROWWISE + "every_batch_size_and_chunking_of_wide_layers_gives_the_same_bits"
+RAGGED = ROWWISE + "rows_of_unequal_length_are_the_same_bits_as_alone"
+
+MUTANTS = [
+    # ---- bit-exact rows
+    ("ops.py", "<= 7 or _rowwise.get():", "<= 7:", BITS),
+    ("ops.py", "_rowwise.reset(token)", "pass",
+     ROWWISE + "the_switch_is_off_again_after_the_block_and_after_an_error"),
+    ("attention.py", "key_block, head_block = 1, LEAST_KEYS, 1",
+     "key_block, head_block = 8, LEAST_KEYS, 1", BITS),
+    ("attention.py", ".all() and not is_rowwise():", ".all():",
+     ROWWISE + "what_it_costs_is_what_is_predicted"),
+    ("attention.py", "> 2 * D and not is_rowwise()", "> 2 * D", BITS),
+    ("cost/meetings.py", "* rows for rows, start in groups]\n    else", "for rows, start in groups]\n    else",
+     ROWWISE + "what_it_costs_is_what_is_predicted"),
+    ("cost/meetings.py", "return Meetings(K * times, H * seen", "return Meetings(times, H * seen",
+     ROWWISE + "steps_of_decode_cost_the_sum_of_the_passes"),
+    # ---- packed rows
+    ("model.py", "np.arange(s, s + n) for s", "np.arange(n) for s", ALONE),
+    ("model.py", "np.cumsum(count) - 1]", "np.cumsum(count) - 2]",
+     PACKED + "logits_are_given_at_the_places_that_are_wanted"),
+    ("model.py", "count if packed else np", "np", COSTS),
+    ("model.py", "    if count.sum() != T:", "    if False:",
+     PACKED + "forward_refuses_a_packed_row_that_it_cannot_place"),
+    ("model.py", 'rope_type == "dynamic"', 'rope_type == "static"',
+     PACKED + "what_cannot_be_packed_is_refused_and_nothing_is_written"),
+    ("serving/packed.py", "as_run(where[s:])", "as_run(where[:n])", ALONE),
+    ("serving/packed.py", "        t += n\n", "", ALONE),
+    ("serving/packed.py", "values, piece.start)", "values, 0 * piece.start)", ALONE),
+    ("serving/packed.py", "[: s + n]", "[: s + n + 1]", ALONE),
+    ("serving/packed.py", "run = np.array_equal(places, np.arange(first, first + n))",
+     "run = n > 0 and places[-1] == first + n - 1", ALONE),
+    ("cost/counter.py", "new * (start + new) for", "new * start for", COSTS),
+    ("cost/counter.py", '"mixed" if len(steps) > 1 else ', "", COSTS),
+    # ---- weights that are no arrays
+    ("ops.py", "kept = None if array else b.kept", "kept = None",
+     WEIGHT + "flops_are_counted_as_ever_and_bytes_as_they_are_kept"),
+    ("ops.py", "    elif p.weight:", "    elif True:", WEIGHT + "outputs_must_come_first"),
+    ("cost/product.py", "kind.kept or (", "(",
+     WEIGHT + "flops_are_counted_as_ever_and_bytes_as_they_are_kept"),
+    # ---- the peak of the scores
+    ("attention.py", "LARGE = 60.0", "LARGE = 600.0",
+     ATTENTION + "scores_around_the_limit_neither_overflow_nor_vanish"),
+    ("attention.py", ", initial=least)", ")", ATTENTION + "blocked_equals_naive"),
+    ("attention.py", "        scores -= peak\n", "",
+     ATTENTION + "scores_around_the_limit_neither_overflow_nor_vanish"),
+]  # fmt: skip
