@@ -45,6 +45,7 @@ Letters stand for sizes, and only for sizes:
     N  positions a cache can hold   D  size of a head
     E  width of the residual stream F  width of the feed-forward
     V  words in the vocabulary      L  layers
+    R  rank of an adapter
 
 What others call the weights of a block:
 

@@ -31,6 +31,8 @@ def add_commands(commands) -> None:
     option("out", metavar="OUT.npz", type=Path, help="file to write")
     option("--dtype", choices=DTYPES, default="float32",
            help="how weights are stored; float32 loads without a copy (default)")
+    option("--adapter", type=Path, metavar="DIR",
+           help="folder of a LoRA adapter (PEFT) to merge into the weights")
     option("--no-tokenizer", action="store_true",
            help="leave the tokenizer out: the model reads and writes token ids")
     option("--context", type=int, metavar="N",
@@ -54,6 +56,7 @@ def run_convert(options: argparse.Namespace) -> int:
             quiet=options.quiet,
             tokenizer=not options.no_tokenizer,
             context=options.context,
+            adapter=options.adapter,
         )
     except (KeyboardInterrupt, Ended):
         # The file may have got its name in the moment before.

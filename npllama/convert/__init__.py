@@ -18,6 +18,7 @@ comes, so that a model larger than memory can be converted.
 `gguf_file`    a file of llama.cpp: named values and tensors, most of them quantised
 `gguf_text`    the tokenizer in such a file
 `gguf`         such a file as a whole, or split
+`adapter`      a LoRA, merged into the weights
 `convert`      recognise, check, round, write
 
 Extra ``[convert]``: gguf knows the quantised types, ml_dtypes rounds to bfloat16, tqdm shows a progress bar.  The

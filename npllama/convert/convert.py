@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from npllama.config import check
+from npllama.convert.adapter import merged
 from npllama.convert.gguf import open_gguf
 from npllama.convert.hf import is_hf, open_hf
 from npllama.convert.llama2c import open_llama2c
@@ -206,6 +207,7 @@ def convert(
     quiet: bool = False,
     tokenizer: bool = True,
     context: int | None = None,
+    adapter: Path | None = None,
 ) -> Checkpoint:
     """Write the checkpoint at `source` to `out`; return what it was.
 
@@ -222,6 +224,8 @@ def convert(
         False leaves the tokenizer out: the model reads and writes token ids.
     context : int
         Positions that the model may see, in place of what the checkpoint says.
+    adapter : path
+        Of the folder of a LoRA adapter to merge.
 
     Raises
     ------
@@ -236,6 +240,8 @@ def convert(
     """
     _check_target(out)
     checkpoint = open_checkpoint(locate(source), tokenizer)
+    if adapter is not None:
+        checkpoint = merged(checkpoint, adapter)
     if context is not None:
         checkpoint = stretched(checkpoint, context)
     if out.exists() and any(out.samefile(path) for path in checkpoint.sources):
