@@ -5,6 +5,24 @@ needs only the chapters before it.  A first reading is Part I: nine files, from 
 one product to the whole model on one screen.  A chapter that is a folder lists its
 sections in its own ``__init__.py``, in reading order.
 
+A LLaMA in a minute: a text comes in as *tokens*, numbers from 0 to V - 1.  The
+*embedding* is a table with a vector of E numbers for each; a token's row is where its
+way through the model begins.  L *blocks* follow, one after the other, and what runs through
+them is the *residual stream*: each block adds to the vector of every position, twice:
+
+- *attention* lets a position look at those up to itself.  From its vector it makes a
+  *query* (what it looks for), a *key* (what it can be found by) and a *value* (what
+  it gives to whoever finds it).  It takes home a mixture of the values whose keys
+  match its query best.  This happens in H *heads* side by side, with D numbers each;
+  K of them, H or fewer, have keys and values of their own.
+- the *feed-forward* half works on each position alone: it widens the vector to F
+  numbers, bends it, and narrows it again.
+
+A *norm* before each half keeps the numbers at one scale.  After the last block the
+vector is compared with every word of the vocabulary: V *logits*, one for each token
+that could come next.  One of them is chosen, and everything begins again, one position
+further.
+
 Part I, the network
     1   `ops`          the one product, written as an equation
     2   `config`       the numbers that define a LLaMA

@@ -28,6 +28,13 @@ class KVCache(NamedTuple):
     v: np.ndarray  # (L, B, K, N, D)
     length: np.ndarray  # (B,) int64, positions filled in each row
 
+    def __repr__(self) -> str:
+        L, B, K, N, D = self.k.shape
+        return (
+            f"KVCache(length={self.length.tolist()} of N={N}; "
+            f"k, v: L={L} B={B} K={K} D={D} {self.k.dtype})"
+        )
+
 
 def new_cache(
     config: Config, batch: int, capacity: int, dtype: str = "float32"

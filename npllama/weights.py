@@ -1,55 +1,21 @@
 """Chapter 3: the weights, what a LLaMA is made of.
 
-A block is some nine arrays, a model is an embedding, L blocks, a norm and a head.
-This chapter says what they are called, here and on disk, and which shapes a config
-gives them.  How a file becomes a model is told in a later part.
+A block is nine matrices and vectors, or more where it has biases; a model is an
+embedding, L blocks, a norm and a head.
+
+This chapter says what these weights are called, here and on disk, and which shapes a
+config gives them.  The chapters after it say what is done with them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from npllama.config import Config
-
-
-class Layer(NamedTuple):
-    """The weights of one block, output axis first as Hugging Face stores them.
-
-    On disk the heads of q, k, v and o lie merged into one axis, (H * D, E); here
-    that axis is split.  A bias is None where the config has none.
-    """
-
-    attn_norm: np.ndarray  # (E,)
-    wq: np.ndarray  # (H, D, E)
-    wk: np.ndarray  # (K, D, E)
-    wv: np.ndarray  # (K, D, E)
-    wo: np.ndarray  # (E, H, D)
-    mlp_norm: np.ndarray  # (E,)
-    w_gate: np.ndarray  # (F, E)
-    w_up: np.ndarray  # (F, E)
-    w_down: np.ndarray  # (E, F)
-    bq: np.ndarray | None = None  # (H, D)
-    bk: np.ndarray | None = None  # (K, D)
-    bv: np.ndarray | None = None  # (K, D)
-    bo: np.ndarray | None = None  # (E,)
-    b_gate: np.ndarray | None = None  # (F,)
-    b_up: np.ndarray | None = None  # (F,)
-    b_down: np.ndarray | None = None  # (E,)
-
-
-class Model(NamedTuple):
-    """A LLaMA: its numbers, its weights, and the tokenizer it was trained with."""
-
-    config: Config
-    embed: np.ndarray  # (V, E)
-    layers: tuple[Layer, ...]
-    norm: np.ndarray  # (E,)
-    lm_head: np.ndarray  # (V, E); the same array as `embed` when tied
-    tokenizer: Any = None  # a `Tokenizer`, of the part on text
-    generation_config: Mapping[str, Any] | None = None  # how its makers would run it
 
 
 #  ---- names ----------------------------------------------------------------
@@ -130,6 +96,71 @@ def check_shapes(config: Config, found: Mapping[str, tuple[int, ...]]) -> None:
     for name in found:
         if name not in expected:
             raise ValueError(f"tensor {name} is not part of a LLaMA of this config")
+
+
+#  ---- records ---------------------------------------------------------------
+
+
+class Layer(NamedTuple):
+    """The weights of one block, output axis first as Hugging Face stores them.
+
+    On disk the heads of q, k, v and o lie merged into one axis, (H * D, E); here
+    that axis is split.  A bias is None where the config has none.
+    """
+
+    attn_norm: np.ndarray  # (E,)
+    wq: np.ndarray  # (H, D, E)
+    wk: np.ndarray  # (K, D, E)
+    wv: np.ndarray  # (K, D, E)
+    wo: np.ndarray  # (E, H, D)
+    mlp_norm: np.ndarray  # (E,)
+    w_gate: np.ndarray  # (F, E)
+    w_up: np.ndarray  # (F, E)
+    w_down: np.ndarray  # (E, F)
+    bq: np.ndarray | None = None  # (H, D)
+    bk: np.ndarray | None = None  # (K, D)
+    bv: np.ndarray | None = None  # (K, D)
+    bo: np.ndarray | None = None  # (E,)
+    b_gate: np.ndarray | None = None  # (F,)
+    b_up: np.ndarray | None = None  # (F,)
+    b_down: np.ndarray | None = None  # (E,)
+
+    def __repr__(self) -> str:
+        given = {n: w.shape for n, w in self._asdict().items() if w is not None}
+        return f"Layer({', '.join(f'{name} {shape}' for name, shape in given.items())})"
+
+
+class Model(NamedTuple):
+    """A LLaMA: its numbers, its weights, and the tokenizer it was trained with."""
+
+    config: Config
+    embed: np.ndarray  # (V, E)
+    layers: tuple[Layer, ...]
+    norm: np.ndarray  # (E,)
+    lm_head: np.ndarray  # (V, E); the same array as `embed` when tied
+    tokenizer: Any = None  # a `Tokenizer`, of the part on text
+    generation_config: Mapping[str, Any] | None = None  # how its makers would run it
+
+    def __repr__(self) -> str:
+        c, parameters = (
+            self.config,
+            sum(map(math.prod, tensor_shapes(self.config).values())),
+        )
+        sizes = f"V={c.vocab_size} E={c.hidden_size} F={c.intermediate_size}"
+        heads = f"H={c.num_attention_heads} K={c.num_key_value_heads} D={c.head_dim}"
+        return (
+            f"Model({parameters:,} parameters in {self.embed.dtype}: "
+            f"L={c.num_hidden_layers} {sizes} {heads})"
+        )
+
+    def _repr_html_(self) -> str:
+        layers = f"model.layers.0 ... {self.config.num_hidden_layers - 1}"
+        rows = "".join(
+            f"<tr><td>{name.replace('model.layers.0', layers)}<td>{shape}"
+            for name, shape in tensor_shapes(self.config).items()
+            if not name.startswith("model.layers.") or ".layers.0." in name
+        )
+        return f"<p>{self!r}<table><tr><th>weight<th>shape{rows}</table>"
 
 
 def assemble(

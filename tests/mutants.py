@@ -64,7 +64,7 @@ MUTANTS = [
      WEIGHTS + "numpy_can_write_the_file_too"),
     ("files/npz.py", "        if count > 1:\n", "        if False:\n",
      WEIGHTS + "a_name_that_stands_twice_is_refused"),
-    ("files/npz.py", "if sum(info.file_size for info in members) > size:", "if False:",
+    ("files/npz.py", "if sum(info.file_size for info in stored) > size:", "if False:",
      WEIGHTS + "members_that_share_their_bytes_cannot_fill_the_memory"),
     # ---- norm
     ("norm.py", " * gain\n", " + 0 * gain\n", NORM + "norm_is_linear_in_the_gain"),

@@ -45,7 +45,7 @@ from npllama.cost.product import (
     merged,
     shapes,
 )
-from npllama.cost.report import as_csv, as_dict, lines, tree
+from npllama.cost.report import as_csv, as_dict, html, lines, tree
 from npllama.ops import Kind, Observer, observing
 
 # So many lines are kept before they are settled, and so many kinds before their
@@ -262,6 +262,16 @@ class FlopCounter(Observer):
         return "\n".join(rows)
 
     __str__ = text
+
+    def __repr__(self) -> str:
+        total = self.total
+        return (
+            f"FlopCounter({total.calls:,} products, {total.flops:,} FLOPs, "
+            f"{total.mops:,} elements moved)"
+        )
+
+    def _repr_html_(self) -> str:
+        return html(tree(self.products()))
 
     def json(self, each_layer: bool = False) -> dict[str, Any]:
         """The same as nested dictionaries."""

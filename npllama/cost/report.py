@@ -72,6 +72,16 @@ def lines(root: Node) -> Iterator[str]:
         yield "  ".join([name.ljust(widths[0]), *cells])
 
 
+def html(root: Node) -> str:
+    """The tree as a table for a notebook."""
+    headings = "".join(f"<th>{name}" for name in HEADINGS)
+    rows = [
+        f"<tr><td><pre>{name}</pre>" + "".join(f"<td>{number}" for number in numbers)
+        for name, *numbers in _rows(root, max(root.total.flops, 1), 0)
+    ]
+    return f"<table><tr>{headings}{''.join(rows)}</table>"
+
+
 def _rows(node: Node, flops: int, depth: int) -> Iterator[tuple[str, ...]]:
     cost = node.total
     yield (

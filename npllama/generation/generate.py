@@ -47,6 +47,12 @@ class Generation(NamedTuple):
     prompt_logprobs: list[TokenLogprob | None] | None = None
     speculation: dict[str, int] | None = None  # rounds, and tokens drafted, accepted
 
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= 60 else self.text[:57] + "..."
+        return (
+            f"Generation({text!r}, {len(self.tokens)} tokens, {self.finish_reason!r})"
+        )
+
 
 def generate(
     model: Model,
