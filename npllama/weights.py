@@ -17,7 +17,6 @@ import numpy as np
 
 from npllama.config import Config
 
-
 #  ---- names ----------------------------------------------------------------
 
 # npllama's word for each weight of a block, and the name it has on disk.

@@ -19,7 +19,7 @@ from npllama.golden.streamed import StreamedModel
 from npllama.golden.trace import META, Trace, read_golden
 from npllama.model import forward
 from npllama.norm import rms_norm
-from npllama.ops import einsum
+from npllama.ops import einsum, rowwise
 from npllama.sampling import draw, softmax
 from npllama.weights import tensor_shapes
 
@@ -297,6 +297,13 @@ def test_a_floor_that_cannot_be_measured_is_said_before_the_run(tmp_path):
 
     with pytest.raises(ValueError, match="int3"):
         record(Never(), [[1]], tmp_path / "g.npz", Wanted(floors=("int3",)))
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_a_trace_says_whether_it_was_bit_exact_in_any_company(tmp_path, on):
+    with rowwise(on):
+        record(random_model(DISTINCT, 0), [[1, 2]], tmp_path / "g.npz", BARE)
+    assert read_golden(tmp_path / "g.npz").meta["rowwise"] is on
 
 
 def test_equal_runs_write_equal_files(tmp_path):

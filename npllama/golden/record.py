@@ -33,7 +33,7 @@ from npllama.golden.floor import floor
 from npllama.golden.precision import check_dtype
 from npllama.golden.trace import FORMAT, META, MOST_META, Trace
 from npllama.model import forward
-from npllama.ops import Kind, Observer, einsum, note, observing
+from npllama.ops import Kind, Observer, einsum, is_rowwise, note, observing
 from npllama.sampling import draw
 from npllama.sampling import softmax as probabilities
 from npllama.weights import Layer, Model
@@ -312,6 +312,7 @@ def about(model: Model, prompt: np.ndarray, shapes: dict) -> dict[str, Any]:
         "config": config_to_hf(model.config),
         "head_dim": model.config.head_dim,
         "rope_layout": "half",
+        "rowwise": is_rowwise(),
         "prompt_tokens": prompt.shape[1],
         "versions": {"numpy": np.__version__, "python": platform.python_version()},
         "shapes": shapes,

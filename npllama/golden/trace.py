@@ -26,7 +26,8 @@ After the steps come ``cache.k`` and ``cache.v`` (L, B, K, S, D), ``tokens`` (B,
 all that were run, and ``u`` (B, draws), the number in [0, 1) that decided each draw.
 
 ``meta.json`` says the rest: the format, who computed it in which dtype, the config,
-the weights' SHA-256.  A candidate needs none of it: whatever arrays it has under these
+the weights' SHA-256, and whether it ran under `rowwise`, bit-exact in any company.  A
+candidate needs none of it: whatever arrays it has under these
 names are compared.  Four entries help to read one:
 
     dtype        "bfloat16": what it computed in, where the arrays are wider
