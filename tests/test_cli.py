@@ -169,6 +169,14 @@ WRONG = [
     (2, ("generate", "x", "--regex", "\udcff"), "--regex is not UTF-8"),
     (2, ("generate", "x", "--stop-strings", "\udcff"), "--stop-strings is not UTF-8"),
     (1, ("chat", "--format", "llama-3"), "format: llama-3 needs"),
+    (1, ("chat", "--format", "chatml"), "format: chatml needs <|im_start|>"),
+    (1, ("chat", "--format", "template"), "this model has no chat template"),
+    (2, ("chat", "--allowed-special", "<s>"), "without allowed_special"),
+    (2, ("generate", "--tokens", "1,x"), "token ids are whole numbers with commas"),
+    (2, ("generate", "x", "--tokens", "1"), "no PROMPT, no --special"),
+    (2, ("generate", "--special", "--tokens", "1"), "no PROMPT, no --special"),
+    (1, ("generate", "--tokens", "1 99999"), "99999 is outside the vocabulary"),
+    (1, ("generate", "x", "--allowed-special", "<x>"), "'<x>' is not a special token"),
     (1, ("generate", "x", "--weights", ""), "no weights file of an empty name"),
     (2, ("generate", "x", "--guidance-scale", "1e39"), "from -1e30 to 1e30"),
     (2, ("frobnicate",), "invalid choice"),
@@ -269,7 +277,7 @@ def test_tokens_that_come_together_are_not_timed_apart():
 
 def test_a_chat_takes_an_assistant(capsys, monkeypatch):
     import npllama
-    from npllama.cli import main as cli
+    from npllama.cli import chat as cli
 
     asked = []
     monkeypatch.setattr(cli, "ask", iter(["Once", None]).__next__)
@@ -284,6 +292,77 @@ def test_a_reader_that_goes_away_is_no_error_message():
     words = f"{sys.executable} -m npllama generate Once --seed 1 | head -c 5"
     done = children.run(["bash", "-c", words], capture_output=True, cwd=ROOT)
     assert done.stdout == b"Once "[:5] and b"Traceback" not in done.stderr
+
+
+#  ---- special tokens and ids -------------------------------------------------
+
+GREEDY = ("--temperature", "0", "--max-new-tokens", "6", "--json")
+
+
+def texts_of(capsys, *words):
+    """Prompt tokens and new tokens of a greedy run."""
+    code, out, err = called(capsys, "generate", *words, *GREEDY)
+    assert code == 0, err
+    (text,) = json.loads(out)["texts"]
+    return text["prompt_tokens"], text["tokens"]
+
+
+def test_special_tokens_of_a_prompt_are_found_where_they_are_allowed(capsys):
+    import npllama
+
+    tokenizer = npllama.load("stories").tokenizer
+    spelled, _ = texts_of(capsys, "Once</s>")
+    assert spelled == tokenizer.encode("Once</s>") and tokenizer.eos_id not in spelled
+    ended = tokenizer.encode("Once", eos=True)
+    for words in (("--special",), ("--allowed-special", "</s>")):
+        assert texts_of(capsys, "Once</s>", *words)[0] == ended
+    assert texts_of(capsys, "Once</s>", "--allowed-special", "<s>")[0] == spelled
+
+
+def test_a_prompt_may_be_token_ids(capsys):
+    import npllama
+
+    ids = npllama.load("stories").tokenizer.encode("Once upon a time")
+    expected = texts_of(capsys, "Once upon a time")
+    for written in (",".join(map(str, ids)), str(ids), " ".join(map(str, ids))):
+        assert texts_of(capsys, "--tokens", written) == expected
+    words = ("generate", "--tokens", str(ids), *GREEDY[:-1])
+    assert called(capsys, *words)[1].startswith("<s>Once upon a time")
+
+
+def test_generate_and_stream_take_special_tokens_too():
+    import npllama
+
+    model = npllama.load("stories")
+    config = npllama.GenerationConfig(allowed_special="all", max_new_tokens=3)
+    text = npllama.generate(model, "Once</s>", config)
+    assert text.prompt_tokens == model.tokenizer.encode("Once", eos=True)
+    assert "".join(npllama.stream(model, "Once</s>", config)) == text.text
+    one = npllama.GenerationConfig(allowed_special="</s>", max_new_tokens=3)
+    assert one.allowed_special == ("</s>",)
+    assert npllama.generate(model, "Once</s>", one) == text
+    with pytest.raises(ValueError, match='names of special tokens, or "all"'):
+        npllama.GenerationConfig(allowed_special=[5])
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    "place, shown", [(Terminal, r"a\x1b[2Jb\x9b\n\x07"), (io.StringIO, 0)]
+)
+def test_control_characters_are_shown_on_a_terminal_and_left_in_a_pipe(
+    monkeypatch, place, shown
+):
+    from npllama.cli.show import show
+
+    text = "a\x1b[2Jb\x9b\n\x07"
+    monkeypatch.setattr(sys, "stdout", place())
+    show(text)
+    written = sys.stdout.getvalue()
+    assert written == (shown.replace(r"\n", "\n") if shown else text)
 
 
 #  ---- chat -------------------------------------------------------------------
@@ -303,7 +382,7 @@ def test_chat_goes_on_from_its_cache(capsys, monkeypatch):
     import numpy as np
 
     import npllama
-    from npllama.cli import main as cli
+    from npllama.cli import chat as cli
 
     model = npllama.load("stories")
     talk = cli.Conversation(model, "plain", None)

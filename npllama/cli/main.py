@@ -22,7 +22,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from npllama.cache import new_cache
+from npllama.cli import chat as chat_cli
 from npllama.cli import convert as convert_cli
 from npllama.cli import cost as cost_cli
 from npllama.cli import golden as golden_cli
@@ -32,21 +32,18 @@ from npllama.cli.options import (
     add_generation_options,
     as_text,
     generation_config,
+    generator,
     helpers,
     in_words,
+    streams,
 )
+from npllama.cli.show import show
 from npllama.cli.timing import Stopwatch
 from npllama.cost import FlopCounter
-from npllama.decoding import context_length
 from npllama.files.checkpoint import load
 from npllama.files.ending import INTERRUPTED, Ended, ending_tidily
-from npllama.generation.generate import NO_HELPERS, Generation, generate, pieces
-from npllama.generation.options import GenerationConfig
-from npllama.generation.strategies import searches
-from npllama.generation.task import Helpers, encode_prompt
-from npllama.text.chat import chat_tokens, choose_format, closing, stop_tokens
-from npllama.text.forms import FORMATS
-from npllama.text.turns import turn_tokens
+from npllama.generation.generate import Generation, generate, pieces
+from npllama.generation.task import encode_prompt
 from npllama.weights import Model
 
 USAGE, FAILURE = 2, 1
@@ -63,52 +60,46 @@ class Parser(argparse.ArgumentParser):
         print(self.format_help(), end="", file=file or sys.stdout, flush=True)
 
 
-def parser() -> Parser:
-    """The commands and their options."""
-    top = Parser(prog="npllama", description="A LLaMA in NumPy.", allow_abbrev=False)
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-
+def add_generate(commands) -> argparse.ArgumentParser:
+    """The command ``generate``, but for the options that it shares with others."""
     make = commands.add_parser(
         "generate", help="continue a text", description="Continue a text."
     )
     make.add_argument(
         "prompt", nargs="?", metavar="PROMPT", help="the text; '-' or none reads stdin"
     )
+    make.add_argument(
+        "--tokens", metavar="IDS", help="token ids instead of PROMPT, such as 1,15043"
+    )
+    make.add_argument(
+        "--special", action="store_true", help="PROMPT may hold all special tokens"
+    )
     make.add_argument("--json", action="store_true", help="print one JSON object")
     make.add_argument(
         "--flops", action="store_true", help="count the products, tell on stderr"
     )
-    talk = commands.add_parser(
-        "chat", help="talk, turn by turn", description="Talk, turn by turn."
-    )
-    talk.add_argument("--system", help="instructions given before the first turn")
-    talk.add_argument(
-        "--format",
-        choices=(*FORMATS, "auto"),
-        default="auto",
-        help="how turns are written (auto: what the tokenizer was made for)",
-    )
-    for command in (make, talk):
+    return make
+
+
+def parser() -> Parser:
+    """The commands and their options."""
+    top = Parser(prog="npllama", description="A LLaMA in NumPy.", allow_abbrev=False)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    chosen = [add_generate(commands), chat_cli.add_chat(commands)]
+    for command in chosen:
         command.add_argument(
             "--weights",
             default="stories",
             metavar="FILE",
             help="an .npz, or the name of a shipped model (default: stories)",
         )
-    for command in (make, talk):
         add_generation_options(command)
     convert_cli.add_commands(commands)
     cost_cli.add_commands(commands)
     golden_cli.add_commands(commands)
     info_cli.add_commands(commands)
     return top
-
-
-def generator(options: argparse.Namespace) -> np.random.Generator:
-    """The source of chance."""
-    if options.seed is not None and options.seed < 0:
-        raise UsageError(f"seed is {options.seed}; it must be 0 or more")
-    return np.random.default_rng(options.seed)
 
 
 #  ---- generate ---------------------------------------------------------------
@@ -127,14 +118,17 @@ def run_generate(options: argparse.Namespace) -> None:
 def continue_text(options: argparse.Namespace) -> None:
     """Print a text as it comes, or when it is found."""
     config, rng = generation_config(options), generator(options)
-    prompt = read_prompt(options.prompt)
+    prompt = read_ids(options) if options.tokens else read_prompt(options.prompt)
     model, help_ = load(options.weights), helpers(options)
     config = generation_config(options, model)
+    if options.special:
+        config = replace(config, allowed_special="all")
     if not options.json:
         if config.logprobs is not None or config.prompt_logprobs:
             raise UsageError("log-probabilities are shown with --json")
         config = replace(config, echo=False)  # the prompt is shown in any case
-    watch = Stopwatch(len(encode_prompt(model, prompt)))
+    tokens = encode_prompt(model, prompt, config.allowed_special)
+    watch, shown = Stopwatch(len(tokens)), shown_prompt(model, prompt)
     if options.json or not streams(config):
         begin = time.perf_counter()
         found = generate(model, [prompt], config, rng, help_)
@@ -144,10 +138,10 @@ def continue_text(options: argparse.Namespace) -> None:
             answer = {"prompt": prompt, "texts": [as_json(text) for text in found]}
             print(json.dumps(answer | {"statistics": watch.statistics()}))
             return
-        show("\n\n".join(prompt + text.text for text in found))
+        show("\n\n".join(shown + text.text for text in found))
     else:
         # The prompt is shown with the first token: then nothing was wrong with it.
-        pending = prompt
+        pending = shown
         for piece in watch.time(pieces(model, prompt, config, rng, None, help_)):
             show(pending + piece.text)
             pending = ""
@@ -155,9 +149,23 @@ def continue_text(options: argparse.Namespace) -> None:
     print(watch.summary(), file=sys.stderr)
 
 
-def streams(config: GenerationConfig) -> bool:
-    """Whether one text is asked for, in a way that is known token by token."""
-    return not searches(config) and (config.best_of or config.num_return_sequences) < 2
+def read_ids(options: argparse.Namespace) -> list[int]:
+    """The prompt given as token ids."""
+    if options.prompt is not None or options.special:
+        raise UsageError("--tokens is the whole prompt: no PROMPT, no --special")
+    try:
+        return [int(word) for word in re.split(r"[,\s]+", options.tokens.strip(" [],"))]
+    except ValueError:
+        raise UsageError(
+            f"--tokens {options.tokens!r:.60}: token ids are whole numbers with commas"
+        ) from None
+
+
+def shown_prompt(model: Model, prompt: str | list[int]) -> str:
+    """A prompt as it is shown; of a model without a tokenizer, nothing."""
+    if isinstance(prompt, str):
+        return prompt
+    return model.tokenizer.decode(prompt, skip_special=False) if model.tokenizer else ""
 
 
 def as_json(text: Generation) -> dict:
@@ -182,177 +190,12 @@ def read_prompt(argument: str | None) -> str:
         raise UsageError(f"{source} is not UTF-8 ({error})") from None
 
 
-def show(text: str) -> None:
-    """Write at once, whatever the terminal can display of it."""
-    sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
-
-
-def harmless(text: str) -> str:
-    """The text with control characters shown, so that a terminal does not obey them.
-
-    A model may write an escape sequence that renames the window or clears it.
-    """
-    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
-
-
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-#  ---- chat -------------------------------------------------------------------
-
-
-def run_chat(options: argparse.Namespace) -> None:
-    """Talk until the input ends.
-
-    The cache is kept from turn to turn, so that a turn costs its own tokens only.
-    Ctrl-C stops an answer, not the program.
-    """
-    config, rng = generation_config(options), generator(options)
-    model = load(options.weights)
-    if model.tokenizer is None:
-        raise ValueError(f"{options.weights}: no tokenizer inside, so no chat")
-    style, why = options.format, "as asked for"
-    if style == "auto":
-        style, why = choose_format(model.tokenizer)
-    help_, config = helpers(options), generation_config(options, model)
-    check_chat(config)
-    if options.eos_token_id is None:
-        # What ends a turn does so whatever else the checkpoint wishes.
-        ends = stop_tokens(model.tokenizer, style).union(config.eos_token_id or ())
-        config = replace(config, eos_token_id=tuple(ends))
-    conversation = Conversation(model, style, options.system)
-    upto_answer(conversation, "")  # if it can be said
-    print(f"[{style} turns, {why}]", file=sys.stderr)
-    print("[/reset begins anew, /quit or Ctrl-D ends]", file=sys.stderr)
-    while (message := ask()) is not None:
-        if message == "/reset":
-            conversation = Conversation(model, style, options.system)
-        elif message:
-            answer(conversation, message, config, rng, help_)
-
-
-def check_chat(config: GenerationConfig) -> None:
-    """Raise UsageError if more is asked for than a conversation can give."""
-    absent = {
-        "beams or several texts": not streams(config),
-        "log-probabilities": config.logprobs is not None or config.prompt_logprobs,
-        "token_healing": config.token_healing,
-        "echo": config.echo,
-    }
-    for what, asked in absent.items():
-        if asked:
-            raise UsageError(f"a chat shows one text as it comes, without {what}")
-
-
-def ask() -> str | None:
-    """One line from the user; None at the end of input or at ``/quit``."""
-    if sys.stdin is None:
-        return None
-    prompt = "> " if sys.stdin.isatty() else ""
-    while True:
-        try:
-            message = input(prompt).strip()
-        except EOFError:
-            return None
-        except KeyboardInterrupt:
-            print(file=sys.stderr)
-            continue
-        return None if message in ("/quit", "/exit") else message
-
-
-class Conversation:
-    """The tokens of all turns so far, and the cache that holds most of them."""
-
-    def __init__(self, model: Model, style: str, system: str | None):
-        self.model, self.style, self.system = model, style, system
-        self.tokens: list[int] = []
-        self.dialog: list[dict[str, str]] = []
-        if system is not None:
-            self.dialog.append({"role": "system", "content": system})
-        size = context_length(model.config)
-        self.cache = new_cache(model.config, 1, size, model.embed.dtype.name)
-        self.stop = tuple(stop_tokens(model.tokenizer, style))
-
-
-def answer(
-    talk: Conversation,
-    message: str,
-    config: GenerationConfig,
-    rng: np.random.Generator,
-    help_: Helpers = NO_HELPERS,
-) -> None:
-    """Take one turn: the user's message in, the model's answer out."""
-    before, dialog, text = list(talk.tokens), list(talk.dialog), ""
-    try:
-        talk.tokens = upto_answer(talk, message)
-    except ValueError as error:
-        print(f"npllama: {error}", file=sys.stderr)
-        return
-    forget_after(talk, common_length(before, talk.tokens[:-1]))
-    if config.eos_token_id is None:
-        config = replace(config, eos_token_id=talk.stop)
-    try:
-        for piece in pieces(talk.model, talk.tokens, config, rng, talk.cache, help_):
-            talk.tokens.append(piece.token)
-            text += piece.text
-            show(piece.text)
-    except KeyboardInterrupt:
-        # The cache may hold guesses that were not checked yet.
-        talk.cache.length[:] = np.minimum(talk.cache.length, len(talk.tokens) - 1)
-        print(" [stopped]", end="", file=sys.stderr)
-    except ValueError as error:
-        forget_after(talk, common_length(before, talk.tokens))
-        talk.tokens, talk.dialog = before, dialog
-        print(f"npllama: {error}; /reset begins anew", file=sys.stderr)
-        return
-    talk.dialog += said(message) + [{"role": "assistant", "content": text}]
-    show("\n")
-
-
-def said(message: str) -> list[dict[str, str]]:
-    """What the user says, as a part of a dialog."""
-    return [{"role": "user", "content": message}]
-
-
-def upto_answer(talk: Conversation, message: str) -> list[int]:
-    """The tokens of a conversation from its beginning to where an answer begins.
-
-    A template writes the whole conversation anew; in every other form, what the
-    model said stays as it said it.
-    """
-    tokenizer = talk.model.tokenizer
-    if talk.style == "template":
-        return chat_tokens(tokenizer, talk.dialog + said(message), talk.style)
-    first = not talk.tokens
-    broken_off = not first and talk.tokens[-1] not in talk.stop
-    end = closing(tokenizer, talk.style) if broken_off else []
-    turn = turn_tokens(tokenizer, message, talk.style, first, talk.system)
-    return [*talk.tokens, *end, *turn]
-
-
-def common_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two sequences share at their beginning."""
-    pairs = enumerate(zip(first, second))
-    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
-
-
-def forget_after(talk: Conversation, length: int) -> None:
-    """Keep at most so many positions of the cache.
-
-    Writes
-    ------
-    talk.cache.length
-    """
-    talk.cache.length[:] = np.minimum(talk.cache.length, length)
-
-
 #  ---- main -------------------------------------------------------------------
 
 # What a command returns is its exit code; None is 0.
 RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "generate": run_generate,
-    "chat": run_chat,
+    "chat": chat_cli.run_chat,
     **convert_cli.RUN,
     **cost_cli.RUN,
     **golden_cli.RUN,

@@ -15,8 +15,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from npllama.files.checkpoint import load
 from npllama.generation.options import GenerationConfig, load_options, options_of
+from npllama.generation.strategies import searches
 from npllama.generation.task import Helpers, format_of
 from npllama.weights import Model
 
@@ -30,6 +33,7 @@ HELP = {
     "top_k": "draw from the K likeliest tokens; 0: from all (default: 50)",
     "top_p": "draw from the likeliest tokens that hold probability P (default: 1)",
     "num_beams": "follow so many texts at once",
+    "allowed_special": "a special token that PROMPT may hold; several times",
     "stop_strings": "end at this text; may be given several times",
     "json_schema": "hold the text to a JSON schema, given as JSON or as @FILE",
     "regex": "hold the text to a regular expression",
@@ -75,7 +79,7 @@ def add_generation_options(command: argparse.ArgumentParser) -> None:
         if field.type == "bool":
             action: Any = argparse.BooleanOptionalAction
             group.add_argument(flag, action=action, default=None, help=text)
-        elif field.name == "stop_strings":
+        elif field.name in ("stop_strings", "allowed_special"):
             group.add_argument(flag, action="append", metavar="TEXT", help=text)
         else:
             read, shape = _reader(str(field.type))
@@ -175,3 +179,15 @@ def helpers(options: argparse.Namespace) -> Helpers:
     assistant = load(options.assistant) if options.assistant else None
     amateur = load(options.amateur) if options.amateur else None
     return Helpers(assistant, amateur)
+
+
+def generator(options: argparse.Namespace) -> np.random.Generator:
+    """The source of chance."""
+    if options.seed is not None and options.seed < 0:
+        raise UsageError(f"seed is {options.seed}; it must be 0 or more")
+    return np.random.default_rng(options.seed)
+
+
+def streams(config: GenerationConfig) -> bool:
+    """Whether one text is asked for, in a way that is known token by token."""
+    return not searches(config) and (config.best_of or config.num_return_sequences) < 2

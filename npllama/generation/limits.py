@@ -30,6 +30,8 @@ def plain(name: str, value: Any) -> Any:
         return (value,)
     if name == "stop_strings" and (value is None or isinstance(value, str)):
         return () if value is None else (value,)
+    if name == "allowed_special" and (value is None or isinstance(value, str)):
+        return () if value is None else value if value == "all" else (value,)
     if name == "sequence_bias" and isinstance(value, tuple):
         pairs = all(isinstance(p, tuple) and len(p) == 2 and _ids(p[0]) for p in value)
         value = dict(value) if pairs else value
@@ -159,6 +161,10 @@ RANGES: dict[str, Check] = {
     "temperature": _real(lambda x: x > 0, "above 0; for greedy set do_sample=False"),
     "top_k": (_whole(0)[0], "a whole number; 0 keeps all"),
     "regex": (lambda v: isinstance(v, str), "a regular expression, as text"),
+    "allowed_special": (
+        lambda v: v == "all" or (type(v) is tuple and all(type(s) is str for s in v)),
+        'names of special tokens, or "all"',
+    ),
     "stop_strings": (
         lambda v: isinstance(v, tuple) and all(isinstance(s, str) and s for s in v),
         "strings, none of them empty",

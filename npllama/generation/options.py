@@ -28,6 +28,10 @@ class GenerationConfig:
     Parameters are grouped as the chapters that explain them.  Lists and NumPy's
     arrays and numbers may be given wherever tuples and numbers are named.
 
+    Prompt
+        allowed_special : tuple of str, or "all"
+            Special tokens that a prompt of text may hold by their names; without
+            it, such a name is text like any other.
     Length and stopping
         max_new_tokens : int, default 20
             New tokens at most.
@@ -112,6 +116,7 @@ class GenerationConfig:
         If a value is out of range, or two of them contradict each other.
     """
 
+    allowed_special: tuple[str, ...] | str = ()
     max_new_tokens: int | None = None
     max_length: int | None = None
     min_length: int = 0

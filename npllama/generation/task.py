@@ -7,7 +7,7 @@ are made.  A `Plan` holds what all prompts share, a `Task` what one prompt needs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,7 +141,7 @@ def prepare(plan: Plan, prompt: Prompt) -> Task:
         If the prompt is empty, is text while the model has no tokenizer, or leaves
         no room for new tokens.
     """
-    given = encode_prompt(plan.model, prompt)
+    given = encode_prompt(plan.model, prompt, plan.config.allowed_special)
     if not given:
         raise ValueError("the prompt is empty: give text, or at least one token")
     shortened, healing, healed = given, None, ""
@@ -262,18 +262,26 @@ def is_prompt(prompts: Any) -> bool:
     return len(prompts) > 0 and not isinstance(prompts[0], (Sequence, np.ndarray))
 
 
-def encode_prompt(model: Model, prompt: Prompt) -> list[int]:
+def encode_prompt(
+    model: Model, prompt: Prompt, allowed_special: str | Collection[str] = ()
+) -> list[int]:
     """Token ids of a prompt: text as the checkpoint begins it, ids as they are given.
+
+    A special token stands in a text by its name only where that is allowed.
 
     Raises
     ------
     TypeError
         If it is neither text nor whole numbers.
     ValueError
-        If it is text and the model has no tokenizer, or an id is not a token.
+        If it is text and the model has no tokenizer, an id is not a token, or a name
+        is allowed that no special token has.
     """
     if isinstance(prompt, str):
-        return _embedded(model, tokenizer_of(model).encode(prompt))
+        tokenizer = tokenizer_of(model)
+        return _embedded(
+            model, tokenizer.encode(prompt, allowed_special=allowed_special)
+        )
     if isinstance(prompt, bytes):
         raise TypeError("a prompt is text or token ids, found bytes: decode them")
     V = model.config.vocab_size

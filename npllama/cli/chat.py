@@ -1,0 +1,190 @@
+"""``npllama chat``: talk, turn by turn."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from npllama.cache import new_cache
+from npllama.cli.options import (
+    UsageError,
+    generation_config,
+    generator,
+    helpers,
+    streams,
+)
+from npllama.cli.show import show
+from npllama.decoding import context_length
+from npllama.files.checkpoint import load
+from npllama.generation.generate import NO_HELPERS, pieces
+from npllama.generation.options import GenerationConfig
+from npllama.generation.task import Helpers
+from npllama.text.chat import chat_tokens, choose_format, closing, stop_tokens
+from npllama.text.forms import FORMATS
+from npllama.text.turns import turn_tokens
+from npllama.weights import Model
+
+
+def add_chat(commands) -> argparse.ArgumentParser:
+    """The command ``chat``, but for the options that it shares with others."""
+    talk = commands.add_parser(
+        "chat", help="talk, turn by turn", description="Talk, turn by turn."
+    )
+    talk.add_argument("--system", help="instructions given before the first turn")
+    talk.add_argument(
+        "--format",
+        choices=(*FORMATS, "auto"),
+        default="auto",
+        help="how turns are written (auto: what the tokenizer was made for)",
+    )
+    return talk
+
+
+def run_chat(options: argparse.Namespace) -> None:
+    """Talk until the input ends.
+
+    The cache is kept from turn to turn, so that a turn costs its own tokens only.
+    Ctrl-C stops an answer, not the program.
+    """
+    config, rng = generation_config(options), generator(options)
+    model = load(options.weights)
+    if model.tokenizer is None:
+        raise ValueError(f"{options.weights}: no tokenizer inside, so no chat")
+    style, why = options.format, "as asked for"
+    if style == "auto":
+        style, why = choose_format(model.tokenizer)
+    help_, config = helpers(options), generation_config(options, model)
+    check_chat(config)
+    if options.eos_token_id is None:
+        # What ends a turn does so whatever else the checkpoint wishes.
+        ends = stop_tokens(model.tokenizer, style).union(config.eos_token_id or ())
+        config = replace(config, eos_token_id=tuple(ends))
+    conversation = Conversation(model, style, options.system)
+    upto_answer(conversation, "")  # if it can be said
+    print(f"[{style} turns, {why}]", file=sys.stderr)
+    print("[/reset begins anew, /quit or Ctrl-D ends]", file=sys.stderr)
+    while (message := ask()) is not None:
+        if message == "/reset":
+            conversation = Conversation(model, style, options.system)
+        elif message:
+            answer(conversation, message, config, rng, help_)
+
+
+def check_chat(config: GenerationConfig) -> None:
+    """Raise UsageError if more is asked for than a conversation can give."""
+    absent = {
+        "beams or several texts": not streams(config),
+        "log-probabilities": config.logprobs is not None or config.prompt_logprobs,
+        "token_healing": config.token_healing,
+        "echo": config.echo,
+        "allowed_special": bool(config.allowed_special),
+    }
+    for what, asked in absent.items():
+        if asked:
+            raise UsageError(f"a chat shows one text as it comes, without {what}")
+
+
+def ask() -> str | None:
+    """One line from the user; None at the end of input or at ``/quit``."""
+    if sys.stdin is None:
+        return None
+    prompt = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            message = input(prompt).strip()
+        except EOFError:
+            return None
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+            continue
+        return None if message in ("/quit", "/exit") else message
+
+
+class Conversation:
+    """The tokens of all turns so far, and the cache that holds most of them."""
+
+    def __init__(self, model: Model, style: str, system: str | None):
+        self.model, self.style, self.system = model, style, system
+        self.tokens: list[int] = []
+        self.dialog: list[dict[str, str]] = []
+        if system is not None:
+            self.dialog.append({"role": "system", "content": system})
+        size = context_length(model.config)
+        self.cache = new_cache(model.config, 1, size, model.embed.dtype.name)
+        self.stop = tuple(stop_tokens(model.tokenizer, style))
+
+
+def answer(
+    talk: Conversation,
+    message: str,
+    config: GenerationConfig,
+    rng: np.random.Generator,
+    help_: Helpers = NO_HELPERS,
+) -> None:
+    """Take one turn: the user's message in, the model's answer out."""
+    before, dialog, text = list(talk.tokens), list(talk.dialog), ""
+    try:
+        talk.tokens = upto_answer(talk, message)
+    except ValueError as error:
+        print(f"npllama: {error}", file=sys.stderr)
+        return
+    forget_after(talk, common_length(before, talk.tokens[:-1]))
+    if config.eos_token_id is None:
+        config = replace(config, eos_token_id=talk.stop)
+    try:
+        for piece in pieces(talk.model, talk.tokens, config, rng, talk.cache, help_):
+            talk.tokens.append(piece.token)
+            text += piece.text
+            show(piece.text)
+    except KeyboardInterrupt:
+        # The cache may hold guesses that were not checked yet.
+        talk.cache.length[:] = np.minimum(talk.cache.length, len(talk.tokens) - 1)
+        print(" [stopped]", end="", file=sys.stderr)
+    except ValueError as error:
+        forget_after(talk, common_length(before, talk.tokens))
+        talk.tokens, talk.dialog = before, dialog
+        print(f"npllama: {error}; /reset begins anew", file=sys.stderr)
+        return
+    talk.dialog += said(message) + [{"role": "assistant", "content": text}]
+    show("\n")
+
+
+def said(message: str) -> list[dict[str, str]]:
+    """What the user says, as a part of a dialog."""
+    return [{"role": "user", "content": message}]
+
+
+def upto_answer(talk: Conversation, message: str) -> list[int]:
+    """The tokens of a conversation from its beginning to where an answer begins.
+
+    A template writes the whole conversation anew; in every other form, what the
+    model said stays as it said it.
+    """
+    tokenizer = talk.model.tokenizer
+    if talk.style == "template":
+        return chat_tokens(tokenizer, talk.dialog + said(message), talk.style)
+    first = not talk.tokens
+    broken_off = not first and talk.tokens[-1] not in talk.stop
+    end = closing(tokenizer, talk.style) if broken_off else []
+    turn = turn_tokens(tokenizer, message, talk.style, first, talk.system)
+    return [*talk.tokens, *end, *turn]
+
+
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two sequences share at their beginning."""
+    pairs = enumerate(zip(first, second))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+def forget_after(talk: Conversation, length: int) -> None:
+    """Keep at most so many positions of the cache.
+
+    Writes
+    ------
+    talk.cache.length
+    """
+    talk.cache.length[:] = np.minimum(talk.cache.length, length)

@@ -1,0 +1,23 @@
+"""Writing what a model says."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+# Line ends and tabs are left: they do not move what stands elsewhere.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def show(text: str) -> None:
+    """Write at once, whatever the terminal can display of it."""
+    sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def harmless(text: str) -> str:
+    """The text with control characters shown, so that a terminal does not obey them.
+
+    A model may write an escape sequence that renames the window or clears it.
+    """
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
