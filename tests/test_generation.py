@@ -232,9 +232,9 @@ def test_stream_of_half_characters_joins_to_the_text(seed, echo, keep):
     options = {"max_new_tokens": 12, "do_sample": True, "eos_token_id": (), "top_k": 0}
     config = GenerationConfig(echo=echo, temperature=50.0, **options)
     found = generate(model, prompt, config, np.random.default_rng(seed))
-    if found.text.strip("\ufffd"):
+    if found.text.replace("\ufffd", ""):
         # Some stop string that comes, perhaps in the middle of a token.
-        letter = str(rng.choice(list(found.text.strip("\ufffd"))))
+        letter = str(rng.choice(list(found.text.replace("\ufffd", ""))))
         strings = {"stop_strings": (letter,), "include_stop_str_in_output": keep}
         config = replace(config, **strings)
     found = generate(model, prompt, config, np.random.default_rng(seed))
