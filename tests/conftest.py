@@ -2,10 +2,12 @@
 
 `dev`, the default, tries 25 examples of every law, the same ones in every run, so
 that a plain `pytest` is quick and says the same thing twice.  `ci` tries 200, new
-ones every time, and prints how to repeat a failure.  `mutants` is `dev` without
+ones every time, and prints how to repeat a failure.  `sweep` tries 1,000 new ones: for the
+laws alone, chosen by ``-m hypothesis``, now and then.  `mutants` is `dev` without
 shrinking: where a failure is expected, nobody reads the example.
 
     HYPOTHESIS_PROFILE=ci pytest
+    HYPOTHESIS_PROFILE=sweep pytest -m hypothesis
 """
 
 import os
@@ -15,6 +17,9 @@ from hypothesis import Phase, settings
 
 settings.register_profile("dev", max_examples=25, deadline=None, derandomize=True)
 settings.register_profile("ci", max_examples=200, deadline=None, print_blob=True)
+settings.register_profile(
+    "sweep", settings.get_profile("ci"), max_examples=1000, database=None
+)
 settings.register_profile(
     "mutants", settings.get_profile("dev"), phases=(Phase.explicit, Phase.generate)
 )
