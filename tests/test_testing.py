@@ -1,18 +1,21 @@
 """The conformance kit passes what is right and says clearly what is wrong."""
 
-import inspect
+import pydoc
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from broken_samplers import BROKEN
 from chapters import PACKAGE
 from hypothesis import given
-from hypothesis import strategies as st
 from samplers import own
 from samplers.own import factory
 
 from npllama import sampling as s
+from npllama import testing
+from npllama.conformance.hints import alternatives, fitting
 from npllama.testing import (
     CHECKS,
     LanguageModel,
@@ -24,7 +27,7 @@ from npllama.testing import (
     truth,
 )
 from npllama.testing.chance import too_far
-from npllama.testing.laws import alternatives, conventions_of, fitting, shown
+from npllama.testing.laws import counterexample, shown
 from npllama.testing.models import texts
 
 OFFERS = [
@@ -148,13 +151,39 @@ def test_a_sampler_that_changes_its_mind_is_said_to():
 
 def test_every_check_says_how_the_sampler_is_called_and_what_its_conventions_are():
     for name, check in CHECKS.items():
-        assert check.__name__ == f"check_{name}"
-        assert re.search(r"Check ``\w+\(", check.__doc__), name
+        assert repr(check).startswith(f"check_{name}(sampler")
+        (arguments,) = re.findall(r"Check ``\w+\((.*?)\)``", check.__doc__)
+        assert check.signature == f"{name}({arguments})"
         assert "sampler : function" in check.__doc__, name
-        first, *conventions = inspect.signature(check).parameters
-        assert first == "sampler" and conventions == list(conventions_of(name))
-        for key in conventions:
-            assert re.search(rf"^    {key} : ", check.__doc__, re.M), (name, key)
+        for key, convention in check.conventions.items():
+            (line,) = re.findall(rf"^    {key} : (.*)", check.__doc__, re.M)
+            assert all(repr(c) in line.replace('"', "'") for c in convention.choices)
+            assert convention.allows(convention.default), (name, key)
+
+
+def test_help_of_the_kit_lists_every_strategy_and_how_it_is_called():
+    lines = [line.strip() for line in testing.__doc__.splitlines()]
+    for check in CHECKS.values():
+        assert lines.count(check.signature) == 1
+    text = pydoc.plain(pydoc.render_doc(testing.check_top_k))
+    assert "Check ``top_k(logits, k)``" in text and "ties : " in text
+    assert "check_top_k(sampler, *, ties='all'" in text
+    assert len(text.splitlines()) < 30
+
+
+def test_a_traceback_ends_at_the_callers_line_and_names_the_samplers():
+    def breaks(logits, p):
+        return logits[len(logits)]
+
+    with pytest.raises(Violation) as broken:
+        check_top_p(breaks)
+    here = Path(__file__).name
+    line = breaks.__code__.co_firstlineno + 1
+    assert "it raised IndexError: index 1 is out of bounds" in str(broken.value)
+    assert f"({here}, line {line})" in str(broken.value)
+    hidden = [frame.frame.f_locals for frame in broken.traceback[1:]]
+    assert all(frame.get("__tracebackhide__") for frame in hidden)
+    assert broken.value.__cause__ is None and broken.value.__context__ is None
 
 
 def test_the_kit_takes_nothing_from_what_it_checks():
@@ -167,7 +196,7 @@ def test_the_kit_takes_nothing_from_what_it_checks():
 # ---- what samplers are tried on ---------------------------------------------
 
 
-@given(st.one_of(strategies.logits(large=True), strategies.distinct_logits()))
+@given(strategies.logits(large=True))
 def test_a_row_is_float32_and_has_something_left(row):
     assert row.dtype == np.float32 and row.ndim == 1 and len(truth.alive(row))
     assert not np.isnan(row).any() and row.max() < np.inf
@@ -222,15 +251,13 @@ def test_values_are_shown_as_one_would_write_them():
 
 
 def test_other_conventions_are_tried_from_the_least_change_on():
-    found = list(alternatives("top_p", {"ties": "lowest"}))
+    found = list(alternatives(CHECKS["top_p"], {"ties": "lowest"}))
     assert len(found) == 3 * 3 - 1
     sizes = [sum((c["ties"] != "lowest", len(c) > 1)) for c in found]
     assert sizes == sorted(sizes)
-    assert fitting("top_k", lambda row, k: s.top_k(row, k, ties="lowest"), {}) == (
-        {"ties": "lowest"},
-        0,
-    )
-    assert fitting("greedy", lambda row: int(row.argmin()), {}) is None
+    lowest = fitting(CHECKS["top_k"], lambda row, k: s.top_k(row, k, ties="lowest"), {})
+    assert lowest == ({"ties": "lowest"}, 0)
+    assert fitting(CHECKS["greedy"], lambda row: int(row.argmin()), {}) is None
 
 
 def test_what_is_no_convention_or_no_sampler_is_the_callers_mistake():
@@ -240,3 +267,18 @@ def test_what_is_no_convention_or_no_sampler_is_the_callers_mistake():
         check_top_p(s.top_p, tie="all")
     with pytest.raises(TypeError, match="not a function"):
         check_top_p(None)
+
+
+# ---- what it does not let through -------------------------------------------
+
+SURVIVORS = [
+    (name, *(one if isinstance(one, tuple) else (one, {})))
+    for name, samplers in BROKEN.items()
+    for one in samplers
+]
+
+
+@pytest.mark.parametrize(("name", "sampler", "conventions"), SURVIVORS)
+def test_a_broken_sampler_breaks_a_law(name, sampler, conventions):
+    laws = CHECKS[name].under(conventions)
+    assert any(counterexample(law, sampler, shrink=False) for law in laws)

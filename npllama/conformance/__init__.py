@@ -17,15 +17,17 @@ offers one strategy in several ways:
             ],
         }
 
-The report names every law that holds; of each that is broken, the least case found,
-and the conventions under which the sampler would be right, where there are any; and
-the strategies that were not offered.  ``--sampler-report FILE`` writes the same as
-JSON, ``--sampler-examples N`` tries N cases of every law.  pytest ends with 0 if all
-laws hold, with 1 if one is broken, with 4 if there is no such factory.
+The report lists the laws that hold and those that are broken.  For a broken law it
+shows the smallest failing case, and for a strategy the conventions under which the
+sampler would be right, if there are any.  ``help(npllama.testing)`` lists all
+strategies.  ``--sampler-report FILE`` writes the same as JSON, ``--sampler-examples N``
+tries N cases of every law.  pytest ends with 0 if all laws hold, with 1 if one is
+broken, with 4 if there is no such factory.
 
-The same without pytest is `examine`.
+The same without pytest is ``print(examine(factory()).text())``.
 
 `offers`   what a package says it has
+`hints`    whether a broken sampler follows another convention
 `report`   the laws one by one, in words and as JSON
 `session`  the same as tests of pytest, which `test_laws` holds
 """

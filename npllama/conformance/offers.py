@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from npllama.testing import CHECKS
-from npllama.testing.laws import Law, laws_of
+from npllama.testing.laws import Check, Law
 
 
 class BadSampler(ValueError):
@@ -23,13 +23,18 @@ class Offer(NamedTuple):
     conventions: dict[str, Any]
 
     @property
+    def check(self) -> Check:
+        """The laws of the strategy."""
+        return CHECKS[self.strategy]
+
+    @property
     def laws(self) -> list[Law]:
-        """What must hold of it."""
-        return laws_of(self.strategy, self.conventions)
+        """Those that hold under these conventions."""
+        return self.check.under(self.conventions)
 
     def __str__(self) -> str:
-        said = [f"{key}={value!r}" for key, value in self.conventions.items()]
-        return f"{self.strategy} ({', '.join(said)})" if said else self.strategy
+        stated = [f"{key}={value!r}" for key, value in self.conventions.items()]
+        return f"{self.strategy} ({', '.join(stated)})" if stated else self.strategy
 
 
 def load(spec: str) -> list[Offer]:
@@ -59,15 +64,15 @@ def load(spec: str) -> list[Offer]:
         raise BadSampler(
             f"cannot import {module_name!r}: {_line(problem)}"
         ) from problem
-    found = module
+    factory = module
     for part in name.split("."):
-        if not hasattr(found, part):
+        if not hasattr(factory, part):
             raise BadSampler(f"{module_name!r} has no {name!r}")
-        found = getattr(found, part)
-    if not callable(found):
-        return offers_of(found)
+        factory = getattr(factory, part)
+    if not callable(factory):
+        return offers_of(factory)
     try:
-        offered = found()
+        offered = factory()
     except (Exception, SystemExit) as problem:
         raise BadSampler(f"{name}() raised {_line(problem)}") from problem
     return offers_of(offered)

@@ -1,14 +1,19 @@
-"""The laws one by one: which hold, which are broken and by what case."""
+"""The laws one by one: which hold, which are broken and by what case.
+
+A sampler that raises an exception breaks many laws at once.  The report shows the
+case once, and of the other laws says that the exception is the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from npllama.conformance.offers import Offer
+from npllama.conformance.hints import hint
+from npllama.conformance.offers import Offer, offers_of
 from npllama.testing import CHECKS
-from npllama.testing.laws import counterexample, fitting
+from npllama.testing.laws import RAISED, counterexample
 
 
 class Result(NamedTuple):
@@ -58,59 +63,62 @@ def examined(offer: Offer) -> Iterator[Result]:
         yield Result(offer.strategy, str(offer), law.says, example, example and fits)
 
 
-def hint(offer: Offer) -> str:
-    """By which other conventions a broken offer would do better; or nothing."""
-    found = fitting(*offer)
-    if found is None:
-        return ""
-    other, left = found
-    changed = [
-        f"{key}={value!r}"
-        for key, value in other.items()
-        if offer.conventions.get(key) != value
-    ]
-    few = "law is" if left == 1 else "laws are"
-    words = f"{left} {few} broken" if left else "all laws hold"
-    return f"with {', '.join(changed)} {words}"
-
-
-def examine(offers: Iterable[Offer]) -> Report:
+def examine(offers: Iterable[Offer] | Mapping[str, Any]) -> Report:
     """Try every law of every offer.
 
     Parameters
     ----------
-    offers : Offers
-        See `offers_of` and `load`.
+    offers : list of Offer, or dict
+        What `load` or `offers_of` returns, or the dictionary that a factory returns.
 
     Returns
     -------
     Report
         As many cases are tried as the active profile of Hypothesis says.
+
+    Raises
+    ------
+    BadSampler
+        If the dictionary offers nothing that can be checked.
     """
-    return Report([result for offer in offers for result in examined(offer)])
+    few = offers_of(offers) if isinstance(offers, Mapping) else offers
+    return Report([result for offer in few for result in examined(offer)])
 
 
 def lines(report: Report) -> Iterator[str]:
     """The lines of a report."""
     for offer, results in groupby(report.results, key=lambda result: result.offer):
-        few = list(results)
-        yield offer
-        for result in few:
-            yield f"  {'BROKEN' if result.example else 'holds '}  {result.law}"
-            yield from _example(result)
-        yield from sorted({f"  HINT    {r.hint}" for r in few if r.hint})
+        yield from _lines_of(offer, list(results))
     if report.not_offered:
-        yield "not offered: " + ", ".join(report.not_offered)
+        yield not_offered(report.not_offered)
     for name in sorted({result.strategy for result in report.broken}):
-        yield f"how it is called, and its conventions: help(npllama.testing.check_{name})"
+        yield f"how {name} is called, and its conventions: help(npllama.testing.check_{name})"
     yield summary(report.results, len(report.not_offered))
 
 
-def _example(result: Result) -> Sequence[str]:
-    """The case that breaks a law, without the statement it begins with."""
-    return [
-        f"          {line.strip()}" for line in (result.example or "").splitlines()[1:]
-    ]
+def _lines_of(offer: str, results: list[Result]) -> Iterator[str]:
+    """The lines of one offer."""
+    seen: set[str] = set()
+    yield offer
+    for result in results:
+        case = (result.example or "").splitlines()[1:]  # without the statement
+        raised = next((x for x in case if x.strip().startswith(RAISED)), "")
+        again = " (the same exception)" if raised in seen else ""
+        yield f"  {'BROKEN' if result.example else 'holds '}  {result.law}{again}"
+        if not again:
+            yield from (f"          {line.strip()}" for line in case)
+        seen |= {raised} - {""}
+    yield from sorted({f"  HINT    {r.hint}" for r in results if r.hint})
+
+
+FEW = 5
+
+
+def not_offered(names: list[str]) -> str:
+    """The strategies that were not offered: by name if they are few."""
+    if len(names) <= FEW:
+        return f"not offered: {', '.join(names)}"
+    return f"not offered: {len(names)} strategies, listed by help(npllama.testing)"
 
 
 def counted(n: int, one: str, more: str) -> str:

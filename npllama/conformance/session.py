@@ -14,8 +14,9 @@ import pytest
 from hypothesis import settings
 
 import npllama
+from npllama.conformance.hints import hint
 from npllama.conformance.offers import BadSampler, Offer, load
-from npllama.conformance.report import Report, Result, hint
+from npllama.conformance.report import Report, Result
 from npllama.files import whole
 from npllama.testing.laws import Law, counterexample
 

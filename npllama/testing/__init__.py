@@ -25,6 +25,65 @@ Nothing here uses the samplers of the package: truth is worked out anew, in plai
 steps and float64, with as much room as rounding in float32 needs and none where sums
 are exact.  `npllama.conformance` runs all checks on a package and reports.
 
+The strategies, and how a sampler of each is called (a word with ``=`` is passed by
+that name; ``help(npllama.testing.check_top_k)`` says more):
+
+Truncation
+    typical(logits, mass)
+    top_h(logits, alpha)
+    top_n_sigma(logits, n)
+    tail_free(logits, z)
+    top_k(logits, k)
+    top_p(logits, p)
+    min_p(logits, p)
+    epsilon(logits, epsilon)
+    eta(logits, epsilon)
+    top_a(logits, a)
+    xtc(logits, probability, threshold, u)
+Chance
+    greedy(logits)
+    draw(probs, u)
+    sample(logits, seed)
+    temperature(logits, t)
+    dynamic_temperature(logits, t, spread, exponent)
+    mirostat_1(logits, tau, eta, seed)
+    mirostat_2(logits, tau, eta, seed)
+Penalties and repeats
+    repetition_penalty(logits, history, penalty)
+    presence_penalty(logits, history, penalty)
+    frequency_penalty(logits, history, penalty)
+    encoder_repetition_penalty(logits, prompt, penalty)
+    exponential_decay(logits, new_tokens, start, factor, eos)
+    no_repeat_ngram(logits, history, n)
+    encoder_no_repeat_ngram(logits, history, prompt, n)
+    dry(logits, history, multiplier, base, allowed_length)
+Biases and constraints
+    logit_bias(logits, bias)
+    sequence_bias(logits, history, bias)
+    bad_words(logits, history, words, eos)
+    suppress(logits, ids)
+    allowed(logits, ids)
+    min_length(logits, length, min_length, eos)
+    min_new_tokens(logits, length, prompt_length, least, eos)
+    begin_suppress(logits, length, ids, begin)
+    forced_eos(logits, length, max_length, eos)
+    forced_bos(logits, length, bos)
+Two rows of logits
+    guidance(logits, unconditional, scale)
+    chain(logits, temperature, top_k, top_p, min_p)
+    contrastive_search(probs, candidates, seen, penalty_alpha)
+    contrastive_decoding(expert, amateur, alpha, beta)
+    dola(final, premature)
+Whole texts
+    greedy_search(next_logits, prompt, max_new_tokens=, eos=)
+    beam_search(next_logits, prompt, num_beams=, ...)
+    group_beam_search(next_logits, prompt, num_beams=, ...)
+    rejection(p, q, guess, u, v)
+    speculative(target, draft, prompt, num_guesses=, ...)
+    prompt_lookup(text, most, max_matching_ngram_size)
+    stop_strings(pieces, strings)
+    stop_output(pieces, strings)
+
 What all laws share
     `laws`, `strategies`, `truth`, `masks`, `models`
 Logits to logits

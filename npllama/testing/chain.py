@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from npllama.testing.laws import Law, Violation, check, shown
+from npllama.testing.laws import FLAG, Law, Violation, check_of, one_of, shown
 from npllama.testing.masks import applied, expect_first, not_written
 from npllama.testing.strategies import array, cases, row
 from npllama.testing.truth import GONE, alive, log_softmax, softmax
@@ -46,10 +46,13 @@ def _rows_alone(
             raise Violation(f"{shown(one)}, alone {shown(alone)}")
 
 
-@check
-def check_guidance(
-    *, removed: Literal["stays", "unsaid"] = "stays", batched: bool = False
-) -> Iterator[Law]:
+@check_of(
+    "guidance",
+    "logits, unconditional, scale",
+    removed=one_of("stays", "unsaid"),
+    batched=FLAG,
+)
+def check_guidance(removed: str, batched: bool) -> Iterator[Law]:
     r"""Check ``guidance(logits, unconditional, scale)``, classifier-free guidance.
 
     $$\log p_u + \gamma (\log p_c - \log p_u)$$
@@ -93,11 +96,12 @@ def check_guidance(
         )
 
 
-@check
-def check_chain(
-    *,
-    order: Literal["transformers", "llama.cpp", "vllm"] = "transformers",
-) -> Iterator[Law]:
+@check_of(
+    "chain",
+    "logits, temperature, top_k, top_p, min_p",
+    order=one_of("transformers", "llama.cpp", "vllm"),
+)
+def check_chain(order: str) -> Iterator[Law]:
     """Check ``chain(logits, temperature, top_k, top_p, min_p)``: what comes first.
 
     Parameters

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from npllama.testing.laws import Law, Violation, check, shown
+from npllama.testing.laws import FLAG, Law, Violation, check_of, from_one, one_of, shown
 from npllama.testing.masks import applied, expect_first, not_written
 from npllama.testing.strategies import (
+    LAST,
     RISING,
     array,
     cases,
@@ -46,8 +46,8 @@ def close(out: NDArray, expected: NDArray, relative: float = 1e-5) -> None:
 # ---- one token --------------------------------------------------------------
 
 
-@check
-def check_greedy(*, ties: Literal["lowest", "any"] = "lowest") -> Iterator[Law]:
+@check_of("greedy", "logits", ties=one_of("lowest", "any"))
+def check_greedy(ties: str) -> Iterator[Law]:
     """Check ``greedy(logits)``, which returns the id of the most probable token.
 
     Parameters
@@ -67,7 +67,9 @@ def check_greedy(*, ties: Literal["lowest", "any"] = "lowest") -> Iterator[Law]:
             )
 
     says = "the most probable token is chosen"
-    known = tuple({"logits": x} for x in (row(0, 1, 1), row(-math.inf, -5), RISING))
+    known = tuple(
+        {"logits": x} for x in (row(0, 1, 1), row(-math.inf, -5), RISING, LAST)
+    )
     yield Law(says, cases(logits=logits()), holds, known)
     yield Law(
         "the array passed in is not written into", cases(logits=logits()), not_written
@@ -100,8 +102,8 @@ def _inverse(sampler: Callable, probs: NDArray, n: int) -> None:
         raise Violation(f"u = {u:g} drew {token}, expected {expected}")
 
 
-@check
-def check_draw(*, order: Literal["ids", "any"] = "ids") -> Iterator[Law]:
+@check_of("draw", "probs, u", order=one_of("ids", "any"))
+def check_draw(order: str) -> Iterator[Law]:
     """Check ``draw(probs, u)``, which makes a token of a number in [0, 1).
 
     Parameters
@@ -134,7 +136,10 @@ def check_draw(*, order: Literal["ids", "any"] = "ids") -> Iterator[Law]:
     if order == "ids":
         half = {"probs": np.array([0.5, 0.5]), "n": 32}
         says = "the token is the first whose running sum exceeds u"
-        yield Law(says, cases(probs=some, n=st.integers(0, 63)), _inverse, (half,))
+        large = {"probs": np.full(70_000, 1 / 70_000), "n": 63}
+        yield Law(
+            says, cases(probs=some, n=st.integers(0, 63)), _inverse, (half, large)
+        )
 
 
 def too_far(counts: Counter, probs: NDArray) -> str | None:
@@ -163,8 +168,8 @@ def too_far(counts: Counter, probs: NDArray) -> str | None:
     return f"chi-squared is {chi2:.0f} for {free} degrees of freedom" if z > 6 else None
 
 
-@check
-def check_sample(*, draws: int = 1000) -> Iterator[Law]:
+@check_of("sample", "logits, seed", draws=from_one(1000))
+def check_sample(draws: int) -> Iterator[Law]:
     """Check ``sample(logits, seed)``, which draws a token by chance.
 
     Parameters
@@ -189,7 +194,8 @@ def check_sample(*, draws: int = 1000) -> Iterator[Law]:
         if len(tokens) != 1:
             raise Violation(f"one seed drew {sorted(tokens)}")
 
-    few = [row(0, 1, 2), row(0, -math.inf, 0.5, 0), row(*[-2.0] * 12)]
+    few = [row(0, 1, 2), row(0, -math.inf, 0.5, 0), row(*[-2.0] * 12), row(*[0.0] * 99)]
+    few.append(row(3, *[0] * 20))  # where a little sharpening shows
     says = "every token is drawn as often as its probability says"
     yield Law(
         says, cases(logits=st.just(few[0])), odds, tuple({"logits": r} for r in few)
@@ -201,10 +207,10 @@ def check_sample(*, draws: int = 1000) -> Iterator[Law]:
 # ---- temperature ------------------------------------------------------------
 
 
-@check
-def check_temperature(
-    *, zero: Literal["refused", "greedy", "unsaid"] = "refused", batched: bool = False
-) -> Iterator[Law]:
+@check_of(
+    "temperature", "logits, t", zero=one_of("refused", "greedy", "unsaid"), batched=FLAG
+)
+def check_temperature(zero: str, batched: bool) -> Iterator[Law]:
     """Check ``temperature(logits, t)``, which divides.
 
     Parameters
@@ -231,10 +237,12 @@ def check_temperature(
         found = alive(applied(sampler, logits, 0.0))
         expect_first(logits, found, 1, 1, "any")
 
-    warmth = st.sampled_from([1.0, 0.5, 2.0, 0.7, 1.3, 10.0])
+    # Nearly greedy and nearly uniform, too: some clamp the temperature.
+    warmth = st.sampled_from([1.0, 0.5, 2.0, 0.7, 1.3, 10.0, 0.01, 1e-3, 100.0])
     rows = cases(logits=logits(), t=warmth)
     says = "every logit is divided by the temperature, removed ones stay removed"
-    yield Law(says, rows, divides, ({"logits": row(1, -2), "t": 0.5},))
+    known = tuple({"logits": row(1, -2), "t": t} for t in (0.5, 0.01, 1e-3, 100.0))
+    yield Law(says, rows, divides, known)
     yield Law("the array passed in is not written into", rows, not_written)
     if zero == "refused":
         says = "temperature 0 is refused"
@@ -248,7 +256,7 @@ def check_temperature(
         yield Law(says, cases(logits=st.just(table), t=warmth), divides)
 
 
-@check
+@check_of("dynamic_temperature", "logits, t, spread, exponent")
 def check_dynamic_temperature() -> Iterator[Law]:
     r"""Check ``dynamic(logits, t, spread, exponent)``: warmer where less sure.
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from npllama.testing.laws import Law, Violation, check, shown
+from npllama.testing.laws import FLAG, Law, Violation, check_of, number, one_of, shown
 from npllama.testing.masks import applied, not_written
 from npllama.testing.penalties import penalty_laws, text, unchanged, wanted
 from npllama.testing.strategies import cases, integers, logits, of_values, row
@@ -35,8 +34,8 @@ def _two(says: str, rows: st.SearchStrategy, holds: Callable, *known: dict) -> I
 # ---- biases -----------------------------------------------------------------
 
 
-@check
-def check_logit_bias(*, limit: float = math.inf) -> Iterator[Law]:
+@check_of("logit_bias", "logits, bias", limit=number(math.inf))
+def check_logit_bias(limit: float) -> Iterator[Law]:
     """Check ``logit_bias(logits, bias)``, which adds.
 
     Parameters
@@ -64,8 +63,8 @@ def _ends(history: NDArray, begin: tuple[int, ...]) -> bool:
     return len(begin) <= len(seen) and seen[len(seen) - len(begin) :] == list(begin)
 
 
-@check
-def check_sequence_bias(*, batched: bool = False) -> Iterator[Law]:
+@check_of("sequence_bias", "logits, history, bias", batched=FLAG)
+def check_sequence_bias(batched: bool) -> Iterator[Law]:
     """Check ``sequence_bias(logits, history, bias)``.
 
     Parameters
@@ -97,10 +96,13 @@ def check_sequence_bias(*, batched: bool = False) -> Iterator[Law]:
     )
 
 
-@check
-def check_bad_words(
-    *, alone: Literal["kept", "banned"] = "kept", batched: bool = False
-) -> Iterator[Law]:
+@check_of(
+    "bad_words",
+    "logits, history, words, eos",
+    alone=one_of("kept", "banned"),
+    batched=FLAG,
+)
+def check_bad_words(alone: str, batched: bool) -> Iterator[Law]:
     """Check ``bad_words(logits, history, words, eos)``.
 
     Parameters
@@ -141,7 +143,7 @@ def check_bad_words(
 # ---- what may and what must come --------------------------------------------
 
 
-@check
+@check_of("suppress", "logits, ids")
 def check_suppress() -> Iterator[Law]:
     """Check ``suppress(logits, ids)``, which removes the given tokens.
 
@@ -159,7 +161,7 @@ def check_suppress() -> Iterator[Law]:
     yield from _two("just the given tokens are removed", rows, wanted(expected, 0))
 
 
-@check
+@check_of("allowed", "logits, ids")
 def check_allowed() -> Iterator[Law]:
     """Check ``allowed(logits, ids)``, which removes all but the given tokens.
 
@@ -177,7 +179,7 @@ def check_allowed() -> Iterator[Law]:
     yield from _two("just the given tokens stay", rows, wanted(expected, 0))
 
 
-@check
+@check_of("min_length", "logits, length, min_length, eos")
 def check_min_length() -> Iterator[Law]:
     """Check ``min_length(logits, length, min_length, eos)``.
 
@@ -199,7 +201,7 @@ def check_min_length() -> Iterator[Law]:
     yield from _two(says, rows, wanted(expected, 0), known, known | {"length": 2})
 
 
-@check
+@check_of("min_new_tokens", "logits, length, prompt_length, least, eos")
 def check_min_new_tokens() -> Iterator[Law]:
     """Check ``min_new_tokens(logits, length, prompt_length, least, eos)``.
 
@@ -228,7 +230,7 @@ def check_min_new_tokens() -> Iterator[Law]:
     yield from _two(says, rows, wanted(expected, 0), *few)
 
 
-@check
+@check_of("begin_suppress", "logits, length, ids, begin")
 def check_begin_suppress() -> Iterator[Law]:
     """Check ``begin_suppress(logits, length, ids, begin)``.
 
@@ -268,7 +270,7 @@ def _forces(when: Callable[[int, int], bool]) -> Callable[..., None]:
     return holds
 
 
-@check
+@check_of("forced_eos", "logits, length, max_length, eos")
 def check_forced_eos() -> Iterator[Law]:
     """Check ``forced_eos(logits, length, max_length, eos)``.
 
@@ -286,7 +288,7 @@ def check_forced_eos() -> Iterator[Law]:
     yield from _two(says, rows, holds, known, known | {"length": 4}, gone)
 
 
-@check
+@check_of("forced_bos", "logits, length, bos")
 def check_forced_bos() -> Iterator[Law]:
     """Check ``forced_bos(logits, length, bos)``.
 

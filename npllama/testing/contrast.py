@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from npllama.testing.chance import close
-from npllama.testing.laws import Law, Violation, check
+from npllama.testing.laws import Law, Violation, check_of
 from npllama.testing.masks import not_written
 from npllama.testing.strategies import GONE, array, cases, row, seeds
 from npllama.testing.truth import log_softmax
@@ -21,7 +21,7 @@ THREE = st.lists(
 FINITE = st.lists(st.sampled_from([0.0, 1.0, -2.0, 3.0]), min_size=4, max_size=4)
 
 
-@check
+@check_of("contrastive_search", "probs, candidates, seen, penalty_alpha")
 def check_contrastive_search() -> Iterator[Law]:
     r"""Check ``choose(probs, candidates, seen, penalty_alpha)``, one step's choice.
 
@@ -63,7 +63,7 @@ def check_contrastive_search() -> Iterator[Law]:
     yield Law(says, cases(seed=seeds, penalty_alpha=alphas), holds)
 
 
-@check
+@check_of("contrastive_decoding", "expert, amateur, alpha, beta")
 def check_contrastive_decoding() -> Iterator[Law]:
     r"""Check ``contrast(expert, amateur, alpha, beta)``.
 
@@ -102,7 +102,7 @@ def check_contrastive_decoding() -> Iterator[Law]:
     yield Law("the array passed in is not written into", rows, not_written)
 
 
-@check
+@check_of("dola", "final, premature")
 def check_dola() -> Iterator[Law]:
     r"""Check ``dola(final, premature)``, the contrast of two layers.
 

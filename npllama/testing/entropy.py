@@ -8,13 +8,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from npllama.testing.laws import Law, Violation, check, shown
+from npllama.testing.laws import FLAG, Law, Violation, check_of, from_one, one_of, shown
 from npllama.testing.masks import (
     Options,
     applied,
@@ -27,6 +26,7 @@ from npllama.testing.masks import (
 )
 from npllama.testing.strategies import (
     HALVING,
+    WIDE,
     array,
     cases,
     equal_logits,
@@ -88,13 +88,14 @@ def _cut(sampler: Callable, logits: NDArray, mass: float) -> None:
     expect_first(logits, found, count, count, "any")
 
 
-@check
-def check_typical(
-    *,
-    convention: Literal["transformers", "llama.cpp"] = "transformers",
-    takes_least: bool = False,
-    batched: bool = False,
-) -> Iterator[Law]:
+@check_of(
+    "typical",
+    "logits, mass",
+    convention=one_of("transformers", "llama.cpp"),
+    takes_least=FLAG,
+    batched=FLAG,
+)
+def check_typical(convention: str, takes_least: bool, batched: bool) -> Iterator[Law]:
     r"""Check ``typical(logits, mass)``: the tokens that surprise as much as expected.
 
     Parameters
@@ -114,7 +115,8 @@ def check_typical(
     yield from mask_laws(options, keeps_the_best=False, batched=batched)
     nearest = functools.partial(_nearest, cuts=convention == "llama.cpp")
     says = "the tokens nearest to the expected surprise stay, until they hold the mass"
-    tried = ((PEAKED, 0.3), (PEAKED, 0.6), (HALVING, 0.749), (HALVING, 0.751))
+    tried = [(PEAKED, 0.3), (PEAKED, 0.6), (HALVING, 0.749), (HALVING, 0.751)]
+    tried.append((WIDE, 0.95))
     known = tuple({"logits": logits, "mass": mass} for logits, mass in tried)
     yield Law(says, cases(logits=logits(), **options), nearest, known)
     if convention == "transformers":
@@ -128,14 +130,15 @@ def check_typical(
         yield Law(says, rows, _cut, ({"logits": UNIFORM, "mass": 0.5},))
 
 
-@check
-def check_top_h(
-    *,
-    entropy: Literal["original", "renormalised"] = "original",
-    ties: Literal["any", "lowest", "highest"] = "any",
-    most: int = 100,
-    batched: bool = False,
-) -> Iterator[Law]:
+@check_of(
+    "top_h",
+    "logits, alpha",
+    entropy=one_of("original", "renormalised"),
+    ties=one_of("any", "lowest", "highest"),
+    most=from_one(100),
+    batched=FLAG,
+)
+def check_top_h(entropy: str, ties: str, most: int, batched: bool) -> Iterator[Law]:
     """Check ``top_h(logits, alpha)``: the best that hold that share of the entropy.
 
     Parameters
@@ -183,8 +186,8 @@ def check_top_h(
     yield Law(says, cases(logits=sure, **options), holds, (certain,))
 
 
-@check
-def check_top_n_sigma(*, batched: bool = False) -> Iterator[Law]:
+@check_of("top_n_sigma", "logits, n", batched=FLAG)
+def check_top_n_sigma(batched: bool) -> Iterator[Law]:
     """Check ``top_n_sigma(logits, n)``: within n standard deviations of the best.
 
     Parameters
@@ -225,6 +228,7 @@ def check_top_n_sigma(*, batched: bool = False) -> Iterator[Law]:
         {"logits": row(2, 0), "n": 2.0},
         {"logits": row(2, 1, -math.inf, -math.inf), "n": 1.0},
         {"logits": row(3, 1, 0), "n": 1.7},
+        {"logits": WIDE, "n": 3.0},
         # One float32 step apart: half of it is no float32.
         {"logits": row(1, np.nextafter(np.float32(1), np.float32(2))), "n": 1.0},
     )
@@ -235,13 +239,14 @@ def check_top_n_sigma(*, batched: bool = False) -> Iterator[Law]:
     yield Law(says, half, cooled)
 
 
-@check
-def check_tail_free(
-    *,
-    convention: Literal["llama.cpp", "webui"] = "llama.cpp",
-    ties: Literal["any", "lowest", "highest"] = "any",
-    batched: bool = False,
-) -> Iterator[Law]:
+@check_of(
+    "tail_free",
+    "logits, z",
+    convention=one_of("llama.cpp", "webui"),
+    ties=one_of("any", "lowest", "highest"),
+    batched=FLAG,
+)
+def check_tail_free(convention: str, ties: str, batched: bool) -> Iterator[Law]:
     """Check ``tail_free(logits, z)``: cut where sorted probabilities stop bending.
 
     Parameters

@@ -2,17 +2,18 @@
 
 A check is a list of laws.  For each, Hypothesis looks for a case that breaks it and
 makes that case as small as it can; cases that were somebody's bug once are tried
-first.  What is said about a broken law is the statement, the case, and what was
-found where something else was expected.
+first.  A failure report states the law, the smallest failing case, and what the
+sampler did beside what was expected.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
-import itertools
+import math
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
@@ -60,16 +61,31 @@ def shown(value: Any) -> str:
     return str(value) if isinstance(value, np.generic) else repr(value)
 
 
-def told(law: Law, case: Case, problem: BaseException) -> str:
-    """A broken law in words."""
-    found = str(problem) if isinstance(problem, Violation) else raised(problem)
+def report(law: Law, case: Case, problem: BaseException) -> str:
+    """A broken law in words: the statement, the case, and what went wrong."""
+    what = str(problem) if isinstance(problem, Violation) else raised(problem)
     lines = [law.says, *(f"  {name} = {shown(x)}" for name, x in case.items())]
-    return "\n".join([*lines, *(f"  {line}" for line in found.splitlines())])
+    return "\n".join([*lines, *(f"  {line}" for line in what.splitlines())])
+
+
+RAISED = "it raised "
 
 
 def raised(problem: BaseException) -> str:
-    """An exception in one line."""
-    return f"it raised {type(problem).__name__}: {problem}".splitlines()[0]
+    """An exception in one line, and the line of the sampler that it came from."""
+    words = f"{RAISED}{type(problem).__name__}: {problem}".splitlines()[0]
+    return f"{words}{_place(problem)}"
+
+
+def _place(problem: BaseException) -> str:
+    """Where an exception was raised, by the innermost frame of the user's own code."""
+    kit = str(Path(__file__).parent)
+    frames = traceback.extract_tb(problem.__traceback__)
+    theirs = [f for f in frames if not f.filename.startswith(kit)]
+    own = [f for f in theirs if "site-packages" not in f.filename] or theirs
+    if not own:
+        return ""
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})"
 
 
 # ---- trying a law -----------------------------------------------------------
@@ -82,7 +98,6 @@ def counterexample(law: Law, sampler: Callable, shrink: bool = True) -> str | No
     ----------
     law : Law
     sampler : function
-        What the law is about.
     shrink : bool
         Whether to look for the least case, or be content with any.
 
@@ -98,7 +113,7 @@ def counterexample(law: Law, sampler: Callable, shrink: bool = True) -> str | No
         except HypothesisException:
             raise
         except (Exception, SystemExit) as problem:
-            raise Violation(told(law, case, problem)) from problem
+            raise Violation(report(law, case, problem)) from problem
 
     phases = set(settings().phases) - (set() if shrink else {Phase.shrink})
     search = settings(
@@ -120,132 +135,143 @@ def counterexample(law: Law, sampler: Callable, shrink: bool = True) -> str | No
     return None
 
 
+# ---- conventions ------------------------------------------------------------
+
+
+class Convention(NamedTuple):
+    """One way in which implementations differ on purpose."""
+
+    default: Any
+    choices: tuple = ()  # empty if any value will do that `allows` allows
+    allows: Callable[[Any], bool] = lambda value: True
+    words: str = ""  # what is allowed
+
+
+def one_of(*choices: Any) -> Convention:
+    """A convention with named choices; the first is the default."""
+    words = f"it is one of {', '.join(map(repr, choices))}"
+    return Convention(choices[0], choices, lambda value: value in choices, words)
+
+
+def from_one(default: int | None) -> Convention:
+    """A whole number from 1 on; or None, where that is the default."""
+
+    def allows(value: Any) -> bool:
+        return (value is None and default is None) or (
+            type(value) is int and value >= 1
+        )
+
+    return Convention(default, (), allows, "a number from 1 on is needed")
+
+
+def number(default: float) -> Convention:
+    """A number above 0."""
+
+    def allows(value: Any) -> bool:
+        return type(value) in (int, float) and 0 < value <= math.inf
+
+    return Convention(default, (), allows, "a number above 0 is needed")
+
+
+def some_of(*choices: Any) -> Convention:
+    """A tuple of some of the choices; all by default."""
+
+    def allows(value: Any) -> bool:
+        several = isinstance(value, (tuple, list)) and len(value) > 0
+        return several and all(one in choices for one in value)
+
+    few = ", ".join(map(repr, choices))
+    return Convention(choices, (), allows, f"a tuple of values is needed, of {few}")
+
+
+FLAG = Convention(False, (), lambda value: type(value) is bool, "it is True or False")
+
+
 # ---- checks -----------------------------------------------------------------
 
-CHECKS: dict[str, Callable[..., None]] = {}
 
-
-def check(laws: Callable[..., Iterator[Law]]) -> Callable[..., None]:
-    """Make the laws of a strategy into a check of one sampler.
+@dataclass(frozen=True, repr=False)
+class Check:
+    """The laws of one strategy.  Called with a sampler, it tries to break them.
 
     Parameters
     ----------
+    name : str
+        The strategy.
+    arguments : str
+        How a sampler is called.
     laws : function
-        Named "check_" and the strategy; its keywords are the conventions in which
-        implementations differ.
-
-    Returns
-    -------
-    function
-        ``check(sampler, **conventions)`` raises `Violation` at the first law that
-        does not hold, ValueError if there is no such convention.  It stands in
-        `CHECKS` under the name of the strategy.
+        The conventions, by name, to the laws that hold under them.
+    conventions : dict of Convention
     """
-    name = laws.__name__.removeprefix("check_")
 
-    @functools.wraps(laws)
-    def checked(sampler: Callable, /, **conventions: Any) -> None:
+    name: str
+    arguments: str
+    laws: Callable[..., Iterator[Law]]
+    conventions: Mapping[str, Convention]
+
+    def __post_init__(self) -> None:
+        # help(check_top_k) tells of top-k, not of checks in general.
+        object.__setattr__(self, "__doc__", self.laws.__doc__)
+
+    def __call__(self, sampler: Callable, /, **conventions: Any) -> None:
+        """Raise `Violation` at the first law that does not hold.
+
+        Raises
+        ------
+        TypeError
+            If the sampler is not a function.
+        ValueError
+            If there is no such convention, or no such value of it.
+        """
+        __tracebackhide__ = True  # pytest shows the caller's line, not this one
         if not callable(sampler):
-            raise TypeError(f"{name}: the sampler is {sampler!r:.60}, not a function")
-        for law in laws_of(name, conventions):
-            if found := counterexample(law, sampler):
-                raise Violation(f"{name}: {found}")
-
-    signature = inspect.signature(laws)
-    given_first = inspect.Parameter("sampler", inspect.Parameter.POSITIONAL_ONLY)
-    parameters = [given_first, *signature.parameters.values()]
-    checked.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=parameters, return_annotation=None
-    )
-    CHECKS[name] = checked
-    return checked
-
-
-def laws_of(name: str, conventions: Mapping[str, Any]) -> list[Law]:
-    """The laws of a strategy under some conventions.
-
-    Raises
-    ------
-    ValueError
-        If there is no such strategy, convention, or value of one.
-    """
-    if name not in CHECKS:
-        raise ValueError(f"no strategy {name!r}; there are {', '.join(sorted(CHECKS))}")
-    known = conventions_of(name)
-    for key, value in conventions.items():
-        if key not in known:
-            few = ", ".join(known) or "none"
-            raise ValueError(f"{name} has no convention {key!r}; it has {few}")
-        choices = known[key]
-        if choices and value not in choices:
-            raise ValueError(
-                f"{name}: {key} is {value!r}; it is one of "
-                + ", ".join(map(repr, choices))
+            raise TypeError(
+                f"{self.name}: the sampler is {sampler!r:.60}, not a function"
             )
-        _check_free(name, key, value)
-    return list(CHECKS[name].__wrapped__(**conventions))  # type: ignore[attr-defined]
+        for law in self.under(conventions):
+            if example := counterexample(law, sampler):
+                raise Violation(f"{self.name}: {example}")
+
+    def __repr__(self) -> str:
+        defaults = [f"{key}={c.default!r}" for key, c in self.conventions.items()]
+        words = ", ".join(["sampler", *(["*", *defaults] if defaults else [])])
+        return f"check_{self.name}({words})"
+
+    @property
+    def signature(self) -> str:
+        """How a sampler is called, such as ``top_k(logits, k)``."""
+        return f"{self.name}({self.arguments})"
+
+    def under(self, conventions: Mapping[str, Any]) -> list[Law]:
+        """The laws under some conventions, the others being the defaults.
+
+        Raises
+        ------
+        ValueError
+            If there is no such convention, or no such value of it.
+        """
+        for key, value in conventions.items():
+            if key not in self.conventions:
+                few = ", ".join(self.conventions) or "none"
+                raise ValueError(f"{self.name} has no convention {key!r}; it has {few}")
+            if not self.conventions[key].allows(value):
+                words = self.conventions[key].words
+                raise ValueError(f"{self.name}: {key} is {value!r}; {words}")
+        defaults = {key: c.default for key, c in self.conventions.items()}
+        return list(self.laws(**(defaults | dict(conventions))))
 
 
-def _check_free(name: str, key: str, value: Any) -> None:
-    """Raise ValueError if a convention without choices is not of its type."""
-    kind = get_type_hints(CHECKS[name].__wrapped__)[key]  # type: ignore[attr-defined]
-    counts = kind is int or int in get_args(kind)
-    none = value is None and type(None) in get_args(kind)
-    if kind is bool and type(value) is not bool:
-        raise ValueError(f"{name}: {key} is {value!r}; it is True or False")
-    if counts and not none and (type(value) is not int or value < 1):
-        raise ValueError(f"{name}: {key} is {value!r}; a number from 1 on is needed")
-    if kind is tuple and not (isinstance(value, (tuple, list)) and value):
-        raise ValueError(f"{name}: {key} is {value!r}; a tuple of values is needed")
+CHECKS: dict[str, Check] = {}
 
 
-def conventions_of(name: str) -> dict[str, tuple]:
-    """The conventions of a strategy, each with its choices; none if it is free."""
-    laws = CHECKS[name].__wrapped__  # type: ignore[attr-defined]
-    hints = get_type_hints(laws)
-    return {
-        key: get_args(hints[key]) if get_origin(hints[key]) is Literal else ()
-        for key in inspect.signature(laws).parameters
-    }
+def check_of(
+    name: str, arguments: str, **conventions: Convention
+) -> Callable[[Callable[..., Iterator[Law]]], Check]:
+    """Make the laws of a strategy its `Check`, and list that in `CHECKS`."""
 
+    def listed(laws: Callable[..., Iterator[Law]]) -> Check:
+        CHECKS[name] = Check(name, arguments, laws, conventions)
+        return CHECKS[name]
 
-def alternatives(name: str, conventions: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every other choice of conventions, those that change least first."""
-    choices = {key: few for key, few in conventions_of(name).items() if few}
-    signature = inspect.signature(CHECKS[name])
-    now = {key: signature.parameters[key].default for key in choices} | dict(
-        conventions
-    )
-    found = [
-        {key: value for key, value in zip(choices, values) if value != now[key]}
-        for values in itertools.product(*choices.values())
-    ]
-    for changed in sorted(found, key=len):
-        if changed:
-            yield dict(conventions) | changed
-
-
-def fitting(
-    name: str, sampler: Callable, conventions: Mapping[str, Any]
-) -> tuple[dict[str, Any], int] | None:
-    """Other conventions under which at most half as many laws are broken.
-
-    Returns
-    -------
-    (dict, int) or None
-        Those that break the fewest, and of these that change the least; and how many
-        laws they break.
-    """
-
-    def broken(choice: Mapping[str, Any]) -> Iterator[Law]:
-        laws = laws_of(name, choice)
-        return (law for law in laws if counterexample(law, sampler, shrink=False))
-
-    best, fewest = None, sum(1 for _ in broken(conventions)) // 2 + 1
-    for other in alternatives(name, conventions):
-        count = sum(1 for _ in itertools.islice(broken(other), fewest))
-        if count < fewest:
-            best, fewest = other, count
-        if fewest == 0:
-            break
-    return None if best is None else (best, fewest)
+    return listed

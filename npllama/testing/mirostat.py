@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from npllama.testing.laws import Law, Violation, check
+from npllama.testing.laws import Law, Violation, check_of, from_one, one_of
 from npllama.testing.masks import expect_first
 from npllama.testing.strategies import array, cases, seeds
 from npllama.testing.truth import GONE, alive, log_softmax, ranked
@@ -77,13 +77,14 @@ def _follow(
     return holds
 
 
-@check
-def check_mirostat_1(
-    *,
-    convention: Literal["llama.cpp", "original"] = "llama.cpp",
-    surprise: Literal["renormalised", "original"] = "renormalised",
-    m: int = 100,
-) -> Iterator[Law]:
+@check_of(
+    "mirostat_1",
+    "logits, tau, eta, seed",
+    convention=one_of("llama.cpp", "original"),
+    surprise=one_of("renormalised", "original"),
+    m=from_one(100),
+)
+def check_mirostat_1(convention: str, surprise: str, m: int) -> Iterator[Law]:
     """Check ``mirostat_1(logits, tau, eta, seed)``, a whole run of it.
 
     Parameters
@@ -117,10 +118,10 @@ def check_mirostat_1(
     )
 
 
-@check
-def check_mirostat_2(
-    *, surprise: Literal["renormalised", "original"] = "renormalised"
-) -> Iterator[Law]:
+@check_of(
+    "mirostat_2", "logits, tau, eta, seed", surprise=one_of("renormalised", "original")
+)
+def check_mirostat_2(surprise: str) -> Iterator[Law]:
     """Check ``mirostat_2(logits, tau, eta, seed)``, a whole run of it.
 
     Parameters

@@ -9,14 +9,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from npllama.testing.chance import close
-from npllama.testing.laws import Case, Law, Violation, check, shown
+from npllama.testing.laws import (
+    FLAG,
+    Case,
+    Law,
+    Violation,
+    check_of,
+    from_one,
+    one_of,
+    shown,
+)
 from npllama.testing.masks import applied, not_written
 from npllama.testing.strategies import (
     array,
@@ -116,18 +125,21 @@ def penalty_laws(
         yield Law("a row of a batch sees its own history alone", two, _rows_alone)
 
 
-LONG = text(*[1] + [0] * 80)  # token 1 stands far back
+LONG = text(*[1] + [0] * 5000)  # token 1 stands far back
 
 
 # ---- for tokens -------------------------------------------------------------
 
 
-@check
+@check_of(
+    "repetition_penalty",
+    "logits, history, penalty",
+    negative=one_of("multiplied", "divided"),
+    last_n=from_one(None),
+    batched=FLAG,
+)
 def check_repetition_penalty(
-    *,
-    negative: Literal["multiplied", "divided"] = "multiplied",
-    last_n: int | None = None,
-    batched: bool = False,
+    negative: str, last_n: int | None, batched: bool
 ) -> Iterator[Law]:
     """Check ``repetition_penalty(logits, history, penalty)``.
 
@@ -174,10 +186,10 @@ def _reach(expected: Callable[..., NDArray], last_n: int | None, options: Case) 
     return Law(what, drawn, wanted(expected), (far,))
 
 
-@check
-def check_presence_penalty(
-    *, last_n: int | None = None, batched: bool = False
-) -> Iterator[Law]:
+@check_of(
+    "presence_penalty", "logits, history, penalty", last_n=from_one(None), batched=FLAG
+)
+def check_presence_penalty(last_n: int | None, batched: bool) -> Iterator[Law]:
     """Check ``presence_penalty(logits, history, penalty)``.
 
     Parameters
@@ -196,10 +208,10 @@ def check_presence_penalty(
     yield from _subtracting("once for having been there", expected, last_n, batched)
 
 
-@check
-def check_frequency_penalty(
-    *, last_n: int | None = None, batched: bool = False
-) -> Iterator[Law]:
+@check_of(
+    "frequency_penalty", "logits, history, penalty", last_n=from_one(None), batched=FLAG
+)
+def check_frequency_penalty(last_n: int | None, batched: bool) -> Iterator[Law]:
     """Check ``frequency_penalty(logits, history, penalty)``.
 
     Parameters
@@ -234,8 +246,8 @@ def _subtracting(
     yield _reach(expected, last_n, {"penalty": 0.5})
 
 
-@check
-def check_encoder_repetition_penalty(*, batched: bool = False) -> Iterator[Law]:
+@check_of("encoder_repetition_penalty", "logits, prompt, penalty", batched=FLAG)
+def check_encoder_repetition_penalty(batched: bool) -> Iterator[Law]:
     """Check ``encoder_repetition_penalty(logits, prompt, penalty)``, the inverse.
 
     Parameters
@@ -275,7 +287,7 @@ def _stays_finite(sampler: Callable, logits: NDArray, **options: Any) -> None:
         )
 
 
-@check
+@check_of("exponential_decay", "logits, new_tokens, start, factor, eos")
 def check_exponential_decay() -> Iterator[Law]:
     r"""Check ``exponential_decay(logits, new_tokens, start, factor, eos)``.
 

@@ -13,7 +13,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from npllama.testing.laws import Law, Violation, check, shown
+from npllama.testing.laws import FLAG, Law, Violation, check_of, from_one, shown
 from npllama.testing.masks import Options, applied
 from npllama.testing.penalties import penalty_laws, text, window
 from npllama.testing.strategies import histories, integers, of_values, row
@@ -35,8 +35,8 @@ def _without(logits: NDArray, banned: set[int]) -> NDArray:
     return out
 
 
-@check
-def check_no_repeat_ngram(*, batched: bool = False) -> Iterator[Law]:
+@check_of("no_repeat_ngram", "logits, history, n", batched=FLAG)
+def check_no_repeat_ngram(batched: bool) -> Iterator[Law]:
     """Check ``no_repeat_ngram(logits, history, n)``.
 
     Parameters
@@ -55,6 +55,7 @@ def check_no_repeat_ngram(*, batched: bool = False) -> Iterator[Law]:
         {"logits": row(1, 1, 1), "history": text(0, 1), "n": 1},
         {"logits": row(1, 1, 1), "history": text(0), "n": 2},
         {"logits": row(1, 1, 1), "history": text(2, 2), "n": 3},
+        {"logits": row(1, 1, 1), "history": text(0, 1, *[2] * 2000, 0), "n": 2},
     )
     yield from penalty_laws(
         "just the tokens that would complete an n-gram of the text are removed",
@@ -65,7 +66,7 @@ def check_no_repeat_ngram(*, batched: bool = False) -> Iterator[Law]:
     )
 
 
-@check
+@check_of("encoder_no_repeat_ngram", "logits, history, prompt, n")
 def check_encoder_no_repeat_ngram() -> Iterator[Law]:
     """Check ``encoder_no_repeat_ngram(logits, history, prompt, n)``.
 
@@ -85,7 +86,7 @@ def check_encoder_no_repeat_ngram() -> Iterator[Law]:
         {"prompt": histories(1), "n": st.integers(1, 3)},
         known=tuple(
             {"logits": same["logits"], "history": same["history"], "prompt": p, "n": 2}
-            for p in (text(1, 2, 0), text(0, 1), text())
+            for p in (text(1, 2, 0), text(0, 1), text(), text(1, 2, *[0] * 2000))
         ),
     )
 
@@ -136,10 +137,14 @@ def _stays_finite(sampler: Callable, logits: NDArray, **options: Any) -> None:
         raise Violation(f"expected a very low but finite logit 0, found {shown(out)}")
 
 
-@check
-def check_dry(
-    *, last_n: int | None = None, takes_breakers: bool = False, batched: bool = False
-) -> Iterator[Law]:
+@check_of(
+    "dry",
+    "logits, history, multiplier, base, allowed_length",
+    last_n=from_one(None),
+    takes_breakers=FLAG,
+    batched=FLAG,
+)
+def check_dry(last_n: int | None, takes_breakers: bool, batched: bool) -> Iterator[Law]:
     r"""Check ``dry(logits, history, multiplier, base, allowed_length)``.
 
     $$l_v \leftarrow l_v - m \cdot b^{n - a} \quad \text{if } n \ge a$$
@@ -171,6 +176,7 @@ def check_dry(
         text(2, 2, 2, 2),
         text(0, 0, 1, 0, 0),
         text(2, 0, 0, 1, 1, 2, 0, 0),
+        text(*[0] * 100),
     )
     known = tuple({"logits": row(1, 1, 1), "history": t} | usual for t in texts)
     if takes_breakers:

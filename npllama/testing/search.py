@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from hypothesis import strategies as st
 
-from npllama.testing.laws import Law, Violation, check, shown
+from npllama.testing.laws import Law, Violation, check_of, one_of, shown, some_of
 from npllama.testing.models import (
     LanguageModel,
     Text,
@@ -32,7 +32,7 @@ EOS = st.sampled_from([None, 2])
 PENALTIES = st.sampled_from([0.0, 1.0, 2.0, -1.0, 0.5])
 
 
-@check
+@check_of("greedy_search", "next_logits, prompt, max_new_tokens=, eos=")
 def check_greedy_search() -> Iterator[Law]:
     """Check ``greedy_search(next_logits, prompt, max_new_tokens=, eos=)``.
 
@@ -196,15 +196,16 @@ def _one_beam(sampler: Callable, model: LanguageModel, **options: Any) -> None:
     _compare(_search(sampler, model, **options), [(tuple(expected), 0.0)])
 
 
-@check
-def check_beam_search(
-    *,
-    length: Literal[
+@check_of(
+    "beam_search",
+    "next_logits, prompt, num_beams=, ...",
+    length=one_of(
         "new", "new without eos", "prompt and new", "prompt and new without eos"
-    ] = "new",
-    ends: Literal["within beams", "any rank"] = "within beams",
-    early_stopping: tuple = (False, True, "never"),
-) -> Iterator[Law]:
+    ),
+    ends=one_of("within beams", "any rank"),
+    early_stopping=some_of(False, True, "never"),
+)
+def check_beam_search(length: str, ends: str, early_stopping: tuple) -> Iterator[Law]:
     r"""Check ``beam_search(next_logits, prompt, num_beams=, ...)``.
 
     Texts are ranked by their log-probability over $length^{length\_penalty}$.
@@ -306,7 +307,7 @@ def _split(case: dict[str, Any]) -> dict[str, Any]:
     return rest | {"num_beams": beams, "num_beam_groups": groups}
 
 
-@check
+@check_of("group_beam_search", "next_logits, prompt, num_beams=, ...")
 def check_group_beam_search() -> Iterator[Law]:
     """Check ``group_beam_search(next_logits, prompt, num_beams=, ...)``.
 

@@ -11,14 +11,14 @@ import functools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from npllama.testing.chance import BELOW_ONE, too_far
-from npllama.testing.laws import Law, Violation, check, shown
+from npllama.testing.laws import Law, Violation, check_of, from_one, one_of, shown
 from npllama.testing.models import (
     NO_REPEAT,
     PLAIN,
@@ -102,7 +102,7 @@ def _shared(sampler: Callable, p: NDArray, q: NDArray) -> None:
         raise Violation(f"kept with {float(kept):g}, possible is {most:g}")
 
 
-@check
+@check_of("rejection", "p, q, guess, u, v")
 def check_rejection() -> Iterator[Law]:
     """Check ``verify(p, q, guess, u, v)``, the rule of speculative sampling.
 
@@ -190,8 +190,10 @@ def _whole(sampler: Callable, target: LanguageModel, **options: Any) -> None:
         )
 
 
-@check
-def check_speculative(*, runs: int = 1000) -> Iterator[Law]:
+@check_of(
+    "speculative", "target, draft, prompt, num_guesses=, ...", runs=from_one(1000)
+)
+def check_speculative(runs: int) -> Iterator[Law]:
     """Check ``speculative(target, draft, prompt, num_guesses=, ...)``, the whole.
 
     Parameters
@@ -236,8 +238,12 @@ def check_speculative(*, runs: int = 1000) -> Iterator[Law]:
 # ---- prompt lookup ----------------------------------------------------------
 
 
-@check
-def check_prompt_lookup(*, match: Literal["first", "last"] = "first") -> Iterator[Law]:
+@check_of(
+    "prompt_lookup",
+    "text, most, max_matching_ngram_size",
+    match=one_of("first", "last"),
+)
+def check_prompt_lookup(match: str) -> Iterator[Law]:
     """Check ``lookup(text, most, max_matching_ngram_size)``.
 
     Parameters

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 from hypothesis import strategies as st
 
-from npllama.testing.laws import Law, Violation, check
+from npllama.testing.laws import Law, Violation, check_of, one_of
 from npllama.testing.strategies import cases
 
-PIECES = st.lists(st.text("ab ", max_size=3), min_size=1, max_size=6)
+# Tokens of several characters, or of one: then a string needs more than two of them.
+PIECES = st.one_of(
+    st.lists(st.text("ab ", max_size=3), min_size=1, max_size=6),
+    st.lists(st.sampled_from("ab"), min_size=1, max_size=9),
+)
 STRINGS = st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=2)
 
 
@@ -20,7 +23,7 @@ def first_end(text: str, strings: list[str]) -> tuple[int, int] | None:
     return min(found) if found else None
 
 
-@check
+@check_of("stop_strings", "pieces, strings")
 def check_stop_strings() -> Iterator[Law]:
     """Check ``stop(pieces, strings)``: when generation stops.
 
@@ -46,15 +49,15 @@ def check_stop_strings() -> Iterator[Law]:
         {"pieces": ["a"], "strings": ["a"]},
         {"pieces": ["a", "", "ba"], "strings": ["ab"]},
         {"pieces": ["aba", "b"], "strings": ["ab"]},
+        {"pieces": ["a", "b", "b", "a"], "strings": ["abb"]},
+        {"pieces": ["b", "a", "b", "b", "a", "a"], "strings": ["babba"]},
     )
     says = "generation stops with the token that completes a string, however cut"
     yield Law(says, cases(pieces=PIECES, strings=STRINGS), holds, known)
 
 
-@check
-def check_stop_output(
-    *, string: Literal["removed", "kept"] = "removed"
-) -> Iterator[Law]:
+@check_of("stop_output", "pieces, strings", string=one_of("removed", "kept"))
+def check_stop_output(string: str) -> Iterator[Law]:
     """Check ``show(pieces, strings)``: the text that a reader is shown meanwhile.
 
     Parameters
@@ -75,6 +78,7 @@ def check_stop_output(
 
     known = (
         {"pieces": ["a", "b", "b"], "strings": ["bb"]},
+        {"pieces": ["a", "b", "b", "a"], "strings": ["abb"]},
         {"pieces": ["b", "ab", "b"], "strings": ["abb", "ba"]},
         {"pieces": ["ab", "a"], "strings": ["bab"]},
         {"pieces": ["aabab"], "strings": ["b", "ab"]},

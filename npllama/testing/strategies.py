@@ -30,10 +30,13 @@ def row(*values: float) -> Row:
     return array(values)
 
 
-# Rows on which a small mistake shows.  More tokens than some samplers look at, the
-# best of them last; the best, and two neighbours of half its probability, 2e-4 above
-# that and below; probabilities 1/2, 1/4, and neighbours of 1/8; and these, equal.
+# Rows on which a small mistake shows.  More tokens than some samplers look at: with
+# the best last, with thousands nearly as good, and with an id beyond 16 bits; the
+# best, and two neighbours of half its probability, 2e-4 above that and below;
+# probabilities 1/2, 1/4, and neighbours of 1/8; and these, equal.
 RISING = array(np.arange(2000) / 8)
+WIDE = array(np.arange(3000) % 7 / 8)
+LAST = array(np.arange(70_000) == 69_999)
 HALVES = row(0, np.log(0.5) + 2e-4, np.log(0.5) - 2e-4)
 EIGHTHS = row(0, np.log(0.5), np.log(0.25) + 2e-4, np.log(0.25) - 2e-4)
 HALVING = row(*np.log([1 / 2, 1 / 4, 1 / 8, 1 / 8]))
@@ -93,12 +96,6 @@ def logits(large: bool = False) -> st.SearchStrategy[Row]:
     close = of_values(st.sampled_from([1.0, next_up, 0.5]))
     kinds = [ties, removed, equal_logits(), huge, close, random_logits()]
     return st.one_of(*kinds, random_logits(1000)) if large else st.one_of(*kinds)
-
-
-def distinct_logits(most: int = 8) -> st.SearchStrategy[Row]:
-    """Rows without ties: different multiples of a quarter."""
-    few = st.lists(st.integers(-12, 12), min_size=1, max_size=most, unique=True)
-    return few.map(lambda row: array([x / 4 for x in row]))
 
 
 def batches() -> st.SearchStrategy[NDArray[np.float32]]:

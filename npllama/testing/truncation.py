@@ -9,13 +9,13 @@ fewest tokens to keep.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from npllama.testing.laws import Law, check
+from npllama.testing.laws import FLAG, Law, check_of, one_of
 from npllama.testing.masks import (
     Options,
     expect,
@@ -30,6 +30,7 @@ from npllama.testing.strategies import (
     EIGHTHS,
     HALVES,
     RISING,
+    WIDE,
     array,
     cases,
     equal_logits,
@@ -47,13 +48,14 @@ def _least(options: Options, takes_least: bool) -> Options:
     return options | {"least": LEAST} if takes_least else options
 
 
-@check
-def check_top_k(
-    *,
-    ties: Literal["all", "lowest", "highest", "any"] = "all",
-    takes_least: bool = False,
-    batched: bool = False,
-) -> Iterator[Law]:
+@check_of(
+    "top_k",
+    "logits, k",
+    ties=one_of("all", "lowest", "highest", "any"),
+    takes_least=FLAG,
+    batched=FLAG,
+)
+def check_top_k(ties: str, takes_least: bool, batched: bool) -> Iterator[Law]:
     """Check ``top_k(logits, k)``, which keeps the k most probable tokens.
 
     Parameters
@@ -77,14 +79,18 @@ def check_top_k(
         count = left if k >= left else count
         expect_first(logits, found, count, count, ties)
 
-    options = _least({"k": st.integers(1, 6)}, takes_least)
+    many = st.sampled_from([40, 65, 100, 257, 1000])
+    options = _least({"k": st.integers(1, 6) | many}, takes_least)
     yield from mask_laws(options, batched=batched)
     yield Law(
         "the k most probable tokens stay"
         + (", with all that equal the last of them" if ties == "all" else ""),
         cases(logits=logits(large=True), **options),
         holds,
-        tuple({"logits": one, "k": 2} for one in (UNIFORM, row(1, 0, 0), RISING)),
+        (
+            *({"logits": one, "k": 2} for one in (UNIFORM, row(1, 0, 0), RISING)),
+            *({"logits": RISING, "k": k} for k in (50, 65, 101, 1500)),
+        ),
     )
 
 
@@ -102,16 +108,20 @@ def _nucleus_size(logits: NDArray, p: float, crossing: str) -> int:
 
 def _all_stays(sampler: Callable, logits: NDArray) -> None:
     found, left = kept(sampler, logits, 1.0), alive(logits)
-    expect(logits, found, found == left, ids(left))
+    why = f"{ids(left)}: rounding takes a running sum to 1 or above before its end"
+    expect(logits, found, found == left, why)
 
 
-@check
+@check_of(
+    "top_p",
+    "logits, p",
+    ties=one_of("highest", "lowest", "any"),
+    crossing=one_of("exclusive", "inclusive", "dropped"),
+    takes_least=FLAG,
+    batched=FLAG,
+)
 def check_top_p(
-    *,
-    ties: Literal["highest", "lowest", "any"] = "highest",
-    crossing: Literal["exclusive", "inclusive", "dropped"] = "exclusive",
-    takes_least: bool = False,
-    batched: bool = False,
+    ties: str, crossing: str, takes_least: bool, batched: bool
 ) -> Iterator[Law]:
     """Check ``top_p(logits, p)``, which keeps the fewest tokens that hold the mass p.
 
@@ -148,6 +158,8 @@ def check_top_p(
         {"logits": row(0, 3, 1, 2), "p": 0.9},
         {"logits": row(5, 0, 0, 0), "p": 0.5},
         {"logits": array(np.arange(600) % 7 / 7), "p": 0.9},
+        {"logits": WIDE, "p": 0.95},
+        {"logits": row(0, -8), "p": 0.9995},
     )
     yield Law(says, cases(logits=logits(large=True), **options), holds, known)
     meets = cases(logits=equal_logits(), p=st.integers(1, 15).map(lambda n: n / 16))
@@ -156,19 +168,23 @@ def check_top_p(
     tiny = cases(logits=logits(), p=st.sampled_from([1e-8, 1e-30, 1e-3]))
     says = "a p next to 0 keeps the most probable token alone"
     if crossing != "inclusive":
-        yield Law(says, tiny, holds, ({"logits": np.zeros(64, np.float32), "p": 1e-8},))
-    # The first of these is all of the mass, as float64 adds it up.
-    sure = ({"logits": row(0, -40, -41)},)
+        many = {"logits": np.zeros(1024, np.float32), "p": 1e-8}
+        yield Law(says, tiny, holds, (many,))
+    # The first of these is all of the mass, as float64 adds it up; and ten whose sum in
+    # float32 is above 1 before the last.
+    tenth = row(0, 0, 0, 0, 0, 0, -1, -1, -1, -16)
+    sure = ({"logits": row(0, -40, -41)}, {"logits": tenth})
     yield Law("p = 1 keeps every token", cases(logits=logits()), _all_stays, sure)
 
 
-@check
-def check_min_p(
-    *,
-    equality: Literal["kept", "removed"] = "kept",
-    takes_least: bool = False,
-    batched: bool = False,
-) -> Iterator[Law]:
+@check_of(
+    "min_p",
+    "logits, p",
+    equality=one_of("kept", "removed"),
+    takes_least=FLAG,
+    batched=FLAG,
+)
+def check_min_p(equality: str, takes_least: bool, batched: bool) -> Iterator[Law]:
     """Check ``min_p(logits, p)``: keeps what is p times as probable as the best.
 
     Parameters
@@ -200,6 +216,7 @@ def check_min_p(
     says = "what is at least p times as probable as the best stays, and nothing else"
     rows = cases(logits=logits(large=True), **options)
     known = [{"logits": row(0, -1, -3), "p": 0.1}, {"logits": HALVES, "p": 0.5}]
+    known += [{"logits": WIDE, "p": 0.5}, {"logits": row(0, -0.07), "p": 0.95}]
     if takes_least:  # a token next to nothing is still more than a removed one
         known.append({"logits": row(0, GONE, -2000), "p": 0.5, "least": 2})
     yield Law(says, rows, holds, tuple(known))
@@ -228,8 +245,8 @@ def _by_probability(
     return holds
 
 
-@check
-def check_epsilon(*, takes_least: bool = False, batched: bool = False) -> Iterator[Law]:
+@check_of("epsilon", "logits, epsilon", takes_least=FLAG, batched=FLAG)
+def check_epsilon(takes_least: bool, batched: bool) -> Iterator[Law]:
     """Check ``epsilon(logits, epsilon)``: keeps what is as probable as that or more.
 
     Parameters
@@ -245,7 +262,8 @@ def check_epsilon(*, takes_least: bool = False, batched: bool = False) -> Iterat
     yield from mask_laws(options, batched=batched)
     says = "what is as probable as epsilon or more stays, and the best in any case"
     huge = {"logits": row(1e4, 1e4 - 1, -1e4), "x": 0.2}
-    yield Law(says, cases(logits=logits(large=True), **options), holds, (huge,))
+    wide = {"logits": WIDE, "x": 3e-4}
+    yield Law(says, cases(logits=logits(large=True), **options), holds, (huge, wide))
     says = "a token of probability epsilon exactly stays"
     meets = cases(logits=equal_logits(), x=st.integers(1, 4).map(lambda n: 2.0**-n))
     yield Law(says, meets, holds, ({"logits": UNIFORM, "x": 0.25},))
@@ -253,8 +271,8 @@ def check_epsilon(*, takes_least: bool = False, batched: bool = False) -> Iterat
     yield Law("the best token stays under a threshold above it", meets, holds, (known,))
 
 
-@check
-def check_eta(*, takes_least: bool = False, batched: bool = False) -> Iterator[Law]:
+@check_of("eta", "logits, epsilon", takes_least=FLAG, batched=FLAG)
+def check_eta(takes_least: bool, batched: bool) -> Iterator[Law]:
     r"""Check ``eta(logits, epsilon)``: the threshold falls where the model is unsure.
 
     $$\eta = \min(\epsilon, \sqrt{\epsilon} \, e^{-H})$$
@@ -278,12 +296,12 @@ def check_eta(*, takes_least: bool = False, batched: bool = False) -> Iterator[L
     options = _least({"x": shares()}, takes_least)
     yield from mask_laws(options, batched=batched)
     says = "what is as probable as min(epsilon, sqrt(epsilon) e^-H) or more stays"
-    known = ({"logits": row(0, 0, 0, -2), "x": 0.05},)
+    known = ({"logits": row(0, 0, 0, -2), "x": 0.05}, {"logits": WIDE, "x": 1e-3})
     yield Law(says, cases(logits=logits(large=True), **options), holds, known)
 
 
-@check
-def check_top_a(*, batched: bool = False) -> Iterator[Law]:
+@check_of("top_a", "logits, a", batched=FLAG)
+def check_top_a(batched: bool) -> Iterator[Law]:
     """Check ``top_a(logits, a)``: keeps what is a times the best's square or more.
 
     Parameters
@@ -300,7 +318,8 @@ def check_top_a(*, batched: bool = False) -> Iterator[Law]:
     options = {"x": shares()}
     yield from mask_laws(options, batched=batched)
     says = "what is as probable as a times the square of the best stays, nothing else"
-    known = ({"logits": row(0, -1, -1), "x": 0.5}, {"logits": EIGHTHS, "x": 0.5})
+    tried = ((row(0, -1, -1), 0.5), (EIGHTHS, 0.5), (WIDE, 0.5))
+    known = tuple({"logits": logits, "x": x} for logits, x in tried)
     yield Law(says, cases(logits=logits(large=True), **options), holds, known)
 
 
@@ -331,13 +350,14 @@ def _expect_exclusion(
         expect(logits, found, right, what)
 
 
-@check
-def check_xtc(
-    *,
-    ties: Literal["any", "highest", "lowest"] = "any",
-    throw: Literal["own", "u"] = "own",
-    takes_least: bool = False,
-) -> Iterator[Law]:
+@check_of(
+    "xtc",
+    "logits, probability, threshold, u",
+    ties=one_of("any", "highest", "lowest"),
+    throw=one_of("own", "u"),
+    takes_least=FLAG,
+)
+def check_xtc(ties: str, throw: str, takes_least: bool) -> Iterator[Law]:
     """Check ``xtc(logits, probability, threshold, u)``, which removes the top choices.
 
     Parameters
@@ -368,7 +388,10 @@ def check_xtc(
     rest = {"least": 1} if takes_least else {}
     known = tuple(
         {"logits": r, "probability": 1.0, "threshold": x, "u": 0.0} | rest
-        for r, x in ((row(2, 1, 0, -9), 0.05), (UNIFORM, 0.25), (HALVES, 0.25))
+        for r, x in (
+            *((row(2, 1, 0, -9), 0.05), (UNIFORM, 0.25), (HALVES, 0.25)),
+            (WIDE, 3.5e-4),
+        )
     )
     yield Law(says, cases(logits=logits(large=True), **options), holds, known)
     says = "probability 0 never acts"
