@@ -244,3 +244,42 @@ def test_danger_that_is_planted_is_found():
 def test_text_names_no_place_of_one_machine():
     place = re.compile(r"(?<![\w.])/(?:root|home|work|tmp|opt)/\w+")
     assert found_in(TEXTS, place.findall) == {}
+
+
+# ---- the tests --------------------------------------------------------------
+
+TESTS = [
+    path
+    for path in sorted((ROOT / "tests").rglob("*.py"))
+    if "goldens" not in path.parts
+]
+
+
+def calls(file):
+    """Every call in a file: the function as it is written, and the node."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+@pytest.mark.parametrize("file", TESTS, ids=lambda file: file.stem)
+def test_no_test_waits_for_ever(file):
+    """Whoever starts a process uses `children`; whoever waits says how long."""
+    for name, node in calls(file):
+        words = {keyword.arg for keyword in node.keywords}
+        where = f"{file.name}:{node.lineno}: {name}"
+        if name == "subprocess.Popen":
+            assert file.name == "children.py", f"{where}: use children.started"
+        if name == "subprocess.run" or name.endswith("Barrier"):
+            assert "timeout" in words, f"{where} has no timeout: use children.run"
+        if name in ("process.communicate", "process.wait", "thread.join"):
+            assert node.args or "timeout" in words, f"{where} has no timeout"
+
+
+@pytest.mark.parametrize("file", TESTS, ids=lambda file: file.stem)
+def test_what_is_skipped_says_why(file):
+    for name, node in calls(file):
+        if name in ("pytest.skip", "pytest.importorskip", "pytest.mark.skipif"):
+            words = {keyword.arg for keyword in node.keywords}
+            reason = "reason" in words or (name == "pytest.skip" and node.args)
+            assert reason, f"{file.name}:{node.lineno}: use needs(), or give a reason"

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from needs import needs
 
 from npllama.cache import new_cache
 from npllama.convert.convert import convert
@@ -12,9 +13,9 @@ from npllama.files.checkpoint import load, lost_on_the_way
 from npllama.files.npz import read_npz
 from npllama.model import forward
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
+torch = needs("torch")
+transformers = needs("transformers")
+peft = needs("peft")
 
 SIZES = dict(
     vocab_size=29,
