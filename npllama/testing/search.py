@@ -257,6 +257,12 @@ def check_beam_search(length: str, ends: str, early_stopping: tuple) -> Iterator
         for x, n in ((False, 2), ("never", 2), (False, 3), (True, 3))
         if x in early_stopping
     )
+    if "never" in early_stopping:  # a negative penalty forgives no length
+        stops += (
+            stops[0]
+            | {"model": LanguageModel(3, 16), "early_stopping": "never"}
+            | {"length_penalty": -1.0, "num_beams": 2},
+        )
     yield Law(says, cases(**long), partial(_narrow, rules=rules), stops)
     if ends == "within beams":
         alone = long | {"num_beams": st.just(1), "length_penalty": st.just(0.0)}
