@@ -4,7 +4,11 @@
 """
 
 TASK, STOPPING = "generation/task.py", "decoding/stopping.py"
-SPECULATIVE = "decoding/speculative.py"
+SPECULATIVE, PIPELINE = "decoding/speculative.py", "generation/pipeline.py"
+OPTIONS, LIMITS, GENERATE = (
+    f"generation/{n}.py" for n in ("options", "limits", "generate")
+)
+MAIN, C = "cli/main.py", "test_cli.py::test_"
 T = "test_generation.py::test_"
 
 MUTANTS = [
@@ -22,4 +26,31 @@ MUTANTS = [
     (TASK, '"".join(map(self.decoder.push, task.prompt)) if echo',
      "tokenizer.decode(task.prompt) if echo",
      T + "echo_of_a_prompt_that_ends_within_a_character_shows_the_character"),
+    # llama.cpp divides by the temperature last
+    (PIPELINE, 'shape.sort(key=[*places, "temperature"].index)',
+     'shape.sort(key=["temperature", *places].index)',
+     T + "order_of_the_steps_follows_the_config"),
+    # mirostat after other truncation
+    (PIPELINE, "if config.mirostat:", "if config.mirostat == 3:",
+     T + "order_of_the_steps_follows_the_config"),
+    # truncation although no token is drawn
+    (PIPELINE, "if not config.do_sample:", "if not shape:",
+     T + "order_of_the_steps_follows_the_config"),
+    # a bias that float32 cannot hold
+    (LIMITS, "key(k) and (b == -math.inf or MODERATE.fits(b))",
+     "key(k) and (b == -math.inf or NOT_NEGATIVE.fits(abs(b)))",
+     T + "bias_that_would_overflow_is_refused_with_its_range"),
+    # of several prompts, another is named
+    (GENERATE, "prompt {error.row // copies}", "prompt {error.row // copies - 1}",
+     T + "emptied_row_is_named_with_the_options_that_emptied_it"),
+    # both ways to give a length hold together
+    (OPTIONS, 'options = {**options, "max_new_tokens": None}', "options = {**options}",
+     T + "options_may_be_given_by_name_as_in_transformers"),
+    # the seed that is told is not the one that was drawn with
+    ("cli/options.py", "return np.random.default_rng(options.seed)",
+     "return np.random.default_rng()",
+     C + "seed_that_was_not_given_is_told_and_repeats_the_text"),
+    # an error stands behind the text on its line
+    (MAIN, 'show("" if pending else "\\n")', 'show("")',
+     C + "what_goes_wrong_in_a_text_begins_a_new_line"),
 ]  # fmt: skip

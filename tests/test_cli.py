@@ -87,6 +87,43 @@ def test_every_option_of_the_config_is_an_option_of_the_command(capsys):
     assert not [n for n in names if "--" + n.replace("_", "-") not in out]
 
 
+def test_help_says_of_every_option_what_it_does_its_range_and_its_default(capsys):
+    from npllama.generation.limits import FLAG
+    from npllama.generation.options import OPTIONS
+
+    _, out, _ = called(capsys, "generate", "--help")
+    text = " ".join(out.split()).replace("- ", "-")
+    for name, option in OPTIONS.items():
+        if name != "prefix_allowed_tokens_fn":
+            says = option.says.replace("- ", "-")
+            legal = "" if option.range is FLAG else option.range.legal
+            assert says in text and legal[:12] in text
+    assert "(from 0 to 1; default: 0.1)" in text and "default: 256)" in text
+    chapters = dict.fromkeys(option.chapter for option in OPTIONS.values())
+    places = [out.index(f"\n{chapter}:\n") for chapter in chapters]
+    assert places == sorted(places) and out.index("usage") < 80
+    assert 'npllama generate "Once upon a time"\n' in out
+
+
+def test_seed_that_was_not_given_is_told_and_repeats_the_text(capsys):
+    words = ("generate", "Once", "--max-new-tokens", "12")
+    _, first, err = called(capsys, *words)
+    seed = err.split("--seed ")[1].split()[0]
+    assert called(capsys, *words, "--seed", seed)[1] == first
+    _, again, _ = called(capsys, *words, "--json", "--seed", seed)
+    assert json.loads(again)["seed"] == int(seed)
+    assert "--seed" not in called(capsys, *words, "--temperature", "0")[2]
+
+
+def test_what_goes_wrong_in_a_text_begins_a_new_line(capsys):
+    # After two tokens nothing is left.
+    words = ("--allowed-token-ids", "[5, 6]", "--no-repeat-ngram-size", "1")
+    code, out, err = called(capsys, "generate", "Once", *words, "--eos-token-id", "[]")
+    assert code == 1 and out.startswith("Once") and out.endswith("\n")
+    assert "removed by no_repeat_ngram_size and allowed_token_ids" in err
+    assert err.count("\n") == 1
+
+
 def test_options_in_json_reach_the_config(capsys):
     words = ("--max-new-tokens", "30", "--temperature", "0", "--bad-words-ids")
     plain = called(capsys, "generate", "Once", "--json", *words[:4])[1]

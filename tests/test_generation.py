@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 import npllama
 from npllama import GenerationConfig, Helpers, generate, pieces, stream
 from npllama.decoding.logprobs import text_logprobs
-from npllama.generation.options import load_options, options_from_hf, options_of
+from npllama.generation.options import (
+    OPTIONS,
+    SHAPE,
+    load_options,
+    options_from_hf,
+    options_of,
+)
+from npllama.generation.pipeline import order
 from npllama.generation.task import plan_of, prepare, process_of
 from npllama.sampling import GreenList, SynthID
 from npllama.text.tokenizer import Token
@@ -231,10 +238,10 @@ def test_stream_of_half_characters_joins_to_the_text(seed, echo, keep):
     prompt = rng.integers(0, model.config.vocab_size, 3).tolist()
     options = {"max_new_tokens": 12, "do_sample": True, "eos_token_id": (), "top_k": 0}
     config = GenerationConfig(echo=echo, temperature=50.0, **options)
-    found = generate(model, prompt, config, np.random.default_rng(seed))
-    if found.text.replace("\ufffd", ""):
-        # Some stop string that comes, perhaps in the middle of a token.
-        letter = str(rng.choice(list(found.text.replace("\ufffd", ""))))
+    alone = generate(model, prompt, config, np.random.default_rng(seed), echo=False)
+    if letters := alone.text.replace("\ufffd", ""):
+        # Some stop string that comes, perhaps in the middle of a character.
+        letter = str(rng.choice(list(letters)))
         strings = {"stop_strings": (letter,), "include_stop_str_in_output": keep}
         config = replace(config, **strings)
     found = generate(model, prompt, config, np.random.default_rng(seed))
@@ -285,6 +292,57 @@ def test_draft_guesses_nothing_after_the_end_of_a_format(stories, draft, options
         found = generate(stories, prompt, config, helpers=helpers)
         assert found.tokens == plain.tokens and found.text == plain.text
         assert re.fullmatch(options["regex"], plain.text)
+
+
+def test_options_may_be_given_by_name_as_in_transformers(stories):
+    config = GenerationConfig(max_new_tokens=9, max_length=30)
+    for given_options, expected in (
+        ({"max_new_tokens": 3}, GenerationConfig(max_new_tokens=3)),
+        ({"max_length": 8}, GenerationConfig(max_length=8)),
+    ):
+        found = generate(stories, "Once", config, **given_options)
+        assert found == generate(stories, "Once", expected)
+        parts = stream(stories, "Once", config, **given_options)
+        assert "".join(parts) == found.text
+    # What the makers wish holds for the options that are not named.
+    wishing = stories._replace(generation_config={"top_k": 1, "do_sample": True})
+    found = generate(wishing, "Once", max_new_tokens=4)
+    assert found.tokens == generate(stories, "Once", max_new_tokens=4).tokens
+    with pytest.raises(TypeError, match="'max_tokens' is not .* did you mean max_new_"):
+        generate(stories, "Once", max_tokens=3)
+    with pytest.raises(ValueError, match="top_p is 7"):
+        generate(stories, "Once", top_p=7)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 2}, {"dola_layers": "low"}],
+)
+def test_emptied_row_is_named_with_the_options_that_emptied_it(stories, options):
+    letters = [t.content for t in stories.tokenizer.vocabulary]
+    digits = [i for i, content in enumerate(letters) if content.isdigit()]
+    config = GenerationConfig(regex="[0-9]+", eos_token_id=(), **options)
+    both = replace(config, suppress_tokens=digits)
+    message = "every token is removed by suppress_tokens and regex"
+    with pytest.raises(ValueError, match=message):
+        generate(stories, "Once", both)
+
+    # Of several prompts, the one is named whose row has no token left.
+    firsts = [stories.tokenizer.encode(text, bos=True) for text in ("Once", "Lily")]
+    ban = [[*firsts[1], token] for token in range(stories.config.vocab_size)]
+    alone = GenerationConfig(bad_words_ids=ban, eos_token_id=(), **options)
+    with pytest.raises(ValueError, match="^prompt 1: every token is removed by bad_w"):
+        generate(stories, firsts, alone)
+
+
+def test_bias_that_would_overflow_is_refused_with_its_range(stories):
+    for bias in (1e300, -1e31, float("nan")):
+        with pytest.raises(ValueError, match="logit_bias is .* from -1e30 to 1e30"):
+            GenerationConfig(logit_bias={300: bias})
+        with pytest.raises(ValueError, match="sequence_bias is .* from -1e30 to 1e30"):
+            GenerationConfig(sequence_bias={(300,): bias})
+    config = GenerationConfig(logit_bias={300: 1e30, 301: -np.inf}, max_new_tokens=2)
+    assert generate(stories, "Once", config).tokens == [300, 300]
 
 
 #  ---- options ----------------------------------------------------------------
@@ -495,6 +553,45 @@ def test_a_row_that_has_ended_asks_for_no_more_tokens():
     config = replace(config, suppress_tokens=(0,), no_repeat_ngram_size=1)
     first, second = generate(model, [prompt, [6]], config)
     assert first.tokens == [EOS] and len(second.tokens) == 4
+
+
+# The order of transformers 5.23, `_get_logits_processor`; what it lacks stands aside.
+ORDER = """guidance_scale sequence_bias encoder_repetition_penalty repetition_penalty
+no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids min_length
+min_new_tokens prefix_allowed_tokens_fn forced_bos_token_id forced_eos_token_id
+remove_invalid_values exponential_decay_length_penalty suppress_tokens
+begin_suppress_tokens temperature top_h top_k top_p min_p typical_p epsilon_cutoff
+eta_cutoff watermarking_config renormalize_logits""".split()
+
+
+def test_steps_come_in_the_order_of_transformers():
+    names = [name for name, option in OPTIONS.items() if option.make]
+    assert [name for name in names if name in ORDER] == ORDER
+    shape = [name for name in names if OPTIONS[name].chapter == SHAPE]
+    first = names.index(shape[0])
+    assert names[first : first + len(shape)] == shape  # one chapter, in one piece
+
+
+def test_order_of_the_steps_follows_the_config():
+    greedy = GenerationConfig(top_p=0.9, suppress_tokens=[7], renormalize_logits=True)
+    others = ["suppress_tokens", "contrastive_alpha", "renormalize_logits"]
+    assert order(greedy) == others
+    drawn = replace(greedy, do_sample=True, min_p=0.1, top_a=0.2, xtc_probability=0.5)
+    cuts = ["top_k", "top_p", "min_p", "top_a", "xtc_probability"]
+    assert order(drawn) == [*others[:2], "temperature", *cuts, others[2]]
+    last = replace(drawn, sampler_order="llama.cpp", typical_p=0.5)
+    cuts.insert(1, "typical_p")
+    assert order(last) == [*others[:2], *cuts, "temperature", others[2]]
+    steered = replace(drawn, mirostat=2)
+    assert order(steered) == [*others[:2], "temperature", "mirostat", others[2]]
+
+
+def test_every_option_has_a_sentence_a_range_and_a_step_that_its_default_leaves_out():
+    usual = GenerationConfig(do_sample=True)
+    assert order(usual) == ["contrastive_alpha", "temperature", "top_k"]
+    for name, option in OPTIONS.items():
+        assert option.says and option.range.legal and name in GenerationConfig.__doc__
+        assert option.says in GenerationConfig.__doc__
 
 
 #  ---- what transformers does in corners ---------------------------------------

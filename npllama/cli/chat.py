@@ -32,7 +32,10 @@ from npllama.weights import Model
 def add_chat(commands) -> argparse.ArgumentParser:
     """The command ``chat``, but for the options that it shares with others."""
     talk = commands.add_parser(
-        "chat", help="talk, turn by turn", description="Talk, turn by turn."
+        "chat",
+        help="talk, turn by turn",
+        description="Talk, turn by turn.",
+        usage="%(prog)s [options]",
     )
     talk.add_argument("--system", help="instructions given before the first turn")
     talk.add_argument(
@@ -66,6 +69,7 @@ def run_chat(options: argparse.Namespace) -> None:
     conversation = Conversation(model, style, options.system)
     upto_answer(conversation, "")  # if it can be said
     print(f"[{style} turns, {why}]", file=sys.stderr)
+    print(f"[--seed {options.seed} repeats this talk]", file=sys.stderr)
     print("[/reset begins anew, /quit or Ctrl-D ends]", file=sys.stderr)
     while (message := ask()) is not None:
         if message == "/reset":

@@ -15,10 +15,10 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -42,11 +42,26 @@ from npllama.cli.timing import Stopwatch
 from npllama.cost import FlopCounter
 from npllama.files.checkpoint import load
 from npllama.files.ending import INTERRUPTED, Ended, ending_tidily
-from npllama.generation.generate import Generation, generate, pieces
+from npllama.generation.generate import Generation, Piece, generate, pieces
 from npllama.generation.task import encode_prompt
 from npllama.weights import Model
 
 USAGE, FAILURE = 2, 1
+
+
+EXAMPLES = """\
+examples:
+  npllama generate "Once upon a time"
+  npllama generate "Once upon a time" --temperature 0 --max-new-tokens 40
+  npllama generate "Once" --num-beams 4 --num-return-sequences 2 --json
+"""
+
+
+class Help(argparse.HelpFormatter):
+    """Keeps the lines of the examples; everything else is wrapped."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,7 +78,12 @@ class Parser(argparse.ArgumentParser):
 def add_generate(commands) -> argparse.ArgumentParser:
     """The command ``generate``, but for the options that it shares with others."""
     make = commands.add_parser(
-        "generate", help="continue a text", description="Continue a text."
+        "generate",
+        help="continue a text",
+        description="Continue a text.",
+        usage="%(prog)s [PROMPT] [options]",
+        epilog=EXAMPLES,
+        formatter_class=Help,
     )
     make.add_argument(
         "prompt", nargs="?", metavar="PROMPT", help="the text; '-' or none reads stdin"
@@ -135,18 +155,31 @@ def continue_text(options: argparse.Namespace) -> None:
         assert isinstance(found, list)
         watch.whole(time.perf_counter() - begin, sum(len(f.tokens) for f in found))
         if options.json:
-            answer = {"prompt": prompt, "texts": [as_json(text) for text in found]}
+            answer: dict[str, Any] = {"prompt": prompt, "seed": options.seed}
+            answer["texts"] = [as_json(text) for text in found]
             print(json.dumps(answer | {"statistics": watch.statistics()}))
             return
         show("\n\n".join(shown + text.text for text in found))
     else:
-        # The prompt is shown with the first token: then nothing was wrong with it.
-        pending = shown
-        for piece in watch.time(pieces(model, prompt, config, rng, None, help_)):
-            show(pending + piece.text)
-            pending = ""
+        growing = pieces(model, prompt, config, rng, None, help_)
+        show_as_it_comes(shown, watch.time(growing))
     show("\n")
     print(watch.summary(), file=sys.stderr)
+    if config.do_sample or config.stochastic_beams:
+        print(f"[--seed {options.seed} repeats this text]", file=sys.stderr)
+
+
+def show_as_it_comes(prompt: str, growing: Iterable[Piece]) -> None:
+    """Show a prompt and its text; what goes wrong meanwhile begins a new line."""
+    # The prompt is shown with the first token: then nothing was wrong with it.
+    pending = prompt
+    try:
+        for piece in growing:
+            show(pending + piece.text)
+            pending = ""
+    except (ValueError, KeyboardInterrupt):
+        show("" if pending else "\n")
+        raise
 
 
 def read_ids(options: argparse.Namespace) -> list[int]:

@@ -18,7 +18,15 @@ from typing import Any
 import numpy as np
 
 from npllama.files.checkpoint import load
-from npllama.generation.options import GenerationConfig, load_options, options_of
+from npllama.generation.limits import FLAG
+from npllama.generation.options import DEFAULTS as FIELD_DEFAULTS
+from npllama.generation.options import (
+    OPTIONS,
+    GenerationConfig,
+    Option,
+    load_options,
+    options_of,
+)
 from npllama.generation.strategies import searches
 from npllama.generation.task import Helpers, format_of
 from npllama.weights import Model
@@ -26,18 +34,15 @@ from npllama.weights import Model
 # The command line's own defaults, made for reading stories.
 DEFAULTS = {"max_new_tokens": 256, "temperature": 0.8}
 
-HELP = {
-    "max_new_tokens": "new tokens at most (default: 256)",
-    "do_sample": "draw tokens (default: unless temperature is 0 or a search is on)",
-    "temperature": "0 takes the likeliest token; above, chance grows (default: 0.8)",
-    "top_k": "draw from the K likeliest tokens; 0: from all (default: 50)",
-    "top_p": "draw from the likeliest tokens that hold probability P (default: 1)",
-    "num_beams": "follow so many texts at once",
-    "allowed_special": "a special token that PROMPT may hold; several times",
-    "stop_strings": "end at this text; may be given several times",
-    "json_schema": "hold the text to a JSON schema, given as JSON or as @FILE",
-    "regex": "hold the text to a regular expression",
-    "watermarking_config": "JSON: the fields of a GreenList or a SynthID watermark",
+# Where the command line's default is not a value.
+IN_WORDS = {"do_sample": "on, unless temperature is 0 or a search is asked for"}
+# What a value looks like where its type does not say.
+LOOKS = {
+    "allowed_special": "; may be given several times",
+    "stop_strings": "; may be given several times",
+    "json_schema": "; JSON, or @FILE",
+    "watermarking_config": "; JSON of the fields of a GreenList or a SynthID",
+    "temperature": "; 0 takes the likeliest token",
 }
 NOT_HERE = {"prefix_allowed_tokens_fn"}  # a Python function cannot be typed in
 
@@ -71,19 +76,33 @@ def add_generation_options(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a generation_config.json to begin with; options have precedence",
     )
-    group = command.add_argument_group("generation (names as in transformers)")
-    for field in fields(GenerationConfig):
-        if field.name in NOT_HERE:
+    groups: dict[str, Any] = {}
+    kinds = {field.name: str(field.type) for field in fields(GenerationConfig)}
+    for name, option in OPTIONS.items():
+        if name in NOT_HERE:
             continue
-        flag, text = "--" + field.name.replace("_", "-"), HELP.get(field.name)
-        if field.type == "bool":
+        if option.chapter not in groups:
+            groups[option.chapter] = command.add_argument_group(option.chapter)
+        group, flag = groups[option.chapter], "--" + name.replace("_", "-")
+        text = _help(name, option)
+        if kinds[name] == "bool":
             action: Any = argparse.BooleanOptionalAction
             group.add_argument(flag, action=action, default=None, help=text)
-        elif field.name in ("stop_strings", "allowed_special"):
+        elif name in ("stop_strings", "allowed_special"):
             group.add_argument(flag, action="append", metavar="TEXT", help=text)
         else:
-            read, shape = _reader(str(field.type))
+            read, shape = _reader(kinds[name])
             group.add_argument(flag, type=read, metavar=shape, help=text)
+
+
+def _help(name: str, option: Option) -> str:
+    """What an option does, its range and its default."""
+    default = (FIELD_DEFAULTS | DEFAULTS)[name]
+    usual = IN_WORDS.get(name, "on" if default is True else default or "off")
+    legal = (
+        "" if option.range is FLAG else f"{option.range.legal}{LOOKS.get(name, '')}; "
+    )
+    return f"{option.says} ({legal}default: {usual})".replace("%", "%%")
 
 
 def _reader(kind: str) -> tuple[Callable[[str], Any], str]:
@@ -182,8 +201,10 @@ def helpers(options: argparse.Namespace) -> Helpers:
 
 
 def generator(options: argparse.Namespace) -> np.random.Generator:
-    """The source of chance."""
-    if options.seed is not None and options.seed < 0:
+    """The source of chance; a seed that was not given is noted in the options."""
+    if options.seed is None:
+        options.seed = int(np.random.SeedSequence().generate_state(1)[0])
+    if options.seed < 0:
         raise UsageError(f"seed is {options.seed}; it must be 0 or more")
     return np.random.default_rng(options.seed)
 

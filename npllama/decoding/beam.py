@@ -33,7 +33,7 @@ from npllama.decoding.common import (
     top,
     unprocessed,
 )
-from npllama.sampling import log_softmax, softmax
+from npllama.sampling import NothingLeft, log_softmax, softmax
 from npllama.weights import Model
 
 # Far below any score: beams that are not there yet.
@@ -249,7 +249,7 @@ def ranked(finished: Sequence[Hypothesis]) -> list[Hypothesis]:
 def some(finished: list[Hypothesis]) -> list[Hypothesis]:
     """The texts found; ValueError if there are none."""
     if not finished:
-        raise ValueError("every token of every beam is removed: no text can be found")
+        raise NothingLeft("every token of every beam is removed: no text can be found")
     return finished
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from npllama.decoding.common import Job, Step, ending, extend, prefill
-from npllama.sampling import draw, greedy, softmax
+from npllama.sampling import NothingLeft, draw, greedy, softmax
 
 
 def sample(jobs: Sequence[Job]) -> Iterator[Step]:
@@ -43,7 +43,11 @@ def sample(jobs: Sequence[Job]) -> Iterator[Step]:
         # The logits of rows that have ended mean nothing.
         rows = np.flatnonzero(going).tolist()
         chosen = np.zeros(B, dtype=np.int64)  # (B,)
-        chosen[rows] = choose(processed[rows], [jobs[b].rng for b in rows])
+        try:
+            chosen[rows] = choose(processed[rows], [jobs[b].rng for b in rows])
+        except NothingLeft as error:
+            error.row = next(b for b in rows if not (processed[b] > -np.inf).any())
+            raise
         steps = []
         for b in rows:
             history[b].append(int(chosen[b]))

@@ -1,8 +1,9 @@
 """Chapter 15: one face for all of generation.
 
 `limits`       what an option may be
-`options`      what a user may ask for
-`pipeline`     from options to the one function that shapes distributions
+`steps`        from an option to a function on distributions
+`options`      what a user may ask for, a row per option
+`pipeline`     the steps that are on, in the order of the rows
 `task`         a prompt made ready
 `strategies`   which strategy is asked for
 `generate`     text in, text out

@@ -9,7 +9,8 @@ them, sampling or greedy search.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,8 @@ import numpy as np
 from npllama.cache import KVCache
 from npllama.decoding.common import Hypothesis, Step
 from npllama.decoding.logprobs import TokenLogprob, text_logprobs, token_logprob
-from npllama.generation.options import GenerationConfig, options_of
+from npllama.generation.options import GenerationConfig, options_of, with_options
+from npllama.generation.pipeline import removers
 from npllama.generation.strategies import search, searches, write
 from npllama.generation.task import (
     Helpers,
@@ -29,6 +31,7 @@ from npllama.generation.task import (
     prepare,
     text_of,
 )
+from npllama.sampling import NothingLeft
 from npllama.weights import Model
 
 NO_HELPERS = Helpers()
@@ -60,6 +63,7 @@ def generate(
     config: GenerationConfig | None = None,
     rng: np.random.Generator | None = None,
     helpers: Helpers = NO_HELPERS,
+    **options: Any,
 ) -> Generation | list[Generation]:
     """Continue one prompt, or several side by side.
 
@@ -75,6 +79,9 @@ def generate(
         child of its own, so its text does not depend on its neighbours.
     helpers : Helpers
         A draft model, an amateur, a rule of one's own for stopping.
+    **options
+        Fields of a `GenerationConfig` that take the place of those of `config`, such
+        as ``max_new_tokens=5``.
 
     Returns
     -------
@@ -92,14 +99,15 @@ def generate(
         If a prompt is neither text nor token ids, or another argument not what it
         should be.
     """
-    config, rng = _asked(model, config, rng)
+    config, rng = _asked(model, config, rng, options)
     single = is_prompt(prompts)
     texts: Sequence[Any] = [prompts] if single else prompts
     if not len(texts):
         raise ValueError("prompts: the list is empty; give at least one")
     plan = plan_of(model, config, helpers)
     tasks = [prepare(plan, text) for text in texts]
-    found = searched(tasks, rng) if searches(config) else written(tasks, rng)
+    with naming_options(config, len(tasks)):
+        found = searched(tasks, rng) if searches(config) else written(tasks, rng)
     return found[0] if single and config.num_return_sequences == 1 else found
 
 
@@ -118,6 +126,7 @@ def pieces(
     rng: np.random.Generator | None = None,
     cache: KVCache | None = None,
     helpers: Helpers = NO_HELPERS,
+    **options: Any,
 ) -> Iterator[Piece]:
     """Continue one prompt, yielding every token as it is decided.
 
@@ -138,7 +147,7 @@ def pieces(
         As `generate`; also if several texts are asked for, a strategy that knows
         its text only at the end, or log-probabilities.
     """
-    config, rng = _asked(model, config, rng)
+    config, rng = _asked(model, config, rng, options)
     if not is_prompt(prompt):
         raise TypeError("a stream is of one prompt; several are for generate")
     if searches(config) or max(_copies(config)) > 1:
@@ -147,12 +156,13 @@ def pieces(
         raise ValueError("log-probabilities are not streamed; use generate")
     task = prepare(plan_of(model, config, helpers), prompt)
     shower = Shower(task)
-    for step in write([task], rng.spawn(1), cache):
-        for token in step.tokens[:-1]:
-            yield Piece(token, shower.push(token), None)
-        text = shower.push(step.tokens[-1])
-        text += shower.flush() if step.reason else ""
-        yield Piece(step.tokens[-1], text, step.reason)
+    with naming_options(config):
+        for step in write([task], rng.spawn(1), cache):
+            for token in step.tokens[:-1]:
+                yield Piece(token, shower.push(token), None)
+            text = shower.push(step.tokens[-1])
+            text += shower.flush() if step.reason else ""
+            yield Piece(step.tokens[-1], text, step.reason)
 
 
 def stream(
@@ -161,6 +171,7 @@ def stream(
     config: GenerationConfig | None = None,
     rng: np.random.Generator | None = None,
     helpers: Helpers = NO_HELPERS,
+    **options: Any,
 ) -> Iterator[str]:
     """Continue one prompt, yielding the new text as it grows.
 
@@ -171,13 +182,16 @@ def stream(
     ------
     str
     """
-    for piece in pieces(model, prompt, config, rng, helpers=helpers):
+    for piece in pieces(model, prompt, config, rng, None, helpers, **options):
         if piece.text:
             yield piece.text
 
 
 def _asked(
-    model: Model, config: GenerationConfig | None, rng: np.random.Generator | None
+    model: Model,
+    config: GenerationConfig | None,
+    rng: np.random.Generator | None,
+    options: Mapping[str, Any],
 ) -> tuple[GenerationConfig, np.random.Generator]:
     """Options and source of chance, or their defaults; TypeError for other kinds."""
     if not isinstance(model, Model):
@@ -190,7 +204,20 @@ def _asked(
         raise TypeError(
             f"rng: {type(rng).__name__} found; see numpy.random.default_rng"
         )
-    return config, rng
+    return with_options(config, options) if options else config, rng
+
+
+@contextmanager
+def naming_options(config: GenerationConfig, prompts: int = 1) -> Iterator[None]:
+    """Say which options have removed every token, and of which prompt."""
+    try:
+        yield
+    except NothingLeft as error:
+        copies = 1 if searches(config) else _copies(config)[0]
+        where = f"prompt {error.row // copies}: " if prompts > 1 else ""
+        names = removers(config)
+        by = f"every token is removed by {names}" if names else str(error)
+        raise NothingLeft(f"{where}{by}; no text can go on") from None
 
 
 #  ---- whole texts ------------------------------------------------------------

@@ -1,216 +1,319 @@
-"""What a user may ask of generation, in one record.
+"""What a user may ask of generation: one row per option.
 
-Names and defaults are those of transformers' `GenerationConfig`, so that a
-checkpoint's ``generation_config.json`` can be read as it is; what transformers
-lacks is spelled as llama.cpp or vLLM spell it.  Every value is checked when the
-record is made: a value out of range is refused with the range.
+A row holds all that is said of an option: its type and default, its range, a
+sentence, and its step in the pipeline, if it has one.  The order of the rows is the
+order of the pipeline, which is that of transformers; the function that makes a row
+is named after its chapter.  The command line's help and the docstring of
+`GenerationConfig` are made of these rows, too.
+
+Names and defaults are those of transformers' ``GenerationConfig``, so that a
+checkpoint's ``generation_config.json`` can be read as it is; what transformers lacks
+is spelled as llama.cpp or vLLM spell it.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from npllama.generation.limits import RANGES, check_together, plain
+from npllama import sampling
+from npllama.generation import limits as must_be
+from npllama.generation import steps
+from npllama.generation.steps import Make, leaving, on_logits, on_text, switch
 from npllama.weights import Model
 
 Ids = tuple[int, ...]
+SHAPE = "Shape of the distribution (only when tokens are drawn)"
+
+
+class Option(NamedTuple):
+    """A row of the table."""
+
+    chapter: str
+    range: must_be.Range
+    says: str  # for the help
+    make: Make | None  # its step, if it is one
+    off: Any  # the value at which it has none
+
+
+def row(
+    chapter: str,
+    default: Any,
+    range: must_be.Range,
+    says: str,
+    make: Make | None = None,
+    **off: Any,
+) -> Any:
+    """A field of `GenerationConfig`; it is off at its default unless `off` is given."""
+    option = Option(chapter, range, says, make, off.get("off", default))
+    return field(default=default, metadata={"option": option})
+
+
+prompting = partial(row, "Prompt")
+length = partial(row, "Length and stopping")
+strategy = partial(row, "Strategy")
+guidance = partial(row, "Guidance and bias")
+penalty = partial(row, "Penalties")
+constraint = partial(row, "Constraints")
+shape = partial(row, SHAPE)
+mark = partial(row, "Watermark")
+output = partial(row, "Output")
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
     """How to generate.
 
-    Parameters are grouped as the chapters that explain them.  Lists and NumPy's
-    arrays and numbers may be given wherever tuples and numbers are named.
-
-    Prompt
-        allowed_special : tuple of str, or "all"
-            Special tokens that a prompt of text may hold by their names; without
-            it, such a name is text like any other.
-    Length and stopping
-        max_new_tokens : int, default 20
-            New tokens at most.
-        max_length, min_length : int
-            The same, prompt included; `max_new_tokens` has precedence.
-        min_new_tokens : int
-            No end before so many new tokens; has precedence over `min_length`.
-        max_time : float
-            Seconds after which no further token is begun.
-        stop_strings : tuple of str
-            End as soon as one of them has come.
-        include_stop_str_in_output : bool, default True
-            Whether the text keeps it.
-        eos_token_id : tuple of int
-            Tokens that end the text; those of the model by default.
-    Strategy
-        do_sample : bool
-            Draw tokens instead of taking the likeliest.
-        num_return_sequences, best_of : int
-            Texts to return; the number to draw of which the likeliest are kept.
-        num_beams, num_beam_groups : int; diversity_penalty, length_penalty : float
-        early_stopping : True, False or "never"
-        force_words_ids : list of phrases, or of lists of phrases
-        force_words_rule : "kept" or "transformers 4"
-            Whether texts that hold every phrase are kept, or lost as there.
-        stochastic_beams : bool
-            Draw `num_beams` different texts without replacement.
-        penalty_alpha : float
-            Above 0, with top_k above 1: contrastive search.
-        dola_layers : "low", "high" or list of int
-        prompt_lookup_num_tokens, max_matching_ngram_size : int
-        num_assistant_tokens : int
-            Tokens that a draft proposes per round.
-        assistant_early_exit : int
-            Draft with the model's own first layers.
-        assistant_window : int
-            Draft with the model itself, looking back only so many positions.
-        lookahead_window, lookahead_ngram_size : int
-        contrastive_alpha, contrastive_beta : float
-            Of contrastive decoding: plausibility, and weight of the amateur.
-    Shape of the distribution (only with `do_sample`)
-        temperature, dynatemp_range, dynatemp_exponent : float
-        top_k : int; top_p, min_p, top_a, typical_p, top_h : float
-        epsilon_cutoff, eta_cutoff, top_n_sigma, tfs_z : float
-        xtc_probability, xtc_threshold : float
-        mirostat : 0, 1 or 2; mirostat_tau, mirostat_eta : float
-        sampler_order : "transformers" or "llama.cpp"
-            Temperature before or after truncation.
-    Penalties
-        repetition_penalty, encoder_repetition_penalty : float
-        presence_penalty, frequency_penalty : float
-        repeat_last_n : int
-            How far back the three first look; all of the text by default.
-        no_repeat_ngram_size, encoder_no_repeat_ngram_size : int
-        dry_multiplier, dry_base : float; dry_allowed_length, dry_penalty_last_n : int
-        dry_sequence_breakers : tuple of tuples of int
-        exponential_decay_length_penalty : (int, float)
-    Constraints
-        bad_words_ids : tuple of tuples of int
-        sequence_bias : mapping of tuples of int to float, or pairs of these
-        logit_bias : mapping of int to float
-        allowed_token_ids, suppress_tokens, begin_suppress_tokens : tuple of int
-        forced_bos_token_id : int; forced_eos_token_id : tuple of int
-        prefix_allowed_tokens_fn : function of (row, tokens) to allowed ids
-        regex : str; json_schema : mapping or str
-            Hold the new text to a format.
-        token_healing : bool
-        remove_invalid_values, renormalize_logits : bool
-    Guidance and watermark
-        guidance_scale : float; negative_prompt_ids : tuple of int
-        watermarking_config : GreenList or SynthID of `npllama.sampling`, or a
-            mapping of their fields
-    Output
-        logprobs : int
-            Report the log-probability of every token, and of so many alternatives.
-        prompt_logprobs, echo : bool
-            Also for the prompt; the prompt's text in front of the new one.
-
-    Raises
-    ------
-    ValueError
-        If a value is out of range, or two of them contradict each other.
+    Lists and NumPy's arrays and numbers may be given wherever tuples and numbers are
+    named.  Every value is checked when the record is made: ValueError if one is out
+    of range, or if two of them contradict each other.
     """
 
-    allowed_special: tuple[str, ...] | str = ()
-    max_new_tokens: int | None = None
-    max_length: int | None = None
-    min_length: int = 0
-    min_new_tokens: int | None = None
-    max_time: float | None = None
-    stop_strings: tuple[str, ...] = ()
-    include_stop_str_in_output: bool = True
-    eos_token_id: Ids | None = None
-    do_sample: bool = False
-    num_return_sequences: int = 1
-    best_of: int | None = None
-    num_beams: int = 1
-    num_beam_groups: int = 1
-    diversity_penalty: float = 0.0
-    length_penalty: float = 1.0
-    early_stopping: bool | str = False
-    force_words_ids: tuple | None = None
-    force_words_rule: str = "kept"
-    stochastic_beams: bool = False
-    penalty_alpha: float | None = None
-    dola_layers: str | Ids | None = None
-    prompt_lookup_num_tokens: int | None = None
-    max_matching_ngram_size: int = 2
-    num_assistant_tokens: int = 20
-    assistant_early_exit: int | None = None
-    assistant_window: int | None = None
-    lookahead_window: int | None = None
-    lookahead_ngram_size: int = 3
-    contrastive_alpha: float = 0.1
-    contrastive_beta: float = 0.5
-    temperature: float = 1.0
-    dynatemp_range: float = 0.0
-    dynatemp_exponent: float = 1.0
-    top_k: int = 50
-    top_p: float = 1.0
-    min_p: float | None = None
-    top_a: float = 0.0
-    typical_p: float = 1.0
-    top_h: float | None = None
-    epsilon_cutoff: float = 0.0
-    eta_cutoff: float = 0.0
-    top_n_sigma: float = 0.0
-    tfs_z: float = 1.0
-    xtc_probability: float = 0.0
-    xtc_threshold: float = 0.1
-    mirostat: int = 0
-    mirostat_tau: float = 5.0
-    mirostat_eta: float = 0.1
-    sampler_order: str = "transformers"
-    repetition_penalty: float = 1.0
-    encoder_repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repeat_last_n: int | None = None
-    no_repeat_ngram_size: int = 0
-    encoder_no_repeat_ngram_size: int = 0
-    dry_multiplier: float = 0.0
-    dry_base: float = 1.75
-    dry_allowed_length: int = 2
-    dry_penalty_last_n: int | None = None
-    dry_sequence_breakers: tuple[Ids, ...] = ()
-    exponential_decay_length_penalty: tuple[int, float] | None = None
-    bad_words_ids: tuple[Ids, ...] | None = None
-    sequence_bias: Mapping[Ids, float] | None = None
-    logit_bias: Mapping[int, float] | None = None
-    allowed_token_ids: Ids | None = None
-    suppress_tokens: Ids | None = None
-    begin_suppress_tokens: Ids | None = None
-    forced_bos_token_id: int | None = None
-    forced_eos_token_id: Ids | None = None
-    prefix_allowed_tokens_fn: Callable | None = None
-    regex: str | None = None
-    json_schema: Mapping | str | None = None
-    token_healing: bool = False
-    remove_invalid_values: bool = False
-    renormalize_logits: bool = False
-    guidance_scale: float | None = None
-    negative_prompt_ids: Ids | None = None
-    watermarking_config: Any = None
-    logprobs: int | None = None
-    prompt_logprobs: bool = False
-    echo: bool = False
+    # fmt: off
+    allowed_special: tuple[str, ...] | str = prompting((), must_be.SPECIAL,
+        "special tokens that a prompt of text may hold by their names")
+
+    max_new_tokens: int | None = length(None, must_be.SIZE,
+        "new tokens at most; 20 if no length is given")
+    max_length: int | None = length(None, must_be.SIZE,
+        "the same with the prompt; max_new_tokens has precedence")
+    max_time: float | None = length(None, must_be.POSITIVE,
+        "seconds after which no further token is begun")
+    stop_strings: tuple[str, ...] = length((), must_be.STRINGS,
+        "end as soon as one of these has come")
+    include_stop_str_in_output: bool = length(True, must_be.FLAG,
+        "whether the text keeps the stop string")
+    eos_token_id: Ids | None = length(None, must_be.IDS,
+        "tokens that end the text, instead of the model's")
+
+    do_sample: bool = strategy(False, must_be.FLAG,
+        "draw tokens instead of taking the likeliest")
+    num_return_sequences: int = strategy(1, must_be.MANY,
+        "texts to return for each prompt")
+    best_of: int | None = strategy(None, must_be.MANY,
+        "texts to draw, of which the likeliest are returned")
+    num_beams: int = strategy(1, must_be.MANY,
+        "beam search: follow so many texts at once")
+    length_penalty: float = strategy(1.0, must_be.EXPONENT,
+        "beams: above 0 favours long texts, below 0 short ones")
+    early_stopping: bool | str = strategy(False, must_be.among(True, False, "never"),
+        'beams: stop once num_beams texts are finished; "never": only when no text can win')
+    num_beam_groups: int = strategy(1, must_be.MANY,
+        "diverse beams: groups that keep out of each other's way")
+    diversity_penalty: float = strategy(0.0, must_be.NOT_NEGATIVE,
+        "what a token costs that another group chose")
+    force_words_ids: tuple | None = strategy(None, must_be.DEMANDS,
+        "beams: phrases that the text must hold; of a list of phrases, one")
+    force_words_rule: str = strategy("kept", must_be.among("kept", "transformers 4"),
+        "whether texts that hold every phrase are kept, or lost as in transformers 4")
+    stochastic_beams: bool = strategy(False, must_be.FLAG,
+        "draw num_beams different texts without replacement")
+    penalty_alpha: float | None = strategy(None, must_be.PROBABILITY,
+        "above 0, with top_k: contrastive search, the larger the less repetition")
+    dola_layers: str | Ids | None = strategy(None, must_be.LAYERS,
+        "contrast the last layer with these early ones")
+    prompt_lookup_num_tokens: int | None = strategy(None, must_be.MANY,
+        "guess so many tokens from earlier in the text")
+    max_matching_ngram_size: int = strategy(2, must_be.SIZE,
+        "last tokens that prompt lookup looks for")
+    num_assistant_tokens: int = strategy(20, must_be.MANY,
+        "tokens that a draft guesses per round")
+    assistant_early_exit: int | None = strategy(None, must_be.SIZE,
+        "draft with so many of the model's own first layers")
+    assistant_window: int | None = strategy(None, must_be.SIZE,
+        "draft with the model itself, looking back only so many positions")
+    lookahead_window: int | None = strategy(None, must_be.MANY,
+        "lookahead decoding: how far ahead to guess")
+    lookahead_ngram_size: int = strategy(3, must_be.PAIR_OR_MORE,
+        "tokens of an n-gram that lookahead decoding collects")
+
+    guidance_scale: float | None = guidance(None, must_be.MODERATE,
+        "classifier-free guidance: above 1 follows the prompt more", steps.guidance)
+    negative_prompt_ids: Ids | None = guidance(None, must_be.IDS,
+        "what guidance leads away from, instead of no prompt")
+    sequence_bias: Mapping[Ids, float] | None = guidance(None, must_be.SEQUENCE_BIAS,
+        "numbers added to the logits of token sequences",
+        on_text(sampling.sequence_bias))
+    logit_bias: Mapping[int, float] | None = guidance(None, must_be.LOGIT_BIAS,
+        "numbers added to the logits of tokens; -inf forbids",
+        on_logits(sampling.logit_bias))
+
+    encoder_repetition_penalty: float = penalty(1.0, must_be.FACTOR,
+        "above 1 favours the prompt's words", steps.likeness_to_prompt)
+    repetition_penalty: float = penalty(1.0, must_be.FACTOR,
+        "above 1 makes tokens of prompt and text less likely", steps.repetition)
+    frequency_penalty: float = penalty(0.0, must_be.MODERATE,
+        "subtracted for each time that the new text holds a token",
+        steps.counting(sampling.frequency_penalty))
+    presence_penalty: float = penalty(0.0, must_be.MODERATE,
+        "subtracted once if the new text holds a token",
+        steps.counting(sampling.presence_penalty))
+    repeat_last_n: int | None = penalty(None, must_be.SIZE,
+        "tokens that these look back, instead of all")
+    dry_multiplier: float = penalty(0.0, must_be.NOT_NEGATIVE,
+        "DRY: how strongly to penalise a token that prolongs a repeated passage",
+        steps.dry)
+    dry_base: float = penalty(1.75, must_be.real(lambda x: x >= 1, "1 or more"),
+        "DRY: growth of the penalty per token of the passage")
+    dry_allowed_length: int = penalty(2, must_be.SIZE, "DRY: shorter passages are free")
+    dry_penalty_last_n: int | None = penalty(None, must_be.COUNT,
+        "DRY: tokens to look back, instead of all")
+    dry_sequence_breakers: tuple[Ids, ...] = penalty((), must_be.PHRASES,
+        "DRY: a passage does not reach across these")
+    no_repeat_ngram_size: int = penalty(0, must_be.COUNT,
+        "no sequence of so many tokens comes twice; 0: off",
+        on_text(sampling.no_repeat_ngram))
+    encoder_no_repeat_ngram_size: int = penalty(0, must_be.COUNT,
+        "nor any of the prompt", steps.ngrams_of_prompt)
+
+    bad_words_ids: tuple[Ids, ...] | None = constraint(None, must_be.PHRASES,
+        "token sequences that must not come", steps.bad_words)
+    min_length: int = constraint(0, must_be.COUNT,
+        "no end before the text has so many tokens, prompt included",
+        steps.least_length)
+    min_new_tokens: int | None = constraint(None, must_be.COUNT,
+        "no end before so many new tokens", steps.least_new_tokens)
+    allowed_token_ids: Ids | None = constraint(None, must_be.IDS,
+        "no other tokens come", on_logits(sampling.allowed_tokens))
+    prefix_allowed_tokens_fn: Callable | None = constraint(None, must_be.ROW_FUNCTION,
+        "from (row, tokens) to the ids that may follow", steps.row_function)
+    forced_bos_token_id: int | None = constraint(None, must_be.ID,
+        "the second token, after a prompt of one", steps.forced_first)
+    forced_eos_token_id: Ids | None = constraint(None, must_be.IDS,
+        "the token in the last place", steps.forced_last)
+    remove_invalid_values: bool = constraint(False, must_be.FLAG,
+        "replace NaN and infinity in the logits",
+        switch(sampling.remove_invalid_values))
+    exponential_decay_length_penalty: tuple[int, float] | None = constraint(None, must_be.DECAY,
+        "after START tokens, make the end likelier by FACTOR per token",
+        steps.longing_for_the_end)
+    suppress_tokens: Ids | None = constraint(None, must_be.IDS,
+        "tokens that must not come", on_logits(sampling.suppress))
+    begin_suppress_tokens: Ids | None = constraint(None, must_be.IDS,
+        "tokens that must not come first", steps.begin_suppress)
+    regex: str | None = constraint(None, must_be.REGEX,
+        "hold the new text to a regular expression", steps.formats)
+    json_schema: Mapping | str | None = constraint(None, must_be.SCHEMA,
+        "hold the new text to a JSON schema", steps.formats)
+    token_healing: bool = constraint(False, must_be.FLAG,
+        "take back the prompt's last token, and let a longer one come", steps.formats)
+    contrastive_alpha: float = constraint(0.1, must_be.PROBABILITY,
+        "an amateur is heard on tokens at least so likely, relative to the best",
+        steps.amateur, off=None)
+    contrastive_beta: float = constraint(0.5, must_be.NOT_NEGATIVE,
+        "the weight of the amateur")
+
+    temperature: float = shape(1.0, must_be.TEMPERATURE,
+        "below 1 sharpens the distribution, above 1 flattens it",
+        steps.temperature, off=None)
+    dynatemp_range: float = shape(0.0, must_be.NOT_NEGATIVE,
+        "temperature plus or minus this, by the entropy")
+    dynatemp_exponent: float = shape(1.0, must_be.POSITIVE,
+        "how the entropy is mapped to that range")
+    mirostat: int = shape(0, must_be.among(0, 1, 2),
+        "steer to a surprise, by version 1 or 2; 0: off", steps.Mirostat)
+    mirostat_tau: float = shape(5.0, must_be.POSITIVE, "the surprise aimed at, in bits")
+    mirostat_eta: float = shape(0.1, must_be.POSITIVE, "the step of the feedback")
+    top_n_sigma: float = shape(0.0, must_be.NOT_NEGATIVE,
+        "logits within so many standard deviations of the best; 0: off",
+        on_logits(sampling.top_n_sigma))
+    top_h: float | None = shape(None, must_be.SHARE,
+        "the likeliest tokens that hold this share of the entropy",
+        on_logits(sampling.top_h))
+    top_k: int = shape(50, must_be.COUNT,
+        "the N likeliest tokens; 0: all", leaving(sampling.top_k), off=0)
+    top_p: float = shape(1.0, must_be.SHARE,
+        "the fewest tokens that hold this probability together",
+        leaving(sampling.top_p))
+    min_p: float | None = shape(None, must_be.PROBABILITY,
+        "tokens at least so likely, relative to the best", leaving(sampling.min_p))
+    top_a: float = shape(0.0, must_be.NOT_NEGATIVE,
+        "tokens at least so likely, times the square of the best; 0: off",
+        on_logits(sampling.top_a))
+    tfs_z: float = shape(1.0, must_be.SHARE,
+        "tail-free: cut where the curve flattens; 1: off",
+        on_logits(sampling.tail_free))
+    typical_p: float = shape(1.0, must_be.SHARE,
+        "tokens of typical surprise that hold this probability together",
+        leaving(sampling.typical_p))
+    epsilon_cutoff: float = shape(0.0, must_be.CUTOFF,
+        "tokens of at least this probability", leaving(sampling.epsilon_cutoff))
+    eta_cutoff: float = shape(0.0, must_be.CUTOFF,
+        "the same, with a bound that falls with the entropy",
+        leaving(sampling.eta_cutoff))
+    xtc_probability: float = shape(0.0, must_be.PROBABILITY,
+        "how often XTC removes all good tokens but the least", steps.xtc)
+    xtc_threshold: float = shape(0.1, must_be.PROBABILITY,
+        "XTC: the probability from which a token is good")
+    sampler_order: str = shape("transformers", must_be.among("transformers", "llama.cpp"),
+        "temperature before truncation, or after it")
+
+    watermarking_config: Any = mark(None, must_be.MARK,
+        "a mark in the choice of tokens that a detector can see", steps.watermark)
+    renormalize_logits: bool = mark(False, must_be.FLAG,
+        "make log-probabilities of what is left", switch(sampling.renormalize))
+
+    logprobs: int | None = output(None, must_be.COUNT,
+        "report log-probabilities, and those of N other tokens")
+    prompt_logprobs: bool = output(False, must_be.FLAG,
+        "also those of the prompt's tokens")
+    echo: bool = output(False, must_be.FLAG, "begin the text with the prompt")
+    # fmt: on
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = plain(field.name, getattr(self, field.name))
-            object.__setattr__(self, field.name, value)
-            fits, legal = RANGES[field.name]
-            if not fits(value) and (value is not None or field.default is not None):
-                raise ValueError(f"{field.name} is {value!r}; it must be {legal}")
-        check_together(self)
+        for name, option in OPTIONS.items():
+            default = DEFAULTS[name]
+            value = option.range.checked(name, getattr(self, name), default)
+            object.__setattr__(self, name, value)
+        must_be.check_together(self)
 
 
-#  ---- a checkpoint's own wishes ----------------------------------------------
+OPTIONS: dict[str, Option] = {
+    f.name: f.metadata["option"] for f in fields(GenerationConfig)
+}
+DEFAULTS = {f.name: f.default for f in fields(GenerationConfig)}
+
+
+def described() -> str:
+    """All options, as the docstring of the config lists them."""
+    lines, chapter = [], None
+    for name, option in OPTIONS.items():
+        if option.chapter != chapter:
+            chapter = option.chapter
+            lines += ["", f"    {chapter}"]
+        lines += [f"        {name}: {option.range.legal} (default {DEFAULTS[name]!r})"]
+        lines += [f"            {option.says}"]
+    return "\n".join(lines)
+
+
+GenerationConfig.__doc__ += described()
+
+
+#  ---- configs from others ----------------------------------------------------
+
+
+def with_options(
+    config: GenerationConfig, options: Mapping[str, Any]
+) -> GenerationConfig:
+    """The config with some options changed; TypeError if there is no such option.
+
+    A length that is given in one way undoes the other way.
+    """
+    for name in options:
+        if name not in OPTIONS:
+            near = difflib.get_close_matches(name, OPTIONS, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise TypeError(f"{name!r} is not an option of generation{hint}")
+    if "max_length" in options and "max_new_tokens" not in options:
+        options = {**options, "max_new_tokens": None}
+    return dataclasses.replace(config, **options)
 
 
 def options_from_hf(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,8 +327,7 @@ def options_from_hf(data: Mapping[str, Any]) -> dict[str, Any]:
     ValueError
         If a value is out of range.
     """
-    known = {field.name for field in fields(GenerationConfig)}
-    given = {k: v for k, v in data.items() if k in known and v is not None}
+    given = {k: v for k, v in data.items() if k in OPTIONS and v is not None}
     try:
         GenerationConfig(**given)
     except (ValueError, TypeError) as error:

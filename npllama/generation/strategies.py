@@ -7,6 +7,7 @@ doing so; `search` compares several texts of one task and knows the best at the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from npllama.decoding.speculative import Propose, assisted, speculate
 from npllama.decoding.stochastic_beam import stochastic_beam_search
 from npllama.generation.options import GenerationConfig
 from npllama.generation.task import Plan, Task, jobs_of
+from npllama.sampling import NothingLeft
 
 Rng = np.random.Generator
 Growth = Callable[[Task, Rng, "KVCache | None"], Iterator[Step]]
@@ -55,11 +57,27 @@ def write(
     grow = growing(tasks[0].plan)
     if grow is None:
         return sample(jobs_of(tasks, rngs, cache))
-    return (
-        step._replace(row=row)
-        for row, (task, rng) in enumerate(zip(tasks, rngs))
-        for step in grow(task, rng, cache)
-    )
+    return one_by_one(grow, tasks, rngs, cache)
+
+
+def one_by_one(
+    grow: Growth, tasks: Sequence[Task], rngs: Sequence[Rng], cache: KVCache | None
+) -> Iterator[Step]:
+    """Grow the texts one after the other; each step has the number of its text."""
+    for task, rng in zip(tasks, rngs):
+        with numbering(task):
+            for step in grow(task, rng, cache):
+                yield step._replace(row=task.row)
+
+
+@contextmanager
+def numbering(task: Task) -> Iterator[None]:
+    """Say of which text no token was left."""
+    try:
+        yield
+    except NothingLeft as error:
+        error.row = task.row
+        raise
 
 
 def growing(plan: Plan) -> Growth | None:
@@ -108,6 +126,12 @@ def draft(task: Task, rng: Rng) -> Propose:
 #  ---- several texts, compared ------------------------------------------------
 def search(task: Task, rng: Rng) -> list[Hypothesis]:
     """Texts of one prompt, the best first."""
+    with numbering(task):
+        return compared(task, rng)
+
+
+def compared(task: Task, rng: Rng) -> list[Hypothesis]:
+    """The same, by the kind of search that the config asks for."""
     c, (job,) = task.plan.config, jobs_of([task], [rng])
     common: dict[str, Any] = {
         "model": job.model,

@@ -15,7 +15,6 @@ import numpy as np
 from npllama.cache import KVCache
 from npllama.decoding.automaton import Machine, compile_regex
 from npllama.decoding.common import Job, Process, Stop, room
-from npllama.decoding.contrastive_decoding import contrastive_decoding
 from npllama.decoding.guided import Guide, guide_for, guided, heal
 from npllama.decoding.json_schema import schema_to_regex
 from npllama.decoding.stopping import (
@@ -27,7 +26,8 @@ from npllama.decoding.stopping import (
 )
 from npllama.generation.limits import ways
 from npllama.generation.options import GenerationConfig
-from npllama.generation.pipeline import Setting, pipeline
+from npllama.generation.pipeline import pipeline
+from npllama.generation.steps import Setting
 from npllama.text.tokenizer import StreamDecoder, Tokenizer
 from npllama.weights import Model
 
@@ -193,27 +193,22 @@ def process_of(
     tasks: Sequence[Task], rngs: Sequence[np.random.Generator] = ()
 ) -> Process:
     """The pipeline for rows that continue the prompts of these tasks."""
-    plan, ends = tasks[0].plan, [task.capacity for task in tasks]
-    formats, objections = [], []
+    plan, formats = tasks[0].plan, list[Process]()
     if plan.guide is not None:
         formats = [guided(plan.guide, [len(task.given) for task in tasks])]
     if any(task.healing for task in tasks):
         formats.append(_healing(tasks))
-    amateur, c = plan.helpers.amateur, plan.config
-    if amateur is not None:
-        alpha, beta = c.contrastive_alpha, c.contrastive_beta
-        objections = [contrastive_decoding(amateur, max(ends), alpha, beta)]
     setting = Setting(
         prompts=[task.prompt for task in tasks],
         eos=plan.eos,
-        ends=ends,
+        ends=[task.capacity for task in tasks],
         model=plan.model,
+        amateur=plan.helpers.amateur,
         rngs=rngs,
         first=tasks[0].row,
         formats=formats,
-        objections=objections,
     )
-    return pipeline(c, setting)
+    return pipeline(plan.config, setting)
 
 
 def _healing(tasks: Sequence[Task]) -> Process:

@@ -106,7 +106,7 @@ from .constraints import (
     renormalize,
     suppress,
 )
-from .draw import draw, greedy, log_softmax, sample, softmax
+from .draw import NothingLeft, draw, greedy, log_softmax, sample, softmax
 from .entropy import eta_cutoff, tail_free, top_h, top_n_sigma, typical_p
 from .guidance import classifier_free_guidance
 from .mirostat import (
@@ -142,6 +142,7 @@ from .watermark import Detection, GreenList, detect_watermark, watermark
 __all__ = [
     "Detection",
     "GreenList",
+    "NothingLeft",
     "Step",
     "SynthID",
     "SynthIDDetector",

@@ -26,10 +26,16 @@ from .rows import checked
 Probs = NDArray[np.float64]
 
 
+class NothingLeft(ValueError):
+    """Every token of a row is removed, so there is none to choose."""
+
+    row = 0  # which row, where a token is chosen for several
+
+
 def below_peak(values: NDArray) -> Probs:
     """Return the n finite logits of a row less their maximum, in float64."""
     if not values.size:
-        raise ValueError("every token of a row is removed: all its logits are -inf")
+        raise NothingLeft("every token of a row is removed: all its logits are -inf")
     # Subtracting the maximum changes no probability and keeps exp from overflow.
     return values.astype(np.float64) - values.max()
 
@@ -104,7 +110,7 @@ def greedy(logits: ArrayLike) -> NDArray[np.intp]:
     """
     logits = checked(logits)
     if not (logits.max(axis=-1) > -np.inf).all():
-        raise ValueError("every token of a row is removed: all its logits are -inf")
+        raise NothingLeft("every token of a row is removed: all its logits are -inf")
     return logits.argmax(axis=-1)
 
 
