@@ -6,6 +6,7 @@ A few rounds of each run here; all of them, which take some twenty minutes, with
     NPLLAMA_RACES=all pytest tests/test_golden_races.py
 """
 
+import json
 import os
 import random
 import signal
@@ -35,6 +36,56 @@ def record(*words, **streams):
     return started(command, env=here | {"OPENBLAS_NUM_THREADS": "1"}, **quiet)
 
 
+# A process that has imported the package, and forks for every command that it is given.
+DRIVER = """
+import json, os, sys
+from npllama.cli.main import main
+
+for line in sys.stdin:
+    order, given = json.loads(line)
+    if order == "start":
+        answer = os.fork()
+        if answer == 0:
+            os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+            os.dup2(1, 2)
+            os._exit(main(given))
+    else:
+        pid, status = os.waitpid(given, os.WNOHANG)
+        answer = os.waitstatus_to_exitcode(status) if pid else None
+    print(json.dumps(answer), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def ask():
+    """Start a recorder within a millisecond, or ask for its exit code (None: it runs)."""
+    here = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    here |= {"OPENBLAS_NUM_THREADS": "1"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", DRIVER]
+    with started(command, env=here, limit=3600, **pipes) as driver:
+
+        def answer(order, *given):
+            if order == "start":
+                given = ["golden", "record", "stories-draft", *map(str, given)]
+            else:
+                (given,) = given
+            driver.stdin.write(json.dumps([order, given]) + "\n")
+            driver.stdin.flush()
+            return json.loads(driver.stdout.readline())
+
+        yield answer
+
+
+def ended(ask, pid):
+    """The exit code of a recorder, when it has ended."""
+    deadline = time.monotonic() + 60
+    while (code := ask("poll", pid)) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    return code
+
+
 def to_end(*words):
     with record(*words) as process:
         return process.wait(120)
@@ -62,20 +113,29 @@ def run_of_six(tmp_path_factory):
     return prompts, contents(folder / "out")
 
 
-def test_two_recorders_of_one_trace_leave_it_whole(tmp_path, whole):
+def test_two_recorders_of_one_trace_leave_it_whole(tmp_path, whole, ask):
     expected, words = whole
     rng = random.Random(0)
     for i in range(PAIRS):
         path = tmp_path / f"{i}.npz"
-        with record(*words, *FEW, path) as one:
-            time.sleep(rng.uniform(0, 0.5))
-            with record(*words, *FEW, path) as two:
-                while one.poll() is None or two.poll() is None:
-                    if path.exists():
-                        assert path.read_bytes() == expected
-                    time.sleep(0.002)
-        assert (one.returncode, two.returncode) == (0, 0)
+        codes = {ask("start", *words, *FEW, path): None}
+        time.sleep(rng.uniform(0, 0.1))
+        codes[ask("start", *words, *FEW, path)] = None
+        while None in codes.values():
+            if path.exists():
+                assert path.read_bytes() == expected
+            for pid in [pid for pid, code in codes.items() if code is None]:
+                codes[pid] = ask("poll", pid)
+        assert list(codes.values()) == [0, 0]
         assert path.read_bytes() == expected and parts_of(path) == []
+
+
+def test_two_commands_that_start_together_leave_a_whole_trace(tmp_path, whole):
+    expected, words = whole
+    path = tmp_path / "g.npz"
+    with record(*words, *FEW, path) as one, record(*words, *FEW, path) as two:
+        assert (one.wait(120), two.wait(120)) == (0, 0)
+    assert path.read_bytes() == expected and parts_of(path) == []
 
 
 def test_a_run_that_is_killed_can_be_resumed_beside_its_workers(tmp_path, run_of_six):
@@ -142,20 +202,18 @@ def children_of(pid):
 KINDS = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL]
 
 
-def test_a_signal_at_any_moment_leaves_a_whole_trace_or_none(tmp_path, whole):
+def test_a_signal_at_any_moment_leaves_a_whole_trace_or_none(tmp_path, whole, ask):
     expected, words = whole
     rng, reported = random.Random(1), 0
     for i in range(SIGNALS):
         path, number = tmp_path / f"{i}.npz", KINDS[i % 4]
-        with record(*words, *FEW, path) as process:
-            moment = rng.uniform(0, 2.5)
-            if i % 2:  # half of them while it writes
-                while process.poll() is None and not parts_of(path):
-                    time.sleep(0.002)
-                moment = rng.uniform(0, 0.2)
-            time.sleep(moment)
-            process.send_signal(number)
-            code = process.wait(60)
+        pid = ask("start", *words, *FEW, path)
+        if i % 2:  # half of them while it writes
+            deadline = time.monotonic() + 60
+            while not parts_of(path) and time.monotonic() < deadline:
+                pass
+        time.sleep(rng.uniform(0, 0.1))
+        code = stopped(ask, pid, number)
         # Ended by the signal itself: before the command was there to hear it.
         assert code in (0, 130, -number)
         found = path.read_bytes() if path.exists() else None
@@ -163,6 +221,23 @@ def test_a_signal_at_any_moment_leaves_a_whole_trace_or_none(tmp_path, whole):
         assert parts_of(path) == [] or number == signal.SIGKILL
         reported += code == 0
     assert reported < SIGNALS
+
+
+def stopped(ask, pid, number):
+    """Send a signal to a recorder; its exit code, that of the signal or another."""
+    os.kill(pid, number)  # a child that was not waited for can still be named
+    return ended(ask, pid)
+
+
+@pytest.mark.parametrize("number", KINDS)
+def test_a_signal_while_python_starts_leaves_nothing(tmp_path, whole, number):
+    path = tmp_path / "g.npz"
+    with record(*whole[1], *FEW, path) as process:
+        time.sleep(0.05)
+        process.send_signal(number)
+        # Python itself, which looks for its packages, ends with 1 on an interrupt.
+        assert process.wait(60) in (130, 1, -number)
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_signal_to_a_run_with_workers_leaves_whole_traces(tmp_path, run_of_six):

@@ -276,6 +276,23 @@ def test_a_signal_that_is_ignored_or_handled_stays_so():
     assert heard == [signal.SIGHUP]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_import_that_makes_its_own_error_of_a_signal_hides_nothing(number):
+    before = [signal.signal(signal.SIGTERM, signal.SIG_DFL)]
+    before += [signal.signal(signal.SIGINT, signal.default_int_handler)]
+    try:
+        with pytest.raises(Ended), ending_tidily():
+            try:
+                signal.raise_signal(number)
+            except BaseException:
+                raise ImportError("initialization failed") from None
+        with pytest.raises(ImportError, match="no such thing"), ending_tidily():
+            raise ImportError("no such thing")
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
+
+
 def test_another_thread_than_the_main_one_changes_nothing():
     found = []
 

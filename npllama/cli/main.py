@@ -269,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(command, "out of memory; ask for less", FAILURE)
     except OSError as error:
         return _fail(command, in_words(error), FAILURE)
-    except (ValueError, TypeError, OverflowError) as error:
+    except (ValueError, TypeError, OverflowError, ImportError) as error:
         return _fail(command, str(error), FAILURE)
     return code or 0
 

@@ -12,13 +12,12 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # SIGHUP does not exist on Windows.
 SIGNALS = [
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if name in dir(signal)
 ]
-
-
 # The exit code of a program that was interrupted, by Ctrl-C or by a signal.
 INTERRUPTED = 130
 
@@ -28,8 +27,8 @@ class Ended(SystemExit):
 
 
 def end(number: int, frame: object = None) -> None:
-    """Handle a signal: raise `Ended`."""
-    raise Ended(INTERRUPTED)
+    """Handle a signal: raise what it stands for."""
+    raise KeyboardInterrupt if number == signal.SIGINT else Ended(INTERRUPTED)
 
 
 @contextmanager
@@ -39,12 +38,25 @@ def ending_tidily() -> Iterator[None]:
     A signal that somebody else handles, or that is ignored (as under ``nohup``), is
     left alone.  Only the main thread can do this; in others nothing is changed.
     """
+    heard: list[int] = []
+
+    def hear(number: int, frame: object) -> None:
+        heard.append(number)
+        end(number)
+
+    usual: dict[int, Any] = dict.fromkeys(SIGNALS, signal.SIG_DFL)
+    usual[signal.SIGINT] = signal.default_int_handler
     main = threading.current_thread() is threading.main_thread()
-    ours = [n for n in SIGNALS if main and signal.getsignal(n) == signal.SIG_DFL]
+    ours = [n for n in usual if main and signal.getsignal(n) == usual[n]]
     try:
         for number in ours:
-            signal.signal(number, end)
+            signal.signal(number, hear)
         yield
+    except ImportError:
+        # An extension that is being imported may make its own error of ours.
+        if heard:
+            raise Ended(INTERRUPTED) from None
+        raise
     finally:
         for number in ours:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, usual[number])

@@ -64,7 +64,7 @@ def merger(
     """
     try:
         import tiktoken  # here, since much of the package has no text to split
-    except ImportError:
+    except ModuleNotFoundError:
         raise ValueError("its texts need a library: pip install tiktoken") from None
     ranks = {content: rank for rank, content in enumerate(ranked)}
     engine = tiktoken.Encoding(

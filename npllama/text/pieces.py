@@ -151,7 +151,7 @@ def engine_of(model: bytes) -> Any:
     """The library's own object for a model."""
     try:
         import sentencepiece  # here, since much of the package has no text to split
-    except ImportError:
+    except ModuleNotFoundError:
         raise ValueError(
             "its texts need a library: pip install sentencepiece"
         ) from None
