@@ -41,6 +41,9 @@ def test_flops_as_json_has_the_same_numbers(capsys):
     for phase, ops in expected._asdict().items():
         found = [(op["name"], op["flops"], op["mops"]) for op in told[phase]]
         assert found == [(op.name, op.flops, op.mops) for op in ops]
+        whole, summed = told["totals"][phase], total(ops)
+        assert (whole["flops"], whole["mops"]) == (summed.flops, summed.mops)
+        assert whole["flops"] == sum(op["flops"] for op in told[phase])
     assert told["components"] == parameters(config)
 
 
@@ -112,6 +115,17 @@ def test_model_that_does_not_fit_is_fetched_from_storage(capsys):
     assert told["does not fit, GB"] == pytest.approx(missing)
     assert told["time per token from storage, s"] == pytest.approx(missing / 16)
     assert told["positions that fit beside the weights"] == 0
+
+
+def test_that_a_model_does_not_fit_is_said_before_any_speed(capsys):
+    asked = ["roofline", "--config", "llama-2-70b", "--hardware", "rtx-4090"]
+    first, second, third, *_ = run(capsys, *asked, "--storage", "16").splitlines()
+    assert first.startswith("DOES NOT FIT: weights and cache take 138")
+    assert "the memory of rtx-4090 holds 24 GB" in first
+    assert second.startswith("From storage it decodes 0.1402 tokens/s") and "s per token" in second
+    assert "memory that holds it" in third
+    assert "From storage" not in run(capsys, *asked)
+    assert "NOT FIT" not in run(capsys, *A100)
 
 
 def test_speculation_is_told_if_asked(capsys):

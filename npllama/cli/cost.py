@@ -4,39 +4,32 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from npllama.cli.options import UsageError
 from npllama.config import PRESETS, Config, config_from_hf, preset
-from npllama.cost.formulas import (
-    Operator,
-    cache_bytes,
-    check_pass,
-    generation,
-    parameters,
-    total,
-)
+from npllama.cost.facts import Text, flops_facts, room_facts, speed_facts, verdict
+from npllama.cost.formulas import check_pass, generation, parameters, total
 from npllama.cost.hardware import HARDWARE, Hardware
 from npllama.cost.meetings import CAUSAL
-from npllama.cost.memory import activation_peak
 from npllama.cost.plot import draw_roofline
+from npllama.cost.printed import (
+    number_text,
+    operator_dict,
+    operator_table,
+    phase_dict,
+    phase_table,
+)
 from npllama.cost.probe import THIS_MACHINE, hardware
 from npllama.cost.roofline import (
     BYTES,
-    Phase,
+    Dtypes,
     Prediction,
-    compute_bound_batch,
     dtypes,
-    most_tokens,
-    offload_seconds,
     predict,
     speculative_speedup,
-    token_bytes,
-    weight_bytes,
 )
 from npllama.cost.tables import TABLES, markdown
-from npllama.cost.textbook import without_cache
 from npllama.files.checkpoint import locate
 from npllama.files.npz import read_npz
 
@@ -145,14 +138,14 @@ def read_config(name: str) -> Config:
         raise UsageError(f"{path}: {words}") from None
 
 
-def sizes(options: argparse.Namespace) -> tuple[int, int, int]:
-    """Batch, prompt and new tokens, each a number that can be meant."""
-    found = (options.batch, options.prompt, options.new_tokens)
-    for name, value in zip(("--batch", "--prompt", "--new-tokens"), found):
+def text_of(options: argparse.Namespace) -> Text:
+    """Rows, positions and new tokens, each a number that can be meant."""
+    text = Text(options.batch, options.prompt, options.new_tokens)
+    for name, value in zip(("--batch", "--prompt", "--new-tokens"), text):
         if not 1 <= value <= MOST:
             raise UsageError(f"{name} is {value}; it must be 1 to {MOST:,}")
-    check_pass(*found[:2])
-    return found
+    check_pass(text.batch, text.prompt)
+    return text
 
 
 def machine_of(options: argparse.Namespace) -> Hardware:
@@ -179,8 +172,6 @@ def machine_of(options: argparse.Namespace) -> Hardware:
 
 #  ---- flops ------------------------------------------------------------------
 
-FLOPS_HEAD = ("", "FLOPs", "share", "elements moved", "FLOPs/element")
-
 
 def run_flops(options: argparse.Namespace) -> None:
     """Print what a text costs, or one of the README's tables."""
@@ -190,73 +181,49 @@ def run_flops(options: argparse.Namespace) -> None:
         return
     if options.config is None:
         raise UsageError("--config MODEL or --table NAME is needed")
-    config, (batch, prompt, new) = read_config(options.config), sizes(options)
-    phases = generation(config, batch, prompt, new, causal=options.causal)
-    parts = parameters(config)
-    facts = {
-        "parameters": sum(parts.values()),
-        "cache bytes per token, fp16": cache_bytes(config),
-        "cache bytes of the text, fp16": cache_bytes(
-            config, batch * (prompt + new - 1)
-        ),
-        "activations at most, elements": activation_peak(
-            config, batch, prompt, last=True
-        ),
-        "FLOPs without a cache": total(without_cache(config, batch, prompt, new)).flops,
-    }
+    config, text = read_config(options.config), text_of(options)
+    phases = generation(config, *text, causal=options.causal)._asdict()
+    facts = flops_facts(config, text)
     if options.json:
-        told = {name: list(map(as_dict, ops)) for name, ops in phases._asdict().items()}
-        whole = {"causal": options.causal, **told, **facts, "components": parts}
-        print(json.dumps(whole))
+        told: dict[str, Any] = {"causal": options.causal}
+        told |= {name: list(map(operator_dict, ops)) for name, ops in phases.items()}
+        told["totals"] = {n: operator_dict(total(ops)) for n, ops in phases.items()}
+        print(json.dumps(told | facts | {"components": parameters(config)}))
         return
-    for name, ops in phases._asdict().items():
-        positions = batch * (prompt if name == "prefill" else new - 1)
+    for name, ops in phases.items():
+        positions = text.batch * (text.prompt if name == "prefill" else text.new - 1)
         if not positions:
             print("decode: none, the prompt's own pass gives the first new token\n")
             continue
         print(f"{name}: {positions:,} positions, causal attention as {options.causal}")
-        print(aligned([FLOPS_HEAD, *flops_rows(ops)]), end="\n\n")
+        print(operator_table(ops), end="\n\n")
     for fact, number in facts.items():
         print(f"{fact} {number:,.0f}")
 
 
-def as_dict(op: Operator) -> dict[str, Any]:
-    """An operator with what follows from it."""
-    return op._asdict() | {"mops": op.mops, "flops_per_element": intensity(op)}
-
-
-def intensity(op: Operator) -> float:
-    """FLOPs per element moved; 0 where nothing is."""
-    return op.intensity if op.mops else 0.0
-
-
-def flops_rows(ops: Sequence[Operator]) -> Iterable[tuple[str, ...]]:
-    """A line for each operator, and their sum."""
-    whole = total(ops)
-    for op in (*ops, whole):
-        share = f"{100 * op.flops / max(whole.flops, 1):.1f}%"
-        yield (op.name, f"{op.flops:,}", share, f"{op.mops:,}", f"{intensity(op):.2f}")
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Names to the left, figures to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-
-    def line(cells: Sequence[str]) -> str:
-        figures = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:]))
-        return "  ".join([cells[0].ljust(widths[0]), *figures])
-
-    return "\n".join(map(line, rows))
-
-
 #  ---- roofline ---------------------------------------------------------------
 
-ROOF_HEAD = ("", "FLOPs", "bytes", "FLOPs/byte", "time", "bound by")
+
+class Asked(NamedTuple):
+    """What ``roofline`` was asked, refused where it makes no sense."""
+
+    config: Config
+    text: Text
+    machine: Hardware
+    kinds: Dtypes
+    causal: str
+    speculation: dict[str, float]  # a fact, if it was asked for
 
 
-def run_roofline(options: argparse.Namespace) -> None:
-    """Print, and draw if asked, what a machine could do."""
-    config, (batch, prompt, new) = read_config(options.config), sizes(options)
+def asked_of(options: argparse.Namespace) -> Asked:
+    """Read and check all options, before anything is worked out.
+
+    Raises
+    ------
+    UsageError
+        If one of them is out of its range.
+    """
+    config, text = read_config(options.config), text_of(options)
     ours = options.hardware == THIS_MACHINE
     ours |= options.hardware is None and None in (options.tflops, options.bandwidth)
     # What is measured, and what npllama computes in, is fp32.
@@ -265,76 +232,67 @@ def run_roofline(options: argparse.Namespace) -> None:
         kinds = dtypes(weights, options.cache_dtype)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    machine, causal = machine_of(options), "blocks" if ours else "square"
-    found = predict(config, machine, batch, prompt, new, kinds, causal)
-    facts = summary(options, config, machine, kinds, found)
+    speculation = speculation_of(options)
+    machine = machine_of(options)
+    return Asked(
+        config, text, machine, kinds, "blocks" if ours else "square", speculation
+    )
+
+
+def speculation_of(options: argparse.Namespace) -> dict[str, float]:
+    """How much faster a draft makes it; nothing if none was asked for."""
+    if options.acceptance is None:
+        return {}
+    if options.guesses > MOST_GUESSES:
+        raise UsageError(f"--guesses is {options.guesses}; at most {MOST_GUESSES}")
+    try:
+        times = speculative_speedup(
+            options.acceptance, options.guesses, options.draft_cost
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return {"speculation, times faster": times}
+
+
+def run_roofline(options: argparse.Namespace) -> None:
+    """Print, and draw if asked, what a machine could do."""
+    asked = asked_of(options)
+    config, text, machine, kinds, causal, speculation = asked
+    found = predict(config, machine, *text, kinds, causal)
+    facts = speed_facts(config, machine, kinds, text, found)
+    facts |= room_facts(config, machine, kinds, text) | speculation
     if options.plot:
         draw(options, machine, kinds, found)
     if options.json:
         phases = {"prefill": found.prefill, "decode": found.decode}
-        told = {name: phase_dict(part) for name, part in phases.items()}
+        told = {name: phase_dict(phase) for name, phase in phases.items()}
         data = {"hardware": machine._asdict(), "dtypes": kinds._asdict()}
         print(json.dumps(data | told | facts))
-        return
+    else:
+        print_roofline(asked, found, facts)
+
+
+def print_roofline(asked: Asked, found: Prediction, facts: dict[str, Any]) -> None:
+    """The verdict, the machine, both phases, and what follows from them."""
+    machine, kinds = asked.machine, asked.kinds
+    for line in verdict(asked.config, machine, kinds, asked.text):
+        print(line)
     roof = f"{machine.rate(kinds.arithmetic) / 1e12:.4g} TFLOP/s"
     print(
         f"{machine.name}: {roof}, {machine.bandwidth / 1e9:,.4g} GB/s; "
         f"weights {kinds.weights}, cache {kinds.cache}"
     )
-    for name, part in (
-        ("prefill", found.prefill),
-        ("one step of decode", found.decode),
-    ):
-        print(f"\n{name}: bound by {part.bound}")
-        print(aligned([ROOF_HEAD, *roof_rows(part)]))
-        if part.between:
-            print(f"between the products: {said_time(part.between)} of it")
+    phases = {"prefill": found.prefill, "one step of decode": found.decode}
+    for name, phase in phases.items():
+        print(f"\n{name}: bound by {phase.bound}\n{phase_table(phase)}")
     print()
     for fact, value in facts.items():
-        print(f"{fact}: {said(value)}")
+        print(f"{fact}: {number_text(value)}")
 
 
-def summary(options, config, machine: Hardware, kinds, found: Prediction) -> dict:
-    """What follows from the prediction, by name."""
-    batch, prompt, new = sizes(options)
-    cached = batch * (prompt + new - 1) * token_bytes(config, kinds)
-    held = weight_bytes(config, kinds) + cached
-    facts: dict[str, Any] = {
-        "ridge, FLOPs/byte": machine.ridge(kinds.arithmetic),
-        "time to first token, s": found.prefill.seconds,
-        "prefill, tokens/s": found.prefill.rate,
-        "time per token, s": found.per_token,
-        "decode, tokens/s": found.decode.rate,
-        "the whole text, s": found.seconds,
-        "batch at which decode is bound by computing": compute_bound_batch(
-            config, machine, prompt, kinds
-        ),
-        "the same with an empty cache": compute_bound_batch(config, machine, 0, kinds),
-        "weights, GB": weight_bytes(config, kinds) / 1e9,
-        "cache of the text, GB": cached / 1e9,
-    }
-    fit = most_tokens(config, machine, kinds)
-    if fit is not None:
-        facts["positions that fit beside the weights"] = fit
-        facts["rows of this text that fit"] = fit // (prompt + new - 1)
-    if machine.memory is not None and held > machine.memory:
-        facts["does not fit, GB"] = (held - machine.memory) / 1e9
-        if machine.storage is not None:
-            seconds = offload_seconds(held, machine.memory, machine.storage)
-            facts["time per token from storage, s"] = seconds
-            facts["decode from storage, tokens/s"] = batch / seconds
-    if options.acceptance is not None:
-        drafted = (options.acceptance, options.guesses, options.draft_cost)
-        if options.guesses > MOST_GUESSES:
-            raise UsageError(f"--guesses is {options.guesses}; at most {MOST_GUESSES}")
-        try:
-            facts["speculation, times faster"] = speculative_speedup(*drafted)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-    return facts
-
-
-def draw(options, machine: Hardware, kinds, found: Prediction) -> None:
+def draw(
+    options: argparse.Namespace, machine: Hardware, kinds: Dtypes, found: Prediction
+) -> None:
     """Write the picture."""
     title = f"{options.config} on {machine.name}"
     try:
@@ -345,47 +303,6 @@ def draw(options, machine: Hardware, kinds, found: Prediction) -> None:
         ) from None
     except ValueError as error:
         raise UsageError(str(error)) from None
-
-
-def phase_dict(part: Phase) -> dict[str, Any]:
-    """A phase for JSON."""
-    operators = [
-        op._asdict() | {"seconds": op.seconds, "bound": op.bound}
-        for op in part.operators
-    ]
-    return {
-        "seconds": part.seconds,
-        "bound": part.bound,
-        "between": part.between,
-        "operators": operators,
-    }
-
-
-def roof_rows(part: Phase) -> Iterable[tuple[str, ...]]:
-    """A line for each operator, and their sum."""
-    for op in part.operators:
-        figures = (f"{op.flops:,}", f"{op.bytes:,.0f}", f"{op.intensity:.2f}")
-        yield (op.name, *figures, said_time(op.seconds), op.bound)
-    flops, moved = (
-        sum(getattr(op, key) for op in part.operators) for key in ("flops", "bytes")
-    )
-    figures = (f"{flops:,}", f"{moved:,.0f}", f"{flops / moved:.2f}")
-    yield ("total", *figures, said_time(part.seconds), part.bound)
-
-
-def said_time(seconds: float) -> str:
-    """With a unit that suits."""
-    for unit, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
-        if seconds >= unit:
-            return f"{seconds / unit:.3g} {name}"
-    return f"{seconds / 1e-9:.3g} ns"
-
-
-def said(value: float | int | None) -> str:
-    """A number for people."""
-    if value is None:
-        return "never"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
 RUN = {"flops": run_flops, "roofline": run_roofline}

@@ -16,6 +16,8 @@ while it runs, and predicted before it does.
     `traffic`   what FlashAttention saves, tile by tile
     `tables`    the tables of README.md, worked out
     `plot`      the roofline, drawn
+    `facts`     what follows from the figures; first, whether a text fits
+    `printed`   predictions as tables of text, and as JSON
 """
 
 from npllama.cost.counter import FlopCounter, carried

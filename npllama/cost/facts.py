@@ -1,0 +1,123 @@
+"""What follows from the figures: the facts that are printed after them, by name.
+
+The one that matters most is whether a text fits at all.  A machine whose memory
+cannot hold weights and cache does not run at the speeds of a roofline, so that
+verdict is given before them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from npllama.config import Config
+from npllama.cost.formulas import cache_bytes, parameters, total
+from npllama.cost.hardware import Hardware
+from npllama.cost.memory import activation_peak
+from npllama.cost.roofline import (
+    Dtypes,
+    Prediction,
+    compute_bound_batch,
+    most_tokens,
+    offload_seconds,
+    token_bytes,
+    weight_bytes,
+)
+from npllama.cost.textbook import without_cache
+
+
+class Text(NamedTuple):
+    """What is written: some rows, each from a prompt on."""
+
+    batch: int
+    prompt: int  # positions of each prompt
+    new: int  # tokens made of each
+
+    @property
+    def cached(self) -> int:
+        """Positions that the cache holds at the end; the last token is not run."""
+        return self.batch * (self.prompt + self.new - 1)
+
+
+def flops_facts(config: Config, text: Text) -> dict[str, float]:
+    """Of a text that is counted: sizes, and what it would cost without a cache."""
+    plain = without_cache(config, *text)
+    peak = activation_peak(config, text.batch, text.prompt, last=True)
+    return {
+        "parameters": sum(parameters(config).values()),
+        "cache bytes per token, fp16": cache_bytes(config),
+        "cache bytes of the text, fp16": cache_bytes(config, text.cached),
+        "activations at most, elements": peak,
+        "FLOPs without a cache": total(plain).flops,
+    }
+
+
+def speed_facts(
+    config: Config, machine: Hardware, kinds: Dtypes, text: Text, found: Prediction
+) -> dict[str, Any]:
+    """Of a text under a roof: how fast it is, and where the ridge lies."""
+
+    def batch(cached: int) -> int | None:
+        return compute_bound_batch(config, machine, cached, kinds)
+
+    return {
+        "ridge, FLOPs/byte": machine.ridge(kinds.arithmetic),
+        "time to first token, s": found.prefill.seconds,
+        "prefill, tokens/s": found.prefill.rate,
+        "time per token, s": found.per_token,
+        "decode, tokens/s": found.decode.rate,
+        "the whole text, s": found.seconds,
+        "batch at which decode is bound by computing": batch(text.prompt),
+        "the same with an empty cache": batch(0),
+    }
+
+
+def held_bytes(config: Config, kinds: Dtypes, text: Text) -> float:
+    """Bytes of the weights and of the text's cache."""
+    return weight_bytes(config, kinds) + text.cached * token_bytes(config, kinds)
+
+
+def room_facts(
+    config: Config, machine: Hardware, kinds: Dtypes, text: Text
+) -> dict[str, Any]:
+    """Of a text in a memory: what it takes, what would fit, what is missing."""
+    held = held_bytes(config, kinds, text)
+    facts: dict[str, Any] = {
+        "weights, GB": weight_bytes(config, kinds) / 1e9,
+        "cache of the text, GB": text.cached * token_bytes(config, kinds) / 1e9,
+    }
+    room = most_tokens(config, machine, kinds)
+    if room is None:
+        return facts
+    facts["positions that fit beside the weights"] = room
+    facts["rows of this text that fit"] = room // (text.prompt + text.new - 1)
+    if held > machine.memory:
+        facts["does not fit, GB"] = (held - machine.memory) / 1e9
+        if machine.storage is not None:
+            seconds = offload_seconds(held, machine.memory, machine.storage)
+            facts["time per token from storage, s"] = seconds
+            facts["decode from storage, tokens/s"] = text.batch / seconds
+    return facts
+
+
+def verdict(
+    config: Config, machine: Hardware, kinds: Dtypes, text: Text
+) -> tuple[str, ...]:
+    """That a text does not fit, in sentences; nothing if it does, or nobody knows."""
+    facts = room_facts(config, machine, kinds, text)
+    if "does not fit, GB" not in facts:
+        return ()
+    held = held_bytes(config, kinds, text) / 1e9
+    lines = [
+        f"DOES NOT FIT: weights and cache take {held:,.4g} GB, "
+        f"the memory of {machine.name} holds {machine.memory / 1e9:,.4g} GB."
+    ]
+    if machine.storage is not None:
+        rate, seconds = (
+            facts["decode from storage, tokens/s"],
+            facts["time per token from storage, s"],
+        )
+        lines.append(
+            f"From storage it decodes {rate:,.4g} tokens/s at most, "
+            f"{seconds:,.4g} s per token."
+        )
+    return (*lines, "All other times are those of a memory that holds it.")
