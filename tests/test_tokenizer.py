@@ -4,6 +4,7 @@ import base64
 import copy
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -509,7 +510,10 @@ BROKEN = {
     "no rank": (rank_lines(b"cXE=\n"), "line 513 is not a token and its rank"),
     "not base64": (rank_lines(b"q*q 512\n"), "line 513"),
     "no single bytes": ({"tokenizer.model": rank(b"ab", 0)}, "a single byte has none"),
-    "unigrams": (edited(put("model", "type", value="Unigram")), "type 'Unigram' is"),
+    "unigrams": (
+        edited(put("model", "type", value="Unigram")),
+        "type 'Unigram' is not BPE",
+    ),
     "a normalizer": (
         edited(put("normalizer", value={"type": "Lowercase"})),
         "the normalizer Lowercase is not known",
@@ -567,12 +571,14 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_broken_file_is_named_in_one_line(kind):
+def test_broken_file_is_named_in_one_line(kind, monkeypatch):
+    # Hugging Face's library would read some of them.
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
     files, message = BROKEN[kind]
     with pytest.raises(ValueError) as caught:
         load_tokenizer(files)
     told = str(caught.value)
-    assert message in told and "\n" not in told and len(told) < 200
+    assert message in told and "\n" not in told and len(told) < 240
     assert not files or any(name in told for name in files)
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npllama.config import Config
+from npllama.text.pieces import model_of_llama2c
 
 # These travel along into the .npz, if they are there.
 OF_TOKENIZERS = (
@@ -19,6 +20,7 @@ OF_TOKENIZERS = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "tokenizer.bin",
 )
 COMPANIONS = (*OF_TOKENIZERS, "generation_config.json")
 
@@ -84,6 +86,10 @@ def companions(*folders: Path) -> dict[str, Path]:
 def contents(found: dict[str, Path]) -> dict[str, bytes]:
     """The bytes of the files that travel along."""
     files = {name: path.read_bytes() for name, path in found.items()}
+    # llama2.c keeps the pieces of a SentencePiece model in a file of its own.
+    if content := files.pop("tokenizer.bin", b""):
+        if not {"tokenizer.model", "tokenizer.json"} & files.keys():
+            files["tokenizer.model"] = model_of_llama2c(content)
     # The two say the same; the SentencePiece model or rank file is the original.
     if "tokenizer.model" in files and "tokenizer.json" in files:
         rest = beside_a_model(read_json(found["tokenizer.json"]))

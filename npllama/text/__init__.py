@@ -6,6 +6,7 @@
 `merges`       merging by rank
 `byte_level`   vocabularies of bytes, merged by tiktoken
 `pieces`       vocabularies of pieces, merged by SentencePiece
+`borrowed`     whatever else a tokenizer.json says, through Hugging Face's library
 `vocabulary`   the files that a tokenizer is read from
 `forms`        what stands around the messages of a conversation
 `turns`        one turn of a conversation, as tokens

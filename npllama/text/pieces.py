@@ -214,6 +214,54 @@ def piece_token(engine: Any, index: int) -> Token:
     return Token(name, name.replace(SPACE, " ").encode())
 
 
+#  ---- tokenizer.bin ----------------------------------------------------------
+
+LLAMA2C_ENDS = {"\n<s>\n": "<s>", "\n</s>\n": "</s>"}
+
+
+def model_of_llama2c(content: bytes) -> bytes:
+    """The SentencePiece model that a ``tokenizer.bin`` was written from.
+
+    Raises
+    ------
+    ValueError
+        If the file is cut off, or holds anything else.
+    """
+    pieces: list[Piece] = []
+    at = 4  # after the length of the longest piece
+    while at < len(content):
+        if at + 8 > len(content):
+            raise ValueError("the file is cut off")
+        score, length = struct.unpack_from("<fi", content, at)
+        at += 8 + length
+        if not 0 < length <= at <= len(content):
+            raise ValueError("the file is cut off, or is not llama2.c's")
+        text = content[at - length : at].decode()
+        text = LLAMA2C_ENDS.get(text, text).replace(" ", SPACE)
+        pieces.append(Piece(text, score, _kind_in_llama2c(len(pieces), text)))
+    if len(pieces) < 259:
+        raise ValueError(
+            f"{len(pieces)} pieces: llama2.c has 3 marks and 256 bytes first"
+        )
+    return model_of(pieces, (1, 2)) + field(NORMALIZER, field(3, 1))
+
+
+def _kind_in_llama2c(index: int, text: str) -> int:
+    """The kind of a piece, which follows from its place."""
+    if index < 3:
+        return CONTROL if index else UNKNOWN
+    if index < 259:
+        if text != f"<0x{index - 3:02X}>":
+            raise ValueError(f"piece {index} is {text!r:.20}, not a byte")
+        return BYTE
+    return NORMAL
+
+
+def from_llama2c(content: bytes, settings: Settings) -> Tokenizer:
+    """A tokenizer of llama2.c."""
+    return from_model(model_of_llama2c(content), settings)
+
+
 #  ---- tokenizer.json ---------------------------------------------------------
 
 

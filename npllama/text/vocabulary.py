@@ -6,7 +6,8 @@ LLaMA 1 and 2, `byte_level` those of LLaMA 3; this section opens the right one.
 
 A file may come from anywhere.  A text that is split in a way that is not known here,
 or merges that the libraries would make in another order than the model was trained
-on, are refused: the model would still talk, only worse.
+on, go through Hugging Face's own library where it is installed (`borrowed`), and are
+refused by name where it is not: the model would still talk, only worse.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from npllama.text.borrowed import from_library
 from npllama.text.byte_level import from_byte_level, from_ranks, looks_like_ranks
-from npllama.text.pieces import from_model, from_pieces
+from npllama.text.pieces import from_llama2c, from_model, from_pieces
 from npllama.text.settings import Json, Settings, naming, read_json, read_settings
 from npllama.text.tokenizer import Tokenizer
 
@@ -35,7 +37,8 @@ def load_tokenizer(members: Mapping[str, bytes]) -> Tokenizer:
     members : mapping of file name to content
         ``tokenizer.model`` (SentencePiece, or tiktoken's ranks: told apart by
         their content), or else ``tokenizer.json``: byte-level BPE, or pieces with
-        bytes to fall back on.  What the other files say is told in `settings`.
+        bytes to fall back on; or else llama2.c's ``tokenizer.bin``.  What the
+        other files say is told in `settings`.
 
         Who writes a ``tokenizer.json`` from another source, a GGUF for example,
         needs ``model`` (``type`` "BPE", ``vocab``, ``merges``; ``byte_fallback``
@@ -54,8 +57,10 @@ def load_tokenizer(members: Mapping[str, bytes]) -> Tokenizer:
     if content := members.get("tokenizer.model"):
         read = from_ranks if looks_like_ranks(content) else from_model
         return naming("tokenizer.model", read, content, settings)
-    if whole:
+    if "model" in whole or (whole and not members.get("tokenizer.bin")):
         return naming("tokenizer.json", from_json, whole, settings)
+    if content := members.get("tokenizer.bin"):
+        return naming("tokenizer.bin", from_llama2c, content, settings)
     raise ValueError("no tokenizer: no tokenizer.model or tokenizer.json, or empty")
 
 
@@ -66,9 +71,22 @@ def from_json(data: Json, settings: Settings) -> Tokenizer:
         raise ValueError("it has no entry 'model'")
     # Files before 2022 do not name the type of a BPE.
     kind = model.get("type", "BPE" if "merges" in model else "")
-    if kind != "BPE":
+    try:
+        if kind != "BPE":
+            raise ValueError(f"a vocabulary of type {kind!r:.40} is not BPE")
+        read = from_pieces if model.get("byte_fallback") else from_byte_level
+        return read(data, settings)
+    except ValueError as error:
+        return _borrowed(data, settings, error)
+
+
+def _borrowed(data: Json, settings: Settings, why: ValueError) -> Tokenizer:
+    """What the library makes of a file that this package refuses for a reason."""
+    try:
+        return from_library(data, settings)
+    except ImportError:
+        raise ValueError(f"{why}; npllama[tokenizers] may read it") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"a vocabulary of type {kind!r:.40} is not read here, only BPE"
-        )
-    read = from_pieces if model.get("byte_fallback") else from_byte_level
-    return read(data, settings)
+            f"{why}; nor does tokenizers read it ({error!s:.99})"
+        ) from None

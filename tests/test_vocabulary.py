@@ -1,0 +1,569 @@
+"""Every file that public LLaMAs come with: added tokens, ends, gaps, splits."""
+
+import json
+import struct
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+import tiktoken
+from hypothesis import given
+from hypothesis import strategies as st
+from nasty import nasty_texts
+
+import npllama
+from npllama.text.byte_level import byte_letters
+from npllama.text.merges import check_merges, cut, merge_pairs, ranks_of
+from npllama.text.splits import GPT2, LLAMA3, PATTERNS, QWEN2, SINGLE_DIGITS
+from npllama.text.tokenizer import SPACE, Mark, Token
+from npllama.text.vocabulary import load_tokenizer
+
+FOLDER = Path(__file__).parent / "goldens" / "tokenizers"
+MODEL = (FOLDER / "sentencepiece.model").read_bytes()
+RANKS = (FOLDER / "ranks.model").read_bytes()
+WHOLE = json.loads((FOLDER / "byte_level.json").read_bytes())
+ENGINE = sentencepiece.SentencePieceProcessor(model_proto=MODEL)
+SIZE = ENGINE.vocab_size()
+
+
+def files(model=None, whole=None, **others):
+    """The files of a checkpoint; `others` without their ``.json``."""
+    made = {f"{name}.json": json.dumps(data).encode() for name, data in others.items()}
+    if model is not None:
+        made["tokenizer.model"] = model
+    if whole is not None:
+        made["tokenizer.json"] = json.dumps(whole).encode()
+    return made
+
+
+def pieces_json(**changes):
+    """The SentencePiece model of the goldens as Hugging Face writes it."""
+    vocab = {ENGINE.id_to_piece(i): i for i in range(SIZE)}
+    scores = {name: ENGINE.get_score(i) for name, i in vocab.items()}
+    normal = [n for n, i in vocab.items() if not (ENGINE.is_byte(i) or i < 3)]
+    known = set(normal)
+    merges = [
+        (-scores[name], i, [name[:i], name[i:]])
+        for name in normal
+        for i in range(1, len(name))
+        if name[:i] in known and name[i:] in known
+    ]
+    special = {"special": True, "normalized": False}
+    added = [special | {"id": i, "content": ENGINE.id_to_piece(i)} for i in range(3)]
+    prepend = {"type": "Prepend", "prepend": SPACE}
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    model = {"type": "BPE", "byte_fallback": True, "unk_token": "<unk>"}
+    model |= {"vocab": vocab, "merges": [pair for *_, pair in sorted(merges)]}
+    whole = {"added_tokens": added, "model": model, "pre_tokenizer": None}
+    whole["normalizer"] = {"type": "Sequence", "normalizers": [prepend, replace]}
+    return whole | changes
+
+
+def metaspace(scheme, split=False):
+    step = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme}
+    return {"normalizer": None, "pre_tokenizer": step | {"split": split}}
+
+
+def spelled(tokenizer, text):
+    return [tokenizer.piece(i) for i in tokenizer.encode(text, bos=False, eos=False)]
+
+
+# ---- ids without a token ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"do_sample": True},
+        {"num_beams": 2},
+        {"stop_strings": ("never",)},
+        {"logprobs": 1},
+        {"echo": True},
+    ],
+    ids=str,
+)
+def test_generation_goes_on_after_an_id_without_a_token(options):
+    """The rows that pad an embedding can be chosen; they add no text."""
+    model = npllama.load("stories-draft")
+    V = model.config.vocab_size
+    # Only ids beyond the tokenizer may come: as if those rows were the likeliest.
+    short = model.tokenizer.vocabulary[: V - 8]
+    tokenizer = replace(model.tokenizer, vocabulary=short)
+    model = model._replace(tokenizer=tokenizer)
+    allowed = tuple(range(V - 8, V))
+    config = npllama.GenerationConfig(
+        max_new_tokens=4, allowed_token_ids=allowed, eos_token_id=(), **options
+    )
+    text = npllama.generate(model, "Once", config, np.random.default_rng(0))
+    assert len(text.tokens) == 4 and set(text.tokens) <= set(allowed)
+    assert text.text == ("Once" if options.get("echo") else "")
+
+
+def test_token_of_a_text_that_has_no_row_in_the_embedding_is_refused():
+    model = npllama.load("stories-draft")
+    V = model.config.vocab_size
+    tokenizer = replace(
+        model.tokenizer,
+        vocabulary=[*model.tokenizer.vocabulary, Token("<pad>", b"", True)],
+        marks=model.tokenizer.marks | {"<pad>": Mark(V)},
+    )
+    model = model._replace(tokenizer=tokenizer)
+    config = npllama.GenerationConfig(allowed_special="all", max_new_tokens=2)
+    assert npllama.generate(model, "Once", config).tokens
+    with pytest.raises(
+        ValueError, match=f"'<pad>' is token {V}, outside the embedding"
+    ):
+        npllama.generate(model, "Once<pad>", config)
+
+
+# ---- added tokens -----------------------------------------------------------------
+
+IM = [
+    {"id": SIZE, "content": "<|im_start|>"},
+    {"id": SIZE + 1, "content": "<|im_end|>"},
+]
+DECODER = {str(token["id"]): token for token in IM}
+LISTED = {token["content"]: token["id"] for token in IM}
+NAMES = {"additional_special_tokens": list(LISTED), "eos_token": "<|im_end|>"}
+PLACES = {
+    "tokenizer_config": files(
+        MODEL,
+        tokenizer_config={"added_tokens_decoder": DECODER, "eos_token": "<|im_end|>"},
+    ),
+    "added_tokens": files(MODEL, added_tokens=LISTED, special_tokens_map=NAMES),
+    "added_tokens and config": files(
+        MODEL, added_tokens=LISTED, tokenizer_config=NAMES
+    ),
+    "tokenizer.json beside": files(
+        MODEL, {"added_tokens": IM}, special_tokens_map={"eos_token": "<|im_end|>"}
+    ),
+    "tokenizer.json of pieces": files(
+        whole=pieces_json(added_tokens=[*pieces_json()["added_tokens"], *IM]),
+        tokenizer_config={"eos_token": {"content": "<|im_end|>"}},
+    ),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_added_tokens_are_read_wherever_they_are_kept(place):
+    tokenizer = load_tokenizer(PLACES[place])
+    assert tokenizer.vocab_size == SIZE + 2 and tokenizer.eos_id == SIZE + 1
+    assert [tokenizer.special[token["content"]] for token in IM] == [SIZE, SIZE + 1]
+    assert tokenizer.decode([SIZE, SIZE + 1]) == ""
+    text = "<|im_start|>user"
+    assert SIZE not in tokenizer.encode(text)
+    assert tokenizer.encode(text, bos=False, allowed_special="all")[0] == SIZE
+
+
+def test_ranks_take_added_tokens_too():
+    size = RANKS.count(b"\n") + 256
+    added = {
+        str(size): {"content": "<pad>"},
+        # A fine-tune gave a reserved token a name.
+        str(size - 1): {"content": "<|im_end|>"},
+        str(size + 1): {"content": "<think>", "special": False},
+    }
+    config = {"added_tokens_decoder": added, "eos_token": "<|im_end|>"}
+    tokenizer = load_tokenizer(files(RANKS, tokenizer_config=config))
+    assert tokenizer.vocab_size == size + 2 and tokenizer.eos_id == size - 1
+    assert tokenizer.special["<pad>"] == size and "<think>" not in tokenizer.special
+    assert size + 1 in tokenizer.encode("a<think>b")
+    assert tokenizer.decode(tokenizer.encode("a<think>b")) == "a<think>b"
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_word_that_is_listed_only_by_name_is_a_word(legacy):
+    given = files(
+        MODEL, added_tokens={"new": SIZE}, tokenizer_config={"legacy": legacy}
+    )
+    tokenizer = load_tokenizer(given)
+    assert tokenizer.encode("new")[1:] == [SIZE] and "new" not in tokenizer.special
+    # In the old way, what follows a word is a text of its own, with its own space.
+    back = tokenizer.decode(tokenizer.encode("a new!"))
+    assert back == ("a new !" if legacy else "a new!")
+
+
+@pytest.mark.parametrize("model", [MODEL, None], ids=["model", "json"])
+def test_piece_that_a_file_calls_special_is_special(model):
+    """Yi's ``<|im_start|>`` is a piece of its SentencePiece model."""
+    the = ENGINE.piece_to_id(SPACE + "the")
+    added = {str(the): {"content": SPACE + "the", "special": True}}
+    whole = pieces_json() if model is None else None
+    tokenizer = load_tokenizer(
+        files(model, whole, tokenizer_config={"added_tokens_decoder": added})
+    )
+    assert tokenizer.decode([the]) == "" and tokenizer.special[SPACE + "the"] == the
+    assert the not in tokenizer.encode("the the")
+    assert tokenizer.decode(tokenizer.encode("the the")) == "the the"
+
+
+def test_gap_and_repeated_name_are_allowed():
+    added = {str(SIZE + 5): {"content": "<a>"}, str(SIZE + 7): {"content": "</s>"}}
+    tokenizer = load_tokenizer(
+        files(MODEL, tokenizer_config={"added_tokens_decoder": added})
+    )
+    assert tokenizer.vocab_size == SIZE + 8 and tokenizer.eos_id == ENGINE.eos_id()
+    assert tokenizer.decode([SIZE, SIZE + 6, SIZE + 7]) == ""
+    whole = json.loads(json.dumps(WHOLE))
+    whole["added_tokens"][1]["content"] = "<|begin_of_text|>"
+    assert load_tokenizer(files(whole=whole)).bos_id == whole["added_tokens"][0]["id"]
+
+
+def test_name_outside_the_letters_of_bytes_is_its_own_text():
+    whole = json.loads(json.dumps(WHOLE))
+    whole["model"]["vocab"]["\u20ac"] = 768
+    assert load_tokenizer(files(whole=whole)).token_bytes(768) == "\u20ac".encode()
+
+
+def test_white_space_goes_with_a_token_that_takes_it():
+    def parts(text, **flags):
+        added = {str(SIZE): {"content": "<x>", "special": False} | flags}
+        config = {"added_tokens_decoder": added}
+        tokenizer = load_tokenizer(files(MODEL, tokenizer_config=config))
+        tokens = tokenizer.encode(text, bos=False)
+        at = tokens.index(SIZE) if SIZE in tokens else None
+        return (
+            at
+            if at is None
+            else (ENGINE.decode(tokens[:at]), ENGINE.decode(tokens[at + 1 :]))
+        )
+
+    assert parts("a \t<x> \nb") == ("a \t", " \nb")
+    assert parts("a \t<x> \nb", lstrip=True) == ("a", " \nb")
+    assert parts("a \t<x> \nb", rstrip=True) == ("a \t", "b")
+    assert parts("a<x> b", single_word=True) is None
+    assert parts("a-<x> b", single_word=True) == ("a-", " b")
+
+
+# ---- what is put around a text --------------------------------------------------------
+
+
+def template(before, after):
+    """A post-processor of Hugging Face."""
+
+    def piece(i):
+        return {"SpecialToken": {"id": str(i), "type_id": 0}}
+
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [*map(piece, before), text, *map(piece, after)],
+        "special_tokens": {str(i): {"ids": [i]} for i in (*before, *after)},
+    }
+
+
+SEQUENCE = {
+    "type": "Sequence",
+    "processors": [{"type": "ByteLevel"}, template([1], [2])],
+}
+AROUND = [
+    ({}, None, [1], []),
+    ({"add_bos_token": True}, None, [1], []),
+    ({"add_bos_token": False}, None, [], []),
+    ({"add_eos_token": True}, None, [1], [2]),
+    ({"add_bos_token": False, "add_eos_token": True}, None, [], [2]),
+    ({"bos_token": None}, None, [], []),
+    ({"bos_token": None, "add_bos_token": True}, None, [], []),
+    ({"bos_token": "</s>"}, None, [2], []),
+    ({}, template([1], []), [1], []),
+    ({}, template([], []), [], []),
+    ({}, template([1, 1], [2]), [1, 1], [2]),
+    ({}, SEQUENCE, [1], [2]),
+    ({}, {"type": "ByteLevel"}, [], []),
+    (
+        {},
+        {"type": "RobertaProcessing", "sep": ["</s>", 2], "cls": ["<s>", 1]},
+        [1],
+        [2],
+    ),
+    ({"add_bos_token": False}, template([1], []), [], []),
+    ({"add_bos_token": True}, template([], []), [1], []),
+]
+
+
+@pytest.mark.parametrize("config, processor, front, back", AROUND, ids=str)
+def test_text_begins_and_ends_as_the_files_say(config, processor, front, back):
+    whole = None if processor is None else {"post_processor": processor}
+    tokenizer = load_tokenizer(files(MODEL, whole, tokenizer_config=config))
+    inner = ENGINE.encode("Hello")
+    assert tokenizer.encode("Hello") == [*front, *inner, *back]
+    assert tokenizer.encode("Hello", bos=False, eos=False) == inner
+    forced = tokenizer.encode("Hello", bos=True, eos=True)
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    assert forced == [*bos, *inner, tokenizer.eos_id]
+    if processor is not None:
+        both = load_tokenizer(
+            files(whole=pieces_json(post_processor=processor), tokenizer_config=config)
+        )
+        assert both.encode("Hello") == [*front, *inner, *back]
+
+
+def test_json_without_a_post_processor_puts_nothing_around_a_text():
+    tokenizer = load_tokenizer(files(whole=WHOLE))
+    assert (tokenizer.front, tokenizer.back) == ((), ())
+    assert tokenizer.encode("a", bos=True)[0] == tokenizer.bos_id
+
+
+# ---- the space in front -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "whole", [None, pieces_json(), pieces_json(**metaspace("first"))]
+)
+def test_space_in_front_can_be_switched_off(whole):
+    given = files(
+        None if whole else MODEL, whole, tokenizer_config={"add_prefix_space": False}
+    )
+    tokenizer = load_tokenizer(given)
+    assert spelled(tokenizer, "the fox")[0] != SPACE + "the"
+    for text in ("the fox", " the", ""):
+        tokens = tokenizer.encode(text, bos=False)
+        assert tokenizer.decode(tokens) == text
+        assert b"".join(map(tokenizer.token_bytes, tokens)) == text.encode()
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+def test_space_stands_before_the_parts_that_a_file_names(scheme):
+    added = [
+        *pieces_json()["added_tokens"],
+        {"id": SIZE, "content": "<w>", "special": False},
+    ]
+    whole = pieces_json(added_tokens=added, **metaspace(scheme))
+    tokenizer = load_tokenizer(files(whole=whole))
+    first, second = ("the", "the") if scheme == "never" else (SPACE + "the", "the")
+    second = SPACE + "the" if scheme == "always" else second
+    found = spelled(tokenizer, "the<w>the")
+    at = found.index("<w>")
+    assert "".join(found[:at]) == first and "".join(found[at + 1 :]) == second
+    assert tokenizer.decode(tokenizer.encode("the<w>")) == "the<w>"
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_text_after_a_special_token_has_a_space_in_the_old_way_only(legacy):
+    tokenizer = load_tokenizer(files(MODEL, tokenizer_config={"legacy": legacy}))
+    tokens = tokenizer.encode("<s>the", bos=False, allowed_special="all")
+    piece = "".join(map(tokenizer.piece, tokens[1:]))
+    assert piece == (SPACE + "the" if legacy else "the")
+
+
+# ---- pieces in JSON ------------------------------------------------------------------------
+
+
+FORMS = {
+    "prepend": {},
+    "always": metaspace("always"),
+    "first": metaspace("first"),
+    "old": {"normalizer": None, "pre_tokenizer": {"type": "Metaspace", "split": False}},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_model_rebuilt_from_json_is_the_model(form):
+    tokenizer = load_tokenizer(files(whole=pieces_json(**FORMS[form])))
+    for text in nasty_texts(400, 5):
+        tokens = tokenizer.encode(text, bos=False)
+        assert tokens == ENGINE.encode(text)
+        assert tokenizer.decode(tokens) == text.replace(SPACE, " ")
+
+
+def test_word_that_is_normalised_is_found_after_a_space_only():
+    """Hugging Face puts the space in front of the word it looks for, too."""
+    word = {"id": SIZE, "content": "newword", "special": False, "normalized": True}
+    whole = pieces_json(added_tokens=[*pieces_json()["added_tokens"], word])
+    tokenizer = load_tokenizer(files(whole=whole))
+    assert SIZE in tokenizer.encode("newword") and SIZE in tokenizer.encode("a newword")
+    assert SIZE not in tokenizer.encode("anewword")
+
+
+def test_words_are_apart_where_a_file_splits_them():
+    together = load_tokenizer(files(whole=pieces_json(**metaspace("always"))))
+    apart = load_tokenizer(files(whole=pieces_json(**metaspace("always", split=True))))
+    text = "a    b"
+    assert "".join(spelled(apart, text)) == "".join(spelled(together, text))
+    assert all(not piece.startswith(SPACE * 2) for piece in spelled(apart, text))
+    assert any(piece.startswith(SPACE * 2) for piece in spelled(together, text))
+
+
+# ---- merges ----------------------------------------------------------------------------------
+
+
+def test_word_is_cut_by_making_the_merges_in_order():
+    pairs = merge_pairs(["o w", "l ow", "e r", ["low", "er"]])
+    ranks = ranks_of(pairs)
+    check_merges(pairs, ranks)
+    assert cut("lower", ranks, len(pairs)) == ["lower"]
+    assert cut("slowest", ranks, len(pairs)) == ["s", "low", "e", "s", "t"]
+    assert cut("lower", ranks, 3) == ["low", "er"] and cut("", ranks, 4) == []
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        ["a b", "b c", "a bc"],  # "a b" comes first, so there is no "bc" to add
+        ["a b", "b c", "ab c", "a bc", "c d", "b cd", "a bcd"],
+    ],
+)
+def test_merges_that_ranks_would_make_in_another_way_are_refused(pairs):
+    pairs = merge_pairs(pairs)
+    with pytest.raises(ValueError, match=r"model.merges is not in the order"):
+        check_merges(pairs, ranks_of(pairs))
+
+
+@given(st.data())
+def test_merging_by_rank_is_merging_by_pairs_where_the_check_says_so(data):
+    """The check against a merger that keeps the pairs."""
+    tokens, pairs = list("ab"), []
+    for _ in range(data.draw(st.integers(1, 6))):
+        pair = tuple(data.draw(st.tuples(*[st.sampled_from(tokens)] * 2)))
+        pairs.append(pair)
+        tokens.append("".join(pair))
+    ranks = ranks_of(pairs)
+    try:
+        check_merges(pairs, ranks)
+    except ValueError:
+        return
+    word = data.draw(st.text("abc", max_size=12))
+    assert cut(word, ranks, len(pairs)) == by_pairs(word, pairs)
+
+
+def by_pairs(word, pairs):
+    """Make the first merge of the list that there is, from the left, again and again."""
+    parts = list(word)
+    while True:
+        found = [p for p in pairs if p in zip(parts, parts[1:])]
+        if not found:
+            return parts
+        at = list(zip(parts, parts[1:])).index(found[0])
+        parts[at : at + 2] = ["".join(found[0])]
+
+
+# ---- splits -------------------------------------------------------------------------------------
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+
+
+def split_by(pattern):
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
+    return {"type": "Sequence", "pretokenizers": [split, BYTES]}
+
+
+DIGITS = {"type": "Digits", "individual_digits": True}
+WORDS = BYTES | {"use_regex": True}
+WRITTEN = {
+    "GPT-2": (WORDS, GPT2, ["it", "'s", " 12", "  ", " a", "\n", "b", "!", "\n"]),
+    "SmolLM2": (
+        {"type": "Sequence", "pretokenizers": [DIGITS, WORDS]},
+        SINGLE_DIGITS,
+        ["it", "'s", " ", "1", "2", "  ", " a", "\n", "b", "!", "\n"],
+    ),
+    "LLaMA 3": (
+        split_by(LLAMA3),
+        LLAMA3,
+        ["it", "'s", " ", "12", "  ", " a", "\n", "b", "!\n"],
+    ),
+    "Qwen2": (
+        split_by(QWEN2),
+        QWEN2,
+        ["it", "'s", " ", "1", "2", "  ", " a", "\n", "b", "!\n"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_split_of_every_family_is_known(kind):
+    """Tokens of two letters would stand across the borders if the text was whole."""
+    written, pattern, parts = WRITTEN[kind]
+    text = "it's 12   a\nb!\n"
+    assert "".join(parts) == text and pattern in PATTERNS.values()
+    letters = {byte: letter for letter, byte in byte_letters().items()}
+    inner = "".join(letters[byte] for byte in text.encode())
+    merges = sorted(set(zip(inner, inner[1:])))
+    vocab = {letter: i for i, letter in enumerate(letters.values())}
+    vocab |= {"".join(pair): 256 + i for i, pair in enumerate(merges)}
+    model = {"type": "BPE", "vocab": vocab, "merges": merges}
+    whole = {"model": model, "pre_tokenizer": written, "normalizer": None}
+    tokenizer = load_tokenizer(files(whole=whole))
+    expected = [tokenizer.merge(part, True) for part in parts]
+    assert tokenizer.encode(text) == [i for tokens in expected for i in tokens]
+    assert max(tokenizer.encode(text)) >= 256
+    lengths = [len(tokenizer.token_bytes(i)) for i in tokenizer.encode(text)]
+    ends = set(np.cumsum(lengths).tolist())
+    assert set(np.cumsum([len(part) for part in parts]).tolist()) <= ends
+
+
+def test_every_pattern_matches_every_character():
+    """tiktoken drops what is not matched."""
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    texts = ["".join(map(chr, range(i, i + 64))) for i in range(0, 0x3000, 64)]
+    texts += list(nasty_texts(200, 9))
+    for pattern in set(PATTERNS.values()):
+        engine = tiktoken.Encoding(
+            "x", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
+        )
+        for text in texts:
+            assert bytes(engine.encode_ordinary(text)) == text.encode()
+
+
+def test_byte_without_a_token_adds_none():
+    whole = json.loads(json.dumps(WHOLE))
+    letter = next(c for c, byte in byte_letters().items() if byte == 4)
+    del whole["model"]["vocab"][letter]
+    tokenizer = load_tokenizer(files(whole=whole))
+    whole_one = load_tokenizer(files(whole=WHOLE))
+    a, b = whole_one.encode("the fox"), whole_one.encode(" the")
+    assert tokenizer.encode("the fox\x04 the") == a + b
+    whole["model"]["unk_token"] = "!"
+    tokenizer = load_tokenizer(files(whole=whole))
+    assert tokenizer.encode("the fox\x04 the") == a + whole_one.encode("!") + b
+
+
+def test_text_is_brought_into_its_normal_form():
+    tokenizer = load_tokenizer(files(whole=WHOLE | {"normalizer": {"type": "NFC"}}))
+    plain = load_tokenizer(files(whole=WHOLE))
+    assert (
+        tokenizer.encode("e\u0301") == plain.encode("\u00e9") != plain.encode("e\u0301")
+    )
+
+
+def test_space_is_put_before_a_text_that_has_none():
+    whole = WHOLE | {"pre_tokenizer": WORDS | {"add_prefix_space": True}}
+    tokenizer = load_tokenizer(files(whole=whole))
+    plain = load_tokenizer(files(whole=WHOLE | {"pre_tokenizer": WORDS}))
+    assert tokenizer.encode("the") == plain.encode(" the") == tokenizer.encode(" the")
+
+
+# ---- llama2.c ---------------------------------------------------------------------------------
+
+
+def test_tokenizer_of_llama2_c_is_the_model():
+    content = struct.pack("<i", 27)
+    for i in range(SIZE):
+        name = ENGINE.id_to_piece(i).replace(SPACE, " ").encode()
+        name = {1: b"\n<s>\n", 2: b"\n</s>\n"}.get(i, name)
+        content += struct.pack("<fi", ENGINE.get_score(i), len(name)) + name
+    tokenizer = load_tokenizer({"tokenizer.bin": content})
+    assert (
+        tokenizer.vocab_size == SIZE and tokenizer.bos_id == 1 and tokenizer.eos_id == 2
+    )
+    for text in nasty_texts(300, 8):
+        assert tokenizer.encode(text) == [1, *ENGINE.encode(text)]
+    assert tokenizer.decode([1, *ENGINE.encode("the fox"), 2]) == "the fox"
+    for broken in (content[:-3], content[:200], b"\x00" * 3, content + b"x"):
+        with pytest.raises(ValueError, match="tokenizer.bin: "):
+            load_tokenizer({"tokenizer.bin": broken})
+
+
+# ---- through the library of Hugging Face ------------------------------------------------------
+
+
+def test_unknown_split_names_itself_and_the_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    whole = WHOLE | {"pre_tokenizer": split_by(r"\w+|\W")}
+    with pytest.raises(
+        ValueError, match=r"Split \\w\+.*npllama\[tokenizers\] may read"
+    ):
+        load_tokenizer(files(whole=whole))
