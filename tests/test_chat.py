@@ -4,6 +4,7 @@ import io
 import json
 import re
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from npllama.text.chat import (
     stop_tokens,
 )
 from npllama.text.forms import FORMATS, FORMS, LLAMA2_MARKS, VICUNA_SYSTEM
+from npllama.text.rendering import render
 from npllama.text.turns import turn_tokens
 from npllama.text.vocabulary import load_tokenizer, load_tokenizer_file
 
@@ -404,3 +406,63 @@ def trained_with_nfkc():
         minloglevel=2,
     )
     return model.getvalue()
+
+
+# ---- templates: golden, what transformers renders --------------------------------
+
+GOLDEN = json.loads((FOLDER.parent / "chat.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("kind", GOLDEN["templates"])
+def test_template_is_rendered_as_transformers_renders_it(kind):
+    golden = GOLDEN["templates"][kind]
+    names = {"bos_token": "<s>", "eos_token": "</s>"}
+    for talk, text in zip(GOLDEN["dialogs"], golden["rendered"], strict=True):
+        if text is not None:
+            assert render(golden["template"], talk, names) == text
+        else:
+            with pytest.raises(ValueError, match="^chat template: "):
+                render(golden["template"], talk, names)
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_form_is_what_templates_of_its_kind_write(kind):
+    tokenizer = OF_FORMAT[kind]
+    template = GOLDEN["templates"][kind]["template"]
+    assert choose_format(replace(tokenizer, chat_template=template))[0] == kind
+
+
+HOSTILE = {
+    "a long loop": "{% for i in range(99999) %}{% for j in range(99999) %}"
+    "{% endfor %}{% endfor %}",
+    "a huge range": "{% for i in range(1000000000) %}{% endfor %}",
+    "a huge text": "{{ 'a' * 10000000000 }}",
+    "a huge number": "{{ 9 ** (9 ** 9) }}",
+    "much padding": "{{ '%1000000000d' % 1 }}",
+    "much text": "{% for i in range(90000) %}{{ 'a' * 90 }}{% endfor %}",
+    "doubling": "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(99) %}"
+    "{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
+    "itself": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "its class": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "its globals": "{{ cycler.__init__.__globals__.os.system('touch x') }}",
+    "its globals by filter": "{{ raise_exception|attr('__globals__') }}",
+    "the loop's": "{% for m in messages %}{{ loop.__init__.__globals__ }}{% endfor %}",
+    "a private name": "{% set n = namespace(__class__=1) %}{{ n }}",
+    "a change": "{{ messages.append(1) }}",
+    "a file": "{% include '/etc/passwd' %}",
+    "no template": "{% for",
+    "deep nesting": "{{ " + "(" * 5000 + ")" * 5000 + " }}",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_template_is_one_line(kind):
+    begin = time.monotonic()
+    try:
+        text = render(HOSTILE[kind], dialog("Hi"), {})
+    except ValueError as error:
+        assert str(error).startswith("chat template: ") and "\n" not in str(error)
+        assert len(str(error)) < 250
+    else:  # what the sandbox makes nothing of
+        assert kind in ("its globals by filter", "its class") and len(text) < 99
+    assert time.monotonic() - begin < 30

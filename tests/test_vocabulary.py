@@ -495,6 +495,21 @@ def test_split_of_every_family_is_known(kind):
     assert set(np.cumsum([len(part) for part in parts]).tolist()) <= ends
 
 
+SPLITS = json.loads((FOLDER.parent / "splits.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("kind", SPLITS)
+def test_text_is_split_and_merged_as_hugging_face_does(kind):
+    golden = SPLITS[kind]
+    vocab = {letter: i for i, letter in enumerate(sorted(byte_letters()))}
+    vocab |= {"".join(pair): 256 + i for i, pair in enumerate(golden["merges"])}
+    model = {"type": "BPE", "vocab": vocab, "merges": golden["merges"]}
+    steps = {key: golden[key] for key in ("normalizer", "pre_tokenizer")}
+    tokenizer = load_tokenizer(files(whole=steps | {"model": model}))
+    for text, ids in golden["encode"]:
+        assert tokenizer.encode(text) == ids
+
+
 def test_every_pattern_matches_every_character():
     """tiktoken drops what is not matched."""
     ranks = {bytes([byte]): byte for byte in range(256)}

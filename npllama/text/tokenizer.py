@@ -40,6 +40,7 @@ from __future__ import annotations
 
 import codecs
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -325,4 +326,17 @@ def _found(text: str, marks: Mapping[str, Mark]) -> Iterator[tuple[int, int, Mar
 def _in_a_word(text: str, begin: int, end: int) -> bool:
     """Whether a letter or a digit stands directly before or after a part."""
     around = text[max(0, begin - 1) : begin] + text[end : end + 1]
-    return re.search(r"\w", around) is not None
+    return any(map(_is_letter, around))
+
+
+# Symbols that Unicode counts to the alphabet: letters in circles and squares.
+CIRCLED = ((0x24B6, 0x24EA), (0x1F130, 0x1F14A), (0x1F150, 0x1F16A), (0x1F170, 0x1F18A))
+JOINERS = "\u200c\u200d"
+
+
+def _is_letter(character: str) -> bool:
+    """Whether Unicode counts a character to words; a superscript two is not."""
+    kind = unicodedata.category(character)
+    if kind[0] in "LM" or kind in ("Nd", "Nl", "Pc") or character in JOINERS:
+        return True
+    return any(low <= ord(character) < high for low, high in CIRCLED)

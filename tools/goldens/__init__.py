@@ -11,6 +11,7 @@ NEW, OLD = ("5.23",), ("4.49",)  # transformers
 NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
     # golden: {distribution: versions, any of which will do}
     "beam": {"transformers": NEW + OLD, **TORCH},
+    "chat": {"transformers": NEW, "jinja2": ("3.1",)},
     "conformance": {},
     "conformance_llamacpp": {"llama-cpp-python": ("0.3",)},
     "conformance_transformers": {"transformers": NEW, **TORCH},
@@ -24,5 +25,6 @@ NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
     "sampling": {"transformers": NEW, **TORCH},
     "sampling_llamacpp": {"llama-cpp-python": ("0.3",)},
     "speculative": {"transformers": NEW, **TORCH},
+    "splits": {"tokenizers": ("0.23",)},
     "tokenizer": {"transformers": NEW, "sentencepiece": ("0.2",)},
 }
