@@ -122,7 +122,10 @@ def test_that_a_model_does_not_fit_is_said_before_any_speed(capsys):
     first, second, third, *_ = run(capsys, *asked, "--storage", "16").splitlines()
     assert first.startswith("DOES NOT FIT: weights and cache take 138")
     assert "the memory of rtx-4090 holds 24 GB" in first
-    assert second.startswith("From storage it decodes 0.1402 tokens/s") and "s per token" in second
+    assert (
+        second.startswith("From storage it decodes 0.1402 tokens/s")
+        and "s per token" in second
+    )
     assert "memory that holds it" in third
     assert "From storage" not in run(capsys, *asked)
     assert "NOT FIT" not in run(capsys, *A100)
