@@ -1,8 +1,8 @@
 """The options of ``pytest --pyargs npllama.conformance``.
 
 pytest reads its command line before it looks for packages, so options must come from
-a plugin that is installed.  It is loaded in every run of pytest where npllama is
-installed; hence it stands outside the package and imports nothing.
+an installed plugin.  Every run of pytest loads it where npllama is installed, so it
+stands outside the package and imports nothing.
 """
 
 NAME = "npllama.conformance"
@@ -29,7 +29,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """Load the sampler, if one is named, and refuse to check none."""
+    """Load the sampler that is named; without one, refuse the conformance tests."""
     wanted = any(NAME in str(arg) for arg in config.args)
     if config.getoption("sampler"):
         import os

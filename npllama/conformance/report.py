@@ -38,7 +38,7 @@ class Report(NamedTuple):
 
     @property
     def not_offered(self) -> list[str]:
-        """Strategies that nothing was said about."""
+        """The strategies without an offer."""
         return sorted(set(CHECKS) - {result.strategy for result in self.results})
 
     def text(self) -> str:

@@ -1,7 +1,7 @@
 """The checks as tests of pytest: what ``npllama_pytest`` loads where a sampler is named.
 
-Every law is a test.  What is found travels in the reports of the tests, so that
-workers of pytest-xdist can share them, and is printed at the end.
+Every law is a test.  Results travel in the reports of the tests, so that workers of
+pytest-xdist can share them, and are printed at the end.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def activation_moments(
     causal : "blocks", "triangle", "square" or "rowwise"
         "square" holds all scores of a layer and their softmax, B H T S each.
     last : bool
-        Logits behind the last position only.
+        Logits after the last position only.
     """
     check_pass(batch, new, cached, causal)
     E, F, V = config.hidden_size, config.intermediate_size, config.vocab_size

@@ -110,7 +110,7 @@ def check_chain(order: str) -> Iterator[Law]:
         Returns logits; each step sees what the ones before it left, renormalised.
         top_k 0, top_p 1 and min_p 0 are off.
     order : {"transformers", "llama.cpp", "vllm"}
-        Temperature, top-k, top-p, min-p; or temperature last; or min-p right behind
+        Temperature, top-k, top-p, min-p; or temperature last; or min-p right after
         temperature.
     """
     orders = {

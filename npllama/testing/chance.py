@@ -168,6 +168,12 @@ def too_far(counts: Counter, probs: NDArray) -> str | None:
     return f"chi-squared is {chi2:.0f} for {free} degrees of freedom" if z > 6 else None
 
 
+def _repeats(sampler: Callable, logits: NDArray, seed: int) -> None:
+    tokens = {int(sampler(logits.copy(), seed)) for _ in range(3)}
+    if len(tokens) != 1:
+        raise Violation(f"one seed drew {sorted(tokens)}")
+
+
 @check_of("sample", "logits, seed", draws=from_one(1000))
 def check_sample(draws: int) -> Iterator[Law]:
     """Check ``sample(logits, seed)``, which draws a token by chance.
@@ -189,11 +195,6 @@ def check_sample(draws: int) -> Iterator[Law]:
                 f"shares {shares} of {draws} draws, expected {wanted}: {problem}"
             )
 
-    def repeats(sampler: Callable, logits: NDArray, seed: int) -> None:
-        tokens = {int(sampler(logits.copy(), seed)) for _ in range(3)}
-        if len(tokens) != 1:
-            raise Violation(f"one seed drew {sorted(tokens)}")
-
     few = [row(0, 1, 2), row(0, -math.inf, 0.5, 0), row(*[-2.0] * 12), row(*[0.0] * 99)]
     few.append(row(3, *[0] * 20))  # where a little sharpening shows
     says = "every token is drawn as often as its probability says"
@@ -201,10 +202,27 @@ def check_sample(draws: int) -> Iterator[Law]:
         says, cases(logits=st.just(few[0])), odds, tuple({"logits": r} for r in few)
     )
     says = "the same seed draws the same token"
-    yield Law(says, cases(logits=logits(), seed=st.integers(0, 9999)), repeats)
+    yield Law(says, cases(logits=logits(), seed=st.integers(0, 9999)), _repeats)
 
 
 # ---- temperature ------------------------------------------------------------
+
+
+def _is_greedy_at_zero(sampler: Callable, logits: NDArray) -> None:
+    found = alive(applied(sampler, logits, 0.0))
+    expect_first(logits, found, 1, 1, "any")
+
+
+def _refuses_zero(sampler: Callable, logits: NDArray) -> None:
+    try:
+        out = sampler(logits.copy(), 0.0)
+    except Exception:
+        return
+    raise Violation(f"expected an exception, found {shown(np.asarray(out))}")
+
+
+def _divides(sampler: Callable, logits: NDArray, t: float) -> None:
+    close(applied(sampler, logits, t), logits / np.float64(t))
 
 
 @check_of(
@@ -223,37 +241,42 @@ def check_temperature(zero: str, batched: bool) -> Iterator[Law]:
         The sampler takes (B, V), too.
     """
 
-    def divides(sampler: Callable, logits: NDArray, t: float) -> None:
-        close(applied(sampler, logits, t), logits / np.float64(t))
-
-    def refuses(sampler: Callable, logits: NDArray) -> None:
-        try:
-            out = sampler(logits.copy(), 0.0)
-        except Exception:
-            return
-        raise Violation(f"expected an exception, found {shown(np.asarray(out))}")
-
-    def coldest(sampler: Callable, logits: NDArray) -> None:
-        found = alive(applied(sampler, logits, 0.0))
-        expect_first(logits, found, 1, 1, "any")
-
     # Nearly greedy and nearly uniform, too: some clamp the temperature.
     warmth = st.sampled_from([1.0, 0.5, 2.0, 0.7, 1.3, 10.0, 0.01, 1e-3, 100.0])
     rows = cases(logits=logits(), t=warmth)
     says = "every logit is divided by the temperature, removed ones stay removed"
     known = tuple({"logits": row(1, -2), "t": t} for t in (0.5, 0.01, 1e-3, 100.0))
-    yield Law(says, rows, divides, known)
+    yield Law(says, rows, _divides, known)
     yield Law("the array passed in is not written into", rows, not_written)
     if zero == "refused":
         says = "temperature 0 is refused"
-        yield Law(says, cases(logits=logits()), refuses, ({"logits": row(0, 1)},))
+        yield Law(says, cases(logits=logits()), _refuses_zero, ({"logits": row(0, 1)},))
     if zero == "greedy":
         says = "temperature 0 keeps the most probable token alone"
-        yield Law(says, cases(logits=logits()), coldest, ({"logits": row(0, 1)},))
+        yield Law(
+            says, cases(logits=logits()), _is_greedy_at_zero, ({"logits": row(0, 1)},)
+        )
     if batched:
         table = array([[0, 1, 2], [-3, GONE, 4]])
         says = "a row of a batch is treated as if it were alone"
-        yield Law(says, cases(logits=st.just(table), t=warmth), divides)
+        yield Law(says, cases(logits=st.just(table), t=warmth), _divides)
+
+
+def _follows_the_entropy(
+    sampler: Callable, logits: NDArray, t: float, spread: float, exponent: float
+) -> None:
+    out = applied(sampler, logits, t, spread, exponent)
+    n = len(alive(logits))
+    if n < 2:
+        close(out, logits.astype(np.float64))
+        return
+    low, high = max(0.0, t - spread), t + spread
+    share = max(entropy(logits), 0.0) / math.log(n)
+    warmth = low + (high - low) * share**exponent
+    if warmth > 1e-3:
+        close(out, logits / np.float64(warmth), 1e-4)
+    elif warmth == 0:
+        expect_first(logits, alive(out), 1, 1, "any")
 
 
 @check_of("dynamic_temperature", "logits, t, spread, exponent")
@@ -270,22 +293,6 @@ def check_dynamic_temperature() -> Iterator[Law]:
         A row with fewer than two tokens is left alone.
     """
 
-    def holds(
-        sampler: Callable, logits: NDArray, t: float, spread: float, exponent: float
-    ) -> None:
-        out = applied(sampler, logits, t, spread, exponent)
-        n = len(alive(logits))
-        if n < 2:
-            close(out, logits.astype(np.float64))
-            return
-        low, high = max(0.0, t - spread), t + spread
-        share = max(entropy(logits), 0.0) / math.log(n)
-        warmth = low + (high - low) * share**exponent
-        if warmth > 1e-3:
-            close(out, logits / np.float64(warmth), 1e-4)
-        elif warmth == 0:
-            expect_first(logits, alive(out), 1, 1, "any")
-
     few = of_values(st.sampled_from([0.0, 1.0, 2.0, -1.0, GONE]))
     numbers = cases(
         logits=few,
@@ -301,5 +308,5 @@ def check_dynamic_temperature() -> Iterator[Law]:
         usual | {"logits": row(1, 1, GONE, GONE)},
         usual | {"logits": row(0, -2000), "spread": 2.0},
     )
-    yield Law(says, numbers, holds, known)
+    yield Law(says, numbers, _follows_the_entropy, known)
     yield Law("the array passed in is not written into", numbers, not_written)

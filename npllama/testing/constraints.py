@@ -63,6 +63,13 @@ def _ends(history: NDArray, begin: tuple[int, ...]) -> bool:
     return len(begin) <= len(seen) and seen[len(seen) - len(begin) :] == list(begin)
 
 
+def _sequences_biased(logits: NDArray, history: NDArray, bias: dict) -> NDArray:
+    out = logits.copy()
+    for (*begin, last), amount in bias.items():
+        out[last] += amount if _ends(history, tuple(begin)) else 0.0
+    return out
+
+
 @check_of("sequence_bias", "logits, history, bias", batched=FLAG)
 def check_sequence_bias(batched: bool) -> Iterator[Law]:
     """Check ``sequence_bias(logits, history, bias)``.
@@ -75,12 +82,6 @@ def check_sequence_bias(batched: bool) -> Iterator[Law]:
         The sampler takes (B, V) with a list of B histories, too.
     """
 
-    def expected(logits: NDArray, history: NDArray, bias: dict) -> NDArray:
-        out = logits.copy()
-        for (*begin, last), amount in bias.items():
-            out[last] += amount if _ends(history, tuple(begin)) else 0.0
-        return out
-
     some = {(0, 1): 2.0, (1,): -1.0, (2, 0, 1): 4.0}
     known = tuple(
         {"logits": row(0, 0, 0), "history": text(*seen), "bias": some}
@@ -88,7 +89,7 @@ def check_sequence_bias(batched: bool) -> Iterator[Law]:
     )
     yield from penalty_laws(
         "a bias is added to what would complete its sequence, and they add up",
-        expected,
+        _sequences_biased,
         {"bias": st.dictionaries(WORDS, BIAS, min_size=1, max_size=3)},
         known=known,
         batched=batched,
@@ -143,6 +144,12 @@ def check_bad_words(alone: str, batched: bool) -> Iterator[Law]:
 # ---- what may and what must come --------------------------------------------
 
 
+def _suppressed(logits: NDArray, ids: list[int]) -> NDArray:
+    out = logits.copy()
+    out[ids] = GONE
+    return out
+
+
 @check_of("suppress", "logits, ids")
 def check_suppress() -> Iterator[Law]:
     """Check ``suppress(logits, ids)``, which removes the given tokens.
@@ -152,13 +159,14 @@ def check_suppress() -> Iterator[Law]:
     sampler : function of (V,) float32 and list of int
     """
 
-    def expected(logits: NDArray, ids: list[int]) -> NDArray:
-        out = logits.copy()
-        out[ids] = GONE
-        return out
-
     rows = cases(logits=ROWS, ids=IDS)
-    yield from _two("just the given tokens are removed", rows, wanted(expected, 0))
+    yield from _two("just the given tokens are removed", rows, wanted(_suppressed, 0))
+
+
+def _only(logits: NDArray, ids: list[int]) -> NDArray:
+    out = np.full_like(logits, GONE)
+    out[ids] = logits[ids]
+    return out
 
 
 @check_of("allowed", "logits, ids")
@@ -170,13 +178,16 @@ def check_allowed() -> Iterator[Law]:
     sampler : function of (V,) float32 and list of int
     """
 
-    def expected(logits: NDArray, ids: list[int]) -> NDArray:
-        out = np.full_like(logits, GONE)
-        out[ids] = logits[ids]
-        return out
-
     rows = cases(logits=FINITE, ids=IDS)
-    yield from _two("just the given tokens stay", rows, wanted(expected, 0))
+    yield from _two("just the given tokens stay", rows, wanted(_only, 0))
+
+
+def _without_early_end(
+    logits: NDArray, length: int, least: int, eos: list[int]
+) -> NDArray:
+    out = logits.copy()
+    out[eos if length < least else []] = GONE
+    return out
 
 
 @check_of("min_length", "logits, length, min_length, eos")
@@ -189,16 +200,21 @@ def check_min_length() -> Iterator[Law]:
         `length` is that of the text so far, prompt included.
     """
 
-    def expected(logits: NDArray, length: int, least: int, eos: list[int]) -> NDArray:
-        out = logits.copy()
-        out[eos if length < least else []] = GONE
-        return out
-
     options = {"length": st.integers(0, 5), "least": st.integers(0, 5), "eos": IDS}
     known = {"logits": row(0, 1, 2), "length": 3, "least": 3, "eos": [2]}
     says = "the end is removed just while the text is shorter than that"
     rows = cases(logits=ROWS, **options)
-    yield from _two(says, rows, wanted(expected, 0), known, known | {"length": 2})
+    yield from _two(
+        says, rows, wanted(_without_early_end, 0), known, known | {"length": 2}
+    )
+
+
+def _without_early_end_after(
+    logits: NDArray, length: int, prompt_length: int, least: int, eos: list[int]
+) -> NDArray:
+    out = logits.copy()
+    out[eos if length - prompt_length < least else []] = GONE
+    return out
 
 
 @check_of("min_new_tokens", "logits, length, prompt_length, least, eos")
@@ -210,13 +226,6 @@ def check_min_new_tokens() -> Iterator[Law]:
     sampler : function of (V,) float32, three int and list of int
     """
 
-    def expected(
-        logits: NDArray, length: int, prompt_length: int, least: int, eos: list[int]
-    ) -> NDArray:
-        out = logits.copy()
-        out[eos if length - prompt_length < least else []] = GONE
-        return out
-
     options: dict[str, st.SearchStrategy] = {
         "length": st.integers(3, 6),
         "prompt_length": st.integers(0, 3),
@@ -227,7 +236,13 @@ def check_min_new_tokens() -> Iterator[Law]:
     says = "the end is removed just while fewer tokens than that have followed"
     rows = cases(logits=ROWS, **options)
     few = [known | {"eos": [2], "least": least} for least in (3, 4)]
-    yield from _two(says, rows, wanted(expected, 0), *few)
+    yield from _two(says, rows, wanted(_without_early_end_after, 0), *few)
+
+
+def _suppressed_at(logits: NDArray, length: int, ids: list[int], begin: int) -> NDArray:
+    out = logits.copy()
+    out[ids if length == begin else []] = GONE
+    return out
 
 
 @check_of("begin_suppress", "logits, length, ids, begin")
@@ -240,16 +255,11 @@ def check_begin_suppress() -> Iterator[Law]:
         Removes the tokens where the length is `begin`, and nowhere else.
     """
 
-    def expected(logits: NDArray, length: int, ids: list[int], begin: int) -> NDArray:
-        out = logits.copy()
-        out[ids if length == begin else []] = GONE
-        return out
-
     options = {"length": st.integers(0, 3), "ids": IDS, "begin": st.integers(0, 3)}
     known = {"logits": row(0, 1, 2), "length": 2, "ids": [1], "begin": 2}
     says = "the tokens are removed from the first new position only"
     rows = cases(logits=ROWS, **options)
-    yield from _two(says, rows, wanted(expected, 0), known, known | {"length": 3})
+    yield from _two(says, rows, wanted(_suppressed_at, 0), known, known | {"length": 3})
 
 
 def _forces(when: Callable[[int, int], bool]) -> Callable[..., None]:
@@ -288,6 +298,14 @@ def check_forced_eos() -> Iterator[Law]:
     yield from _two(says, rows, holds, known, known | {"length": 4}, gone)
 
 
+def _forces_bos(sampler: Callable, logits: NDArray, length: int, bos: int) -> None:
+    def three(logits: NDArray, length: int, max_length: int, token: int) -> NDArray:
+        return sampler(logits, length, token)
+
+    holds = _forces(lambda length, most: length == 1)
+    holds(three, logits, length=length, max_length=0, token=bos)
+
+
 @check_of("forced_bos", "logits, length, bos")
 def check_forced_bos() -> Iterator[Law]:
     """Check ``forced_bos(logits, length, bos)``.
@@ -295,17 +313,10 @@ def check_forced_bos() -> Iterator[Law]:
     Parameters
     ----------
     sampler : function of (V,) float32 and two int
-        Behind the very first token `bos` is all that is left.
+        After the very first token only `bos` is left.
     """
-
-    def holds(sampler: Callable, logits: NDArray, length: int, bos: int) -> None:
-        def three(logits: NDArray, length: int, max_length: int, token: int) -> NDArray:
-            return sampler(logits, length, token)
-
-        behind = _forces(lambda length, most: length == 1)
-        behind(three, logits, length=length, max_length=0, token=bos)
 
     rows = cases(logits=ROWS, length=st.integers(0, 3), bos=st.integers(0, 2))
     says = "behind the first token bos has all the probability, else nothing changes"
     known = {"logits": row(3, 1, 2), "length": 1, "bos": 1}
-    yield from _two(says, rows, holds, known)
+    yield from _two(says, rows, _forces_bos, known)

@@ -21,6 +21,34 @@ THREE = st.lists(
 FINITE = st.lists(st.sampled_from([0.0, 1.0, -2.0, 3.0]), min_size=4, max_size=4)
 
 
+def _chooses_the_best(sampler: Callable, seed: int, penalty_alpha: float) -> None:
+    rng = np.random.default_rng(seed)
+    n, size = rng.integers(1, 5), rng.integers(1, 6)
+    probs = np.sort(rng.dirichlet(np.ones(n)))[::-1]
+    candidates = array(rng.standard_normal((n, 3)) * rng.uniform(0.2, 5))
+    seen = array(rng.standard_normal((size, 3)) * rng.uniform(0.2, 5))
+    scores = _degeneration_score(
+        probs, candidates.astype(float), seen.astype(float), penalty_alpha
+    )
+    found = int(sampler(probs, candidates, seen, penalty_alpha))
+    best = scores[found] >= scores.max() - 1e-5
+    if not best:
+        raise Violation(f"chose {found} of scores {scores.round(4).tolist()}")
+
+
+def _degeneration_score(
+    probs: NDArray, candidates: NDArray, seen: NDArray, a: float
+) -> NDArray:
+    likeness = [
+        max(
+            float((h * s).sum() / math.sqrt((h * h).sum() * (s * s).sum()))
+            for s in seen
+        )
+        for h in candidates
+    ]
+    return (1 - a) * probs - a * np.array(likeness)
+
+
 @check_of("contrastive_search", "probs, candidates, seen, penalty_alpha")
 def check_contrastive_search() -> Iterator[Law]:
     r"""Check ``choose(probs, candidates, seen, penalty_alpha)``, one step's choice.
@@ -30,37 +58,23 @@ def check_contrastive_search() -> Iterator[Law]:
     Parameters
     ----------
     sampler : function of (n,) float64, (n, E) and (S, E) float32, and float
-        Probabilities of the candidates, largest first; the hidden state behind each;
-        those behind the text so far. Returns the number of the best candidate.
+        Probabilities of the candidates, largest first; the hidden state of each;
+        those of the text so far. Returns the number of the best candidate.
     """
-
-    def score(probs: NDArray, candidates: NDArray, seen: NDArray, a: float) -> NDArray:
-        likeness = [
-            max(
-                float((h * s).sum() / math.sqrt((h * h).sum() * (s * s).sum()))
-                for s in seen
-            )
-            for h in candidates
-        ]
-        return (1 - a) * probs - a * np.array(likeness)
-
-    def holds(sampler: Callable, seed: int, penalty_alpha: float) -> None:
-        rng = np.random.default_rng(seed)
-        n, size = rng.integers(1, 5), rng.integers(1, 6)
-        probs = np.sort(rng.dirichlet(np.ones(n)))[::-1]
-        candidates = array(rng.standard_normal((n, 3)) * rng.uniform(0.2, 5))
-        seen = array(rng.standard_normal((size, 3)) * rng.uniform(0.2, 5))
-        scores = score(
-            probs, candidates.astype(float), seen.astype(float), penalty_alpha
-        )
-        found = int(sampler(probs, candidates, seen, penalty_alpha))
-        best = scores[found] >= scores.max() - 1e-5
-        if not best:
-            raise Violation(f"chose {found} of scores {scores.round(4).tolist()}")
 
     alphas = st.sampled_from([0.0, 0.3, 0.6, 1.0])
     says = "the candidate is chosen that is probable and unlike all that was seen"
-    yield Law(says, cases(seed=seeds, penalty_alpha=alphas), holds)
+    yield Law(says, cases(seed=seeds, penalty_alpha=alphas), _chooses_the_best)
+
+
+def _contrasts_models(
+    sampler: Callable, logits: NDArray, amateur: NDArray, alpha: float, beta: float
+) -> None:
+    out = np.asarray(sampler(logits.copy(), amateur.copy(), alpha, beta))
+    expert, other = logits.astype(np.float64), amateur.astype(np.float64)
+    plausible = expert >= expert.max() + math.log(alpha)
+    right = np.where(plausible, (1 + beta) * expert - beta * other, GONE)
+    close(log_softmax(out.astype(np.float64)), log_softmax(right), 1e-4)
 
 
 @check_of("contrastive_decoding", "expert, amateur, alpha, beta")
@@ -74,15 +88,6 @@ def check_contrastive_decoding() -> Iterator[Law]:
     sampler : function of two (V,) float32 and two floats
         Returns logits; constants added to them do not matter.
     """
-
-    def holds(
-        sampler: Callable, logits: NDArray, amateur: NDArray, alpha: float, beta: float
-    ) -> None:
-        out = np.asarray(sampler(logits.copy(), amateur.copy(), alpha, beta))
-        expert, other = logits.astype(np.float64), amateur.astype(np.float64)
-        plausible = expert >= expert.max() + math.log(alpha)
-        right = np.where(plausible, (1 + beta) * expert - beta * other, GONE)
-        close(log_softmax(out.astype(np.float64)), log_softmax(right), 1e-4)
 
     rows = cases(
         logits=THREE.map(array),
@@ -98,8 +103,15 @@ def check_contrastive_decoding() -> Iterator[Law]:
         usual | {"logits": row(0, math.log(0.1) + 2e-4, math.log(0.1) - 2e-4, -9)},
     )
     says = "of the tokens the expert finds plausible, those gain that it likes better"
-    yield Law(says, rows, holds, known)
+    yield Law(says, rows, _contrasts_models, known)
     yield Law("the array passed in is not written into", rows, not_written)
+
+
+def _contrasts_layers(sampler: Callable, logits: NDArray, premature: NDArray) -> None:
+    out = np.asarray(sampler(logits.copy(), premature.copy()))
+    p, q = log_softmax(logits), log_softmax(premature)
+    right = np.where(p >= p.max() + math.log(0.1), p - q, GONE)
+    close(log_softmax(out.astype(np.float64)), log_softmax(right), 1e-4)
 
 
 @check_of("dola", "final, premature")
@@ -114,13 +126,7 @@ def check_dola() -> Iterator[Law]:
         Returns logits; constants added to them do not matter.
     """
 
-    def holds(sampler: Callable, logits: NDArray, premature: NDArray) -> None:
-        out = np.asarray(sampler(logits.copy(), premature.copy()))
-        p, q = log_softmax(logits), log_softmax(premature)
-        right = np.where(p >= p.max() + math.log(0.1), p - q, GONE)
-        close(log_softmax(out.astype(np.float64)), log_softmax(right), 1e-4)
-
     rows = cases(logits=FINITE.map(array), premature=FINITE.map(array))
     known = ({"logits": row(2, 1, 0, -5), "premature": row(0, 0, 1, 0)},)
     says = "of the plausible tokens those gain that the last layer makes more likely"
-    yield Law(says, rows, holds, known)
+    yield Law(says, rows, _contrasts_layers, known)

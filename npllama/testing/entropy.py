@@ -186,6 +186,31 @@ def check_top_h(entropy: str, ties: str, most: int, batched: bool) -> Iterator[L
     yield Law(says, cases(logits=sure, **options), holds, (certain,))
 
 
+def _ignores_temperature(
+    sampler: Callable, logits: NDArray, n: float, t: float
+) -> None:
+    found, other = (
+        kept(sampler, logits, n),
+        kept(sampler, logits / np.float32(t), n),
+    )
+    expect(logits, other, found == other, f"{ids(found)} as at temperature 1")
+
+
+def _within_deviations(sampler: Callable, logits: NDArray, n: float) -> None:
+    found = kept(sampler, logits, n)
+    # In float64: a float32 threshold would be rounded to the next logit.
+    exact = logits.astype(np.float64)
+    left = exact[exact > GONE]
+    sigma, best = float(left.std()), float(left.max())
+    # Two logits deviate by half their distance: exact, so that 2 sigma is met.
+    met = len(left) == 2 or sigma == 0
+    off = 0.0 if met else 1e-4 * (n * sigma + 1e-3 * abs(left).max())
+    must, may = (
+        set(np.flatnonzero(exact >= best - n * sigma + d).tolist()) for d in (off, -off)
+    )
+    expect_between(logits, found, must, may)
+
+
 @check_of("top_n_sigma", "logits, n", batched=FLAG)
 def check_top_n_sigma(batched: bool) -> Iterator[Law]:
     """Check ``top_n_sigma(logits, n)``: within n standard deviations of the best.
@@ -197,28 +222,6 @@ def check_top_n_sigma(batched: bool) -> Iterator[Law]:
     batched : bool
         The sampler takes (B, V), too.
     """
-
-    def holds(sampler: Callable, logits: NDArray, n: float) -> None:
-        found = kept(sampler, logits, n)
-        # In float64: a float32 threshold would be rounded to the next logit.
-        exact = logits.astype(np.float64)
-        left = exact[exact > GONE]
-        sigma, best = float(left.std()), float(left.max())
-        # Two logits deviate by half their distance: exact, so that 2 sigma is met.
-        met = len(left) == 2 or sigma == 0
-        off = 0.0 if met else 1e-4 * (n * sigma + 1e-3 * abs(left).max())
-        must, may = (
-            set(np.flatnonzero(exact >= best - n * sigma + d).tolist())
-            for d in (off, -off)
-        )
-        expect_between(logits, found, must, may)
-
-    def cooled(sampler: Callable, logits: NDArray, n: float, t: float) -> None:
-        found, other = (
-            kept(sampler, logits, n),
-            kept(sampler, logits / np.float32(t), n),
-        )
-        expect(logits, other, found == other, f"{ids(found)} as at temperature 1")
 
     options = {"n": st.sampled_from([0.3, 0.5, 1.0, 1.5, 2.0, 3.0])}
     yield from mask_laws(options, batched=batched)
@@ -232,11 +235,13 @@ def check_top_n_sigma(batched: bool) -> Iterator[Law]:
         # One float32 step apart: half of it is no float32.
         {"logits": row(1, np.nextafter(np.float32(1), np.float32(2))), "n": 1.0},
     )
-    yield Law(says, cases(logits=logits(large=True), **options), holds, known)
+    yield Law(
+        says, cases(logits=logits(large=True), **options), _within_deviations, known
+    )
     exact = st.lists(st.integers(-8, 8), min_size=1, max_size=6).map(array)
     says = "temperature does not change what stays"
     half = cases(logits=exact, **options, t=st.sampled_from([0.5, 2.0, 4.0]))
-    yield Law(says, half, cooled)
+    yield Law(says, half, _ignores_temperature)
 
 
 @check_of(

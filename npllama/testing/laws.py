@@ -164,13 +164,14 @@ def from_one(default: int | None) -> Convention:
     return Convention(default, (), allows, "a number from 1 on is needed")
 
 
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value <= math.inf
+
+
 def number(default: float) -> Convention:
     """A number above 0."""
 
-    def allows(value: Any) -> bool:
-        return type(value) in (int, float) and 0 < value <= math.inf
-
-    return Convention(default, (), allows, "a number above 0 is needed")
+    return Convention(default, (), _is_positive, "a number above 0 is needed")
 
 
 def some_of(*choices: Any) -> Convention:

@@ -1,8 +1,8 @@
 """What every sampler promises that only removes tokens.
 
-It answers one question, which of the tokens that are left may stay, and does nothing
-else: values, types and removed tokens are as they were.  These laws are the same for
-all truncations and are part of each one's check.
+A truncation decides which of the remaining tokens may stay, and changes nothing else:
+values, types and removed tokens are as they were.  These laws hold for all truncations
+and are part of every truncation's check.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def mask_laws(
     Parameters
     ----------
     options : dict of strategies
-        What is passed behind the logits, in this order.
+        What is passed after the logits, in this order.
     keeps_the_best : bool
         Whether the most probable token has to stay.
     batched : bool

@@ -1,7 +1,7 @@
 """Checks of mirostat, which truncates and draws, and steers itself by what it drew.
 
-Its state is not looked at but worked out: it starts at mu = 2 tau and follows from
-the tokens that were drawn, so that a run can be checked from outside.
+The checks work out the sampler's state instead of looking at it: mu starts at 2 tau
+and follows from the tokens that were drawn, so a run can be checked from outside.
 """
 
 from __future__ import annotations
@@ -118,6 +118,12 @@ def check_mirostat_1(convention: str, surprise: str, m: int) -> Iterator[Law]:
     )
 
 
+def _expect_unsurprising(logits: NDArray, found: set[int], mu: float) -> None:
+    bits = -log_softmax(logits)[ranked(logits, "lowest")] / math.log(2)
+    few, many = (int((bits <= mu + d).sum()) for d in (-1e-4, 1e-4))
+    expect_first(logits, found, max(few, 1), max(many, 1), "any")
+
+
 @check_of(
     "mirostat_2", "logits, tau, eta, seed", surprise=one_of("renormalised", "original")
 )
@@ -132,13 +138,8 @@ def check_mirostat_2(surprise: str) -> Iterator[Law]:
         The token's surprise is measured after truncation or before.
     """
 
-    def expect_kept(logits: NDArray, found: set[int], mu: float) -> None:
-        bits = -log_softmax(logits)[ranked(logits, "lowest")] / math.log(2)
-        few, many = (int((bits <= mu + d).sum()) for d in (-1e-4, 1e-4))
-        expect_first(logits, found, max(few, 1), max(many, 1), "any")
-
     says = "the tokens that surprise by mu bits or less"
-    yield from _mirostat_laws(_follow(expect_kept, surprise), says)
+    yield from _mirostat_laws(_follow(_expect_unsurprising, surprise), says)
 
 
 def _mirostat_laws(holds: Callable[..., None], says: str) -> Iterator[Law]:

@@ -1,9 +1,9 @@
 """Language models of a few words, to search and sample from where all is known.
 
 Strategies that write whole texts are called with a function from a text to the logits
-of the next token.  These here give any text another row, so that whoever mixes up two
-texts, or forgets a token, gets other logits; and their texts are so few that every
-one of them can be listed.
+of the next token.  The models here give every text a row of its own, so a sampler that
+mixes up two texts, or forgets a token, sees other logits.  Their texts are so few that
+all of them can be listed.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def texts(size: int, most: int, eos: int | None) -> Iterator[Text]:
 
 
 def log_prob(model: Callable, prompt: Sequence[int], text: Text) -> float:
-    """Log-probability of a text behind a prompt."""
+    """Log-probability of a text after a prompt."""
     steps = range(len(text))
     return sum(float(log_probs(model, [*prompt, *text[:i]])[text[i]]) for i in steps)
 

@@ -1,8 +1,8 @@
 """Checks of penalties: samplers that look at the text so far.
 
 They are called as ``sampler(logits, history, option, ...)`` with logits (V,) float32
-and the history (T,) int64, empty at times, and return new logits. What belongs to the
-history, the prompt or only the output, is up to the caller.
+and the history (T,) int64, empty at times, and return new logits.  The caller decides
+what belongs to the history: the prompt and the output, or the output alone.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def penalty_laws(
     expected : function
         Logits (V,) float64, the history and the options to the right logits.
     options : dict of strategies
-        What is passed behind the history, in this order.
+        What is passed after the history, in this order.
     nothing : dict
         Options that make the sampler do nothing, if there are such.
     known : cases
@@ -246,6 +246,13 @@ def _subtracting(
     yield _reach(expected, last_n, {"penalty": 0.5})
 
 
+def _prompt_rewarded(logits: NDArray, history: NDArray, penalty: float) -> NDArray:
+    out = logits.copy()
+    for i in set(history.tolist()):
+        out[i] = logits[i] / penalty if logits[i] < 0 else logits[i] * penalty
+    return out
+
+
 @check_of("encoder_repetition_penalty", "logits, prompt, penalty", batched=FLAG)
 def check_encoder_repetition_penalty(batched: bool) -> Iterator[Law]:
     """Check ``encoder_repetition_penalty(logits, prompt, penalty)``, the inverse.
@@ -258,16 +265,10 @@ def check_encoder_repetition_penalty(batched: bool) -> Iterator[Law]:
         The sampler takes (B, V) with a list of B prompts, too.
     """
 
-    def expected(logits: NDArray, history: NDArray, penalty: float) -> NDArray:
-        out = logits.copy()
-        for i in set(history.tolist()):
-            out[i] = logits[i] / penalty if logits[i] < 0 else logits[i] * penalty
-        return out
-
     known = ({"logits": row(2, -2), "history": text(0, 1), "penalty": 2.0},)
     yield from penalty_laws(
         "tokens of the prompt gain by the factor by which a penalty would take",
-        expected,
+        _prompt_rewarded,
         {"penalty": st.sampled_from([1.3, 2.0, 0.8])},
         nothing={"penalty": 1.0},
         known=known,
@@ -287,6 +288,15 @@ def _stays_finite(sampler: Callable, logits: NDArray, **options: Any) -> None:
         )
 
 
+def _end_raised(
+    logits: NDArray, new_tokens: int, start: int, factor: float, eos: int
+) -> NDArray:
+    out, late = logits.copy(), new_tokens - start
+    if late > 0 and out[eos] > GONE:
+        out[eos] += abs(out[eos]) * (factor**late - 1)
+    return out
+
+
 @check_of("exponential_decay", "logits, new_tokens, start, factor, eos")
 def check_exponential_decay() -> Iterator[Law]:
     r"""Check ``exponential_decay(logits, new_tokens, start, factor, eos)``.
@@ -299,14 +309,6 @@ def check_exponential_decay() -> Iterator[Law]:
     ----------
     sampler : function of (V,) float32, int, int, float and int
     """
-
-    def expected(
-        logits: NDArray, new_tokens: int, start: int, factor: float, eos: int
-    ) -> NDArray:
-        out, late = logits.copy(), new_tokens - start
-        if late > 0 and out[eos] > GONE:
-            out[eos] += abs(out[eos]) * (factor**late - 1)
-        return out
 
     options: Options = {
         "new_tokens": st.integers(0, 8),
@@ -322,7 +324,7 @@ def check_exponential_decay() -> Iterator[Law]:
     )
     says = "past the start the end gains |l| (f^n - 1), and never comes back"
     rows = cases(logits=logits(), **options)
-    yield Law(says, rows, wanted(expected), known)
+    yield Law(says, rows, wanted(_end_raised), known)
     yield Law("the array passed in is not written into", rows, not_written, known[:1])
     far = tuple(
         {"logits": first, "new_tokens": 3000, "start": 2, "factor": 1.5, "eos": 0}

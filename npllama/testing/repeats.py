@@ -35,6 +35,10 @@ def _without(logits: NDArray, banned: set[int]) -> NDArray:
     return out
 
 
+def _without_repeats(logits: NDArray, history: NDArray, n: int) -> NDArray:
+    return _without(logits, ngram_ends(history.tolist(), history.tolist(), n))
+
+
 @check_of("no_repeat_ngram", "logits, history, n", batched=FLAG)
 def check_no_repeat_ngram(batched: bool) -> Iterator[Law]:
     """Check ``no_repeat_ngram(logits, history, n)``.
@@ -47,9 +51,6 @@ def check_no_repeat_ngram(batched: bool) -> Iterator[Law]:
         The sampler takes (B, V) with a list of B histories, too.
     """
 
-    def expected(logits: NDArray, history: NDArray, n: int) -> NDArray:
-        return _without(logits, ngram_ends(history.tolist(), history.tolist(), n))
-
     known = (
         {"logits": row(1, 1, 1), "history": text(0, 1, 0), "n": 2},
         {"logits": row(1, 1, 1), "history": text(0, 1), "n": 1},
@@ -59,11 +60,17 @@ def check_no_repeat_ngram(batched: bool) -> Iterator[Law]:
     )
     yield from penalty_laws(
         "just the tokens that would complete an n-gram of the text are removed",
-        expected,
+        _without_repeats,
         {"n": st.integers(1, 4)},
         known=known,
         batched=batched,
     )
+
+
+def _without_repeats_of_prompt(
+    logits: NDArray, history: NDArray, prompt: NDArray, n: int
+) -> NDArray:
+    return _without(logits, ngram_ends(history.tolist(), prompt.tolist(), n))
 
 
 @check_of("encoder_no_repeat_ngram", "logits, history, prompt, n")
@@ -76,13 +83,10 @@ def check_encoder_no_repeat_ngram() -> Iterator[Law]:
         The n-grams are those of the prompt, wherever the history is now.
     """
 
-    def expected(logits: NDArray, history: NDArray, prompt: NDArray, n: int) -> NDArray:
-        return _without(logits, ngram_ends(history.tolist(), prompt.tolist(), n))
-
     same = {"logits": row(1, 1, 1), "history": text(0, 1), "n": 2}
     yield from penalty_laws(
         "just the tokens that would complete an n-gram of the prompt are removed",
-        expected,
+        _without_repeats_of_prompt,
         {"prompt": histories(1), "n": st.integers(1, 3)},
         known=tuple(
             {"logits": same["logits"], "history": same["history"], "prompt": p, "n": 2}

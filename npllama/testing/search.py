@@ -1,7 +1,7 @@
 """Checks of strategies that write whole texts without chance.
 
-They are called with a function from a text to the logits of the next token, (V,)
-float32, and a prompt; how long a text may be and where it ends are keywords.
+They are called with a prompt and a function from a text to the logits of the next
+token, (V,) float32.  The length limit and the end token are passed by keyword.
 """
 
 from __future__ import annotations
@@ -32,6 +32,19 @@ EOS = st.sampled_from([None, 2])
 PENALTIES = st.sampled_from([0.0, 1.0, 2.0, -1.0, 0.5])
 
 
+def _writes_the_greedy_text(
+    sampler: Callable,
+    model: LanguageModel,
+    prompt: list[int],
+    max_new_tokens: int,
+    eos: int | None,
+) -> None:
+    found = sampler(model, prompt, max_new_tokens=max_new_tokens, eos=eos)
+    expected = greedy_text(model, prompt, max_new_tokens, eos)
+    if list(found) != expected:
+        raise Violation(f"found {shown(list(found))}, not {expected}")
+
+
 @check_of("greedy_search", "next_logits, prompt, max_new_tokens=, eos=")
 def check_greedy_search() -> Iterator[Law]:
     """Check ``greedy_search(next_logits, prompt, max_new_tokens=, eos=)``.
@@ -43,25 +56,13 @@ def check_greedy_search() -> Iterator[Law]:
         where a text ends only by its length.
     """
 
-    def holds(
-        sampler: Callable,
-        model: LanguageModel,
-        prompt: list[int],
-        max_new_tokens: int,
-        eos: int | None,
-    ) -> None:
-        found = sampler(model, prompt, max_new_tokens=max_new_tokens, eos=eos)
-        expected = greedy_text(model, prompt, max_new_tokens, eos)
-        if list(found) != expected:
-            raise Violation(f"found {shown(list(found))}, not {expected}")
-
     rows = cases(
         model=models(), prompt=PROMPTS, max_new_tokens=st.integers(1, 5), eos=EOS
     )
     says = "every token is the most probable behind the text so far"
     usual = {"prompt": [0], "max_new_tokens": 5, "eos": 2}
     known = tuple({"model": LanguageModel(3, seed)} | usual for seed in range(8))
-    yield Law(says, rows, holds, known)
+    yield Law(says, rows, _writes_the_greedy_text, known)
 
 
 # ---- beam search ------------------------------------------------------------
@@ -235,12 +236,12 @@ def check_beam_search(length: str, ends: str, early_stopping: tuple) -> Iterator
         "max_new_tokens": st.integers(1, 3),
         "eos": EOS,
     }
-    # No more beams than words: else some would have to follow texts that are none.
+    # No more beams than words: otherwise some beams would have no text to follow.
     long = few | {"max_new_tokens": st.integers(1, 6), "num_beams": st.integers(1, 3)}
     lengths = {"model": LanguageModel(3, 1), "prompt": [2, 0, 1, 1], "eos": 2}
     usual = {"early_stopping": early_stopping[0], "max_new_tokens": 3}
     known = tuple(lengths | usual | {"length_penalty": x} for x in (1.0, 0.0, -1.0))
-    # At first there are fewer texts than beams: what fills them up is no text.
+    # At first there are fewer texts than beams: placeholders must not be returned.
     if True in early_stopping:
         first = {"prompt": [0], "early_stopping": True, "length_penalty": 0.0}
         known += (lengths | usual | {"model": LanguageModel(3, 0)} | first,)

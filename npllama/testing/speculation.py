@@ -1,8 +1,8 @@
 """Checks of guessing ahead: the rule that makes it exact, the whole, and lookup.
 
-The rule is checked without chance: probabilities are multiples of 1 / 16 and every
-uniform number is taken from the middle of a piece of [0, 1) that decides alike, so
-that counting gives the distribution of what comes out to the last digit.
+The rule is checked without chance.  Probabilities are multiples of 1 / 16, and every
+uniform number is the middle of a piece of [0, 1) on which the decision is the same, so
+counting gives the distribution of the output exactly.
 """
 
 from __future__ import annotations

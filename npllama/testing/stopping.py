@@ -23,6 +23,15 @@ def first_end(text: str, strings: list[str]) -> tuple[int, int] | None:
     return min(found) if found else None
 
 
+def _stops_in_time(sampler: Callable, pieces: list[str], strings: list[str]) -> None:
+    found = int(sampler(list(pieces), list(strings)))
+    texts = ["".join(pieces[: n + 1]) for n in range(len(pieces))]
+    ends = [n + 1 for n, text in enumerate(texts) if first_end(text, strings)]
+    right = ends[0] if ends else len(pieces)
+    if found != right:
+        raise Violation(f"stopped after {found} tokens, expected {right}")
+
+
 @check_of("stop_strings", "pieces, strings")
 def check_stop_strings() -> Iterator[Law]:
     """Check ``stop(pieces, strings)``: when generation stops.
@@ -33,14 +42,6 @@ def check_stop_strings() -> Iterator[Law]:
         The tokens' texts, and the strings to stop at. Returns how many of the tokens
         are generated: up to the first with which a string is complete, else all.
     """
-
-    def holds(sampler: Callable, pieces: list[str], strings: list[str]) -> None:
-        found = int(sampler(list(pieces), list(strings)))
-        texts = ["".join(pieces[: n + 1]) for n in range(len(pieces))]
-        ends = [n + 1 for n, text in enumerate(texts) if first_end(text, strings)]
-        right = ends[0] if ends else len(pieces)
-        if found != right:
-            raise Violation(f"stopped after {found} tokens, expected {right}")
 
     known = (
         {"pieces": ["a", "b", "a"], "strings": ["ab"]},
@@ -53,7 +54,7 @@ def check_stop_strings() -> Iterator[Law]:
         {"pieces": ["b", "a", "b", "b", "a", "a"], "strings": ["babba"]},
     )
     says = "generation stops with the token that completes a string, however cut"
-    yield Law(says, cases(pieces=PIECES, strings=STRINGS), holds, known)
+    yield Law(says, cases(pieces=PIECES, strings=STRINGS), _stops_in_time, known)
 
 
 @check_of("stop_output", "pieces, strings", string=one_of("removed", "kept"))

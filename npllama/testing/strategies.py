@@ -1,9 +1,9 @@
 """What samplers are tried on: strategies of Hypothesis for logits, texts, options.
 
-Bugs of samplers sit at ties, at removed tokens, at rows of equals, at numbers that
-overflow when exponentiated, and where a running sum meets a threshold exactly.  Such
-rows are made on purpose, of few and simple numbers, so that a case that is found can
-be read.
+Samplers fail at ties, at removed tokens, at rows of equals, at numbers that overflow
+when exponentiated, and where a running sum meets a threshold exactly.  These strategies
+make such rows on purpose, from few and simple numbers, so that a failing case is easy
+to read.
 """
 
 from __future__ import annotations

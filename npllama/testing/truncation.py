@@ -271,6 +271,13 @@ def check_epsilon(takes_least: bool, batched: bool) -> Iterator[Law]:
     yield Law("the best token stays under a threshold above it", meets, holds, (known,))
 
 
+def _eta(logits: NDArray, epsilon: float) -> float:
+    probs = softmax(logits)
+    probs = probs[probs > 0]
+    surprise = float((probs * -np.log(probs)).sum())
+    return min(epsilon, epsilon**0.5 * float(np.exp(-surprise)))
+
+
 @check_of("eta", "logits, epsilon", takes_least=FLAG, batched=FLAG)
 def check_eta(takes_least: bool, batched: bool) -> Iterator[Law]:
     r"""Check ``eta(logits, epsilon)``: the threshold falls where the model is unsure.
@@ -286,18 +293,16 @@ def check_eta(takes_least: bool, batched: bool) -> Iterator[Law]:
         The sampler takes (B, V), too.
     """
 
-    def threshold(logits: NDArray, epsilon: float) -> float:
-        probs = softmax(logits)
-        probs = probs[probs > 0]
-        surprise = float((probs * -np.log(probs)).sum())
-        return min(epsilon, epsilon**0.5 * float(np.exp(-surprise)))
-
-    holds = _by_probability(threshold, takes_least, exact=False)
+    holds = _by_probability(_eta, takes_least, exact=False)
     options = _least({"x": shares()}, takes_least)
     yield from mask_laws(options, batched=batched)
     says = "what is as probable as min(epsilon, sqrt(epsilon) e^-H) or more stays"
     known = ({"logits": row(0, 0, 0, -2), "x": 0.05}, {"logits": WIDE, "x": 1e-3})
     yield Law(says, cases(logits=logits(large=True), **options), holds, known)
+
+
+def _square_of_the_best(logits: NDArray, a: float) -> float:
+    return a * float(softmax(logits).max()) ** 2
 
 
 @check_of("top_a", "logits, a", batched=FLAG)
@@ -311,10 +316,7 @@ def check_top_a(batched: bool) -> Iterator[Law]:
         The sampler takes (B, V), too.
     """
 
-    def threshold(logits: NDArray, a: float) -> float:
-        return a * float(softmax(logits).max()) ** 2
-
-    holds = _by_probability(threshold, takes_least=False)
+    holds = _by_probability(_square_of_the_best, takes_least=False)
     options = {"x": shares()}
     yield from mask_laws(options, batched=batched)
     says = "what is as probable as a times the square of the best stays, nothing else"

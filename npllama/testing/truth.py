@@ -1,9 +1,9 @@
 """What is true of a row of logits, in float64 and plain steps.
 
-A check must not trust what it checks, so nothing of this is taken from the samplers
-of the package.  A running sum that a sampler forms in float32 may differ from these
-by some units in the last place; `slack` says by how much at most, and that exact
-rows leave no room at all.
+A check must not trust what it checks, so this section takes nothing from the samplers
+of the package.  A sampler's running sum in float32 may differ from the true one by a
+few units in the last place.  `slack` bounds that difference; it is zero for rows whose
+sums are exact.
 """
 
 from __future__ import annotations
