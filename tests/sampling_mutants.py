@@ -581,4 +581,25 @@ MUTANTS = [
         "for process in list(processors)[::-1]:",
         T_CHAIN + "test_the_chain_is_temperature_then_top_k_then_top_p",
     ),
+    # the power at which DRY's penalty stops, computed in float64
+    (
+        REPEATS,
+        "np.log(np.float32(base))",
+        "np.log(base)",
+        T_PENALTIES
+        + "test_dry_counts_up_to_the_power_that_llama_cpp_reaches_in_float32",
+    ),
+    # the plain forms are other samplers than the fast ones
+    (
+        TRUNCATION,
+        "np.count_nonzero(reached < p)]",
+        "np.count_nonzero(reached <= p)]",
+        T_TRUNCATION + "test_top_p_is_its_plain_form",
+    ),
+    (
+        TRUNCATION,
+        "[min(k, row.size) - 1]",
+        "[min(k, row.size - 1)]",
+        T_TRUNCATION + "test_top_k_is_its_plain_form",
+    ),
 ]

@@ -208,10 +208,20 @@ def test_dry_counts_no_further_back_than_a_breaker():
     assert s.dry(row, text, 1.0, sequence_breakers=[[5]])[5] == 0.0
 
 
+@pytest.mark.parametrize("base, most", [(2.0, 128), (4.0, 64), (1.75, 158)])
+def test_dry_counts_up_to_the_power_that_llama_cpp_reaches_in_float32(base, most):
+    # 88.722839f / logf(2.0f) is 128.0f; in float64 it is a little less.
+    for n in (most, most + 40):
+        history = [5, *[7] * (n + 2)]
+        out = s.dry(np.zeros(9, np.float64), history, 0.5, base=base, allowed_length=2)
+        expected = min(n + 1 - 2, most)
+        assert math.isclose(-out[7], 0.5 * base**expected, rel_tol=1e-12)
+
+
 def test_dry_stays_finite_over_a_long_repeat():
     out = s.dry(np.zeros(3, np.float32), [1] * 400, 0.5, base=4.0)
-    # 4 to the power of 64 is beyond float32.
-    assert out[1] == -np.float32(0.5 * 4.0**63)
+    # llama.cpp counts to 64; half of 4 to that power is still a float32.
+    assert out[1] == -np.float32(0.5 * 4.0**64)
 
 
 @given(rows_with_histories())

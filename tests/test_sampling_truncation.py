@@ -20,6 +20,7 @@ from sampling_strategies import (
 )
 
 from npllama import sampling as s
+from npllama.sampling.truncation import plain_top_k, plain_top_p
 
 # Every truncation as a function of the logits and one number in (0, 1).
 TRUNCATIONS = {
@@ -45,6 +46,27 @@ TRUNCATIONS = {
 NOT_AT_THE_TOP = ("typical", "typical llama.cpp", "xtc")
 each = pytest.mark.parametrize("name", TRUNCATIONS)
 strengths = shares(0.001, 0.999)
+
+
+@given(row=rows(), k=st.integers(1, 12))
+def test_top_k_is_its_plain_form(row, k):
+    np.testing.assert_array_equal(s.top_k(row, k), plain_top_k(row, k))
+
+
+@given(row=rows(), p=strengths)
+@example(row=np.array([0, 0, 0, 0], np.float32), p=0.5)  # ties, met exactly
+def test_top_p_is_its_plain_form(row, p):
+    # Where a sum meets p to the last bits, rounding decides.
+    reached = np.cumsum(np.sort(s.softmax(row))[::-1])
+    assume((np.abs(reached - p) > 1e-12).all() or len(set(row.tolist())) == 1)
+    np.testing.assert_array_equal(s.top_p(row, p), plain_top_p(row, p))
+
+
+@each
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_truncation_gives_the_type_that_it_was_given(name, dtype):
+    row = np.array([1.5, 1.0, 0.25, -3.0, -np.inf], dtype)
+    assert TRUNCATIONS[name](row, 0.5).dtype == dtype
 
 
 @each

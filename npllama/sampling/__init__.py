@@ -9,7 +9,8 @@ A chain of samplers is followed by one draw.
     token = sample(logits, np.random.default_rng(1))
 
 Logits have shape (..., V), rows of a batch do not see each other, nothing is
-written into, the type stays, survivors keep their value. Where an idea needs
+written into, the type (float16, float32 or float64) stays, survivors keep
+their value. Where an idea needs
 the text so far it takes `tokens`, one history of shape (T,) or a list of B.
 Where it needs chance it takes u, a number in [0, 1), or a `Generator`. State is
 a value passed in and handed back. NaN is an error everywhere but in
@@ -92,9 +93,9 @@ logit_bias, the repetition, frequency and presence penalties, temperature,
 min_p, top_k, top_p, draw. Meta: temperature, top_p, draw.
 """
 
-from .bias import bad_words, logit_bias, sequence_bias
-from .chain import apply, distribution
-from .constraints import (
+from npllama.sampling.bias import bad_words, logit_bias, sequence_bias
+from npllama.sampling.chain import apply, distribution
+from npllama.sampling.constraints import (
     allowed_tokens,
     begin_suppress,
     forced_bos,
@@ -106,10 +107,23 @@ from .constraints import (
     renormalize,
     suppress,
 )
-from .draw import NothingLeft, draw, greedy, log_softmax, sample, softmax
-from .entropy import eta_cutoff, tail_free, top_h, top_n_sigma, typical_p
-from .guidance import classifier_free_guidance
-from .mirostat import (
+from npllama.sampling.draw import (
+    NothingLeft,
+    draw,
+    greedy,
+    log_softmax,
+    sample,
+    softmax,
+)
+from npllama.sampling.entropy import (
+    eta_cutoff,
+    tail_free,
+    top_h,
+    top_n_sigma,
+    typical_p,
+)
+from npllama.sampling.guidance import classifier_free_guidance
+from npllama.sampling.mirostat import (
     Step,
     mirostat_1,
     mirostat_2,
@@ -117,16 +131,22 @@ from .mirostat import (
     mirostat_step,
     mirostat_update,
 )
-from .penalties import (
+from npllama.sampling.penalties import (
     encoder_repetition_penalty,
     exponential_decay_length_penalty,
     frequency_penalty,
     presence_penalty,
     repetition_penalty,
 )
-from .repeats import dry, encoder_no_repeat_ngram, no_repeat_ngram
-from .synthid import SynthID, SynthIDState, synthid, synthid_next, synthid_start
-from .synthid_detector import (
+from npllama.sampling.repeats import dry, encoder_no_repeat_ngram, no_repeat_ngram
+from npllama.sampling.synthid import (
+    SynthID,
+    SynthIDState,
+    synthid,
+    synthid_next,
+    synthid_start,
+)
+from npllama.sampling.synthid_detector import (
     SynthIDDetector,
     bayesian_score,
     fit_detector,
@@ -135,9 +155,9 @@ from .synthid_detector import (
     synthid_mask,
     weighted_mean_score,
 )
-from .temperature import dynamic_temperature, temperature
-from .truncation import epsilon_cutoff, min_p, top_a, top_k, top_p, xtc
-from .watermark import Detection, GreenList, detect_watermark, watermark
+from npllama.sampling.temperature import dynamic_temperature, temperature
+from npllama.sampling.truncation import epsilon_cutoff, min_p, top_a, top_k, top_p, xtc
+from npllama.sampling.watermark import Detection, GreenList, detect_watermark, watermark
 
 __all__ = [
     "Detection",

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .penalties import Ids
-from .rows import Row, Tokens, checked, per_history, token_ids
+from npllama.sampling.penalties import Ids
+from npllama.sampling.rows import Row, Tokens, checked, per_history, token_ids
 
 
 def _legal_bias(bias: float) -> None:
@@ -27,7 +27,7 @@ def sequence_bias(
 
     Parameters
     ----------
-    logits : (V,) or (B, V) float32
+    logits : (V,) or (B, V) float
     tokens : (T,) int, or B of them
         Prompt and output. vLLM looks for bad words in the output only.
     bias : mapping from tuples of ids to float
@@ -35,7 +35,7 @@ def sequence_bias(
 
     Returns
     -------
-    (V,) or (B, V) float32
+    (V,) or (B, V) float
         Where several sequences end in the same token, their biases add up.
 
     Raises
@@ -70,13 +70,13 @@ def logit_bias(logits: ArrayLike, bias: Mapping[int, float]) -> Row:
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     bias : mapping from id to float
         -inf forbids the token. vLLM clips to [-100, 100].
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
 
     Raises
     ------
@@ -101,7 +101,7 @@ def bad_words(
 
     Parameters
     ----------
-    logits : (V,) or (B, V) float32
+    logits : (V,) or (B, V) float
     tokens : (T,) int, or B of them
         Prompt and output. vLLM matches the output only.
     bad_words_ids : sequences of ids
@@ -111,7 +111,7 @@ def bad_words(
 
     Returns
     -------
-    (V,) or (B, V) float32
+    (V,) or (B, V) float
 
     Raises
     ------

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .draw import Probs, greedy, softmax
-from .rows import Row, checked
-from .temperature import temperature as divided_by_temperature
-from .truncation import top_k as keep_top_k
-from .truncation import top_p as keep_top_p
+from npllama.sampling.draw import Probs, greedy, softmax
+from npllama.sampling.rows import Row, checked
+from npllama.sampling.temperature import temperature as divided_by_temperature
+from npllama.sampling.truncation import top_k as keep_top_k
+from npllama.sampling.truncation import top_p as keep_top_p
 
 
 def apply(logits: ArrayLike, processors: Iterable[Callable[[Row], Row]]) -> Row:
@@ -22,12 +22,12 @@ def apply(logits: ArrayLike, processors: Iterable[Callable[[Row], Row]]) -> Row:
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     processors : iterable of functions from logits to logits
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
     """
     logits = checked(logits)
     for process in processors:
@@ -42,7 +42,7 @@ def distribution(
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     temperature : float
         0 gives all probability to the greedy choice.
     top_k : int

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .draw import log_softmax
-from .rows import Row, Tokens, checked, per_history, token_ids
+from npllama.sampling.draw import log_softmax
+from npllama.sampling.rows import Row, Tokens, checked, per_history, token_ids
 
 Ids = NDArray[np.int64]
 Lengths = ArrayLike
@@ -22,12 +22,12 @@ def suppress(logits: ArrayLike, suppress_tokens: ArrayLike) -> Row:
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     suppress_tokens : int or (n,) int
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
 
     Raises
     ------
@@ -55,7 +55,7 @@ def begin_suppress(
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     length : int or (...) int
         Tokens so far.
     begin_suppress_tokens : int or (n,) int
@@ -64,7 +64,7 @@ def begin_suppress(
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
 
     Raises
     ------
@@ -82,7 +82,7 @@ def min_length(
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     length : int or (...) int
         Tokens so far.
     min_length : int
@@ -92,7 +92,7 @@ def min_length(
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
 
     Raises
     ------
@@ -118,7 +118,7 @@ def min_new_tokens(
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     length, prompt_length : int or (...) int
         Tokens so far, and how many of them are the prompt.
     min_new_tokens : int
@@ -127,7 +127,7 @@ def min_new_tokens(
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
 
     Raises
     ------
@@ -152,7 +152,7 @@ def forced_bos(logits: ArrayLike, length: Lengths, bos_token_id: int) -> Row:
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     length : int or (...) int
         Tokens so far; the rule applies at 1, which suits encoder-decoder
         models, whose output starts from one token.
@@ -160,7 +160,7 @@ def forced_bos(logits: ArrayLike, length: Lengths, bos_token_id: int) -> Row:
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
 
     Raises
     ------
@@ -179,7 +179,7 @@ def forced_eos(
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     length : int or (...) int
         Tokens so far; the rule applies at max_length - 1.
     max_length : int
@@ -188,7 +188,7 @@ def forced_eos(
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
 
     Raises
     ------
@@ -206,12 +206,12 @@ def allowed_tokens(logits: ArrayLike, allowed_token_ids: ArrayLike) -> Row:
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     allowed_token_ids : int or (n,) int
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
 
     Raises
     ------
@@ -238,7 +238,7 @@ def prefix_allowed_tokens(
 
     Parameters
     ----------
-    logits : (V,) or (B, V) float32
+    logits : (V,) or (B, V) float
     tokens : (T,) int, or B of them
     prefix_allowed_tokens_fn : function of a batch number and its tokens
         Returns the ids that may follow.
@@ -247,7 +247,7 @@ def prefix_allowed_tokens(
 
     Returns
     -------
-    (V,) or (B, V) float32
+    (V,) or (B, V) float
         Where earlier samplers removed all that is allowed, in all beams of a
         batch number, the allowed tokens come back with logit 0
         (transformers 5; version 4 left such rows empty).
@@ -287,11 +287,11 @@ def remove_invalid_values(logits: ArrayLike) -> Row:
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
         Removed tokens come back, with a logit so low that they are never
         drawn while any other is left.
     """
@@ -306,11 +306,11 @@ def renormalize(logits: ArrayLike) -> Row:
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
 
     Raises
     ------

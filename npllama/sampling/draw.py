@@ -19,7 +19,7 @@ argmax(p_i / E_i) with exponential noise E, which is the Gumbel-max trick.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .rows import checked
+from npllama.sampling.rows import checked
 
 # Decisions are made in float64 whatever the type of the logits: a float32 sum
 # over 32,000 tokens is off by up to 1e-4, which moves the edge of a nucleus.
@@ -45,7 +45,7 @@ def softmax(logits: ArrayLike) -> Probs:
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
 
     Returns
     -------
@@ -72,7 +72,7 @@ def log_softmax(logits: ArrayLike) -> Probs:
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
 
     Returns
     -------
@@ -97,7 +97,7 @@ def greedy(logits: ArrayLike) -> NDArray[np.intp]:
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
 
     Returns
     -------
@@ -166,7 +166,7 @@ def sample(logits: ArrayLike, rng: np.random.Generator) -> NDArray[np.intp]:
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     rng : numpy.random.Generator
         Advanced by one float64 per row.
 

@@ -17,9 +17,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .draw import Probs, log_softmax, softmax
-from .rows import Row, keep_only, one_of
-from .truncation import Mask, at_least_one, kth_largest, largest
+from npllama.sampling.draw import Probs, log_softmax, softmax
+from npllama.sampling.rows import Row, keep_only, one_of
+from npllama.sampling.truncation import Mask, at_least_one, kth_largest, largest
 
 # The last bits of exponentials, logarithms and their sums differ from one build of
 # NumPy to the next.  Numbers this near, relative to their size, count as equal: so
@@ -55,7 +55,7 @@ def typical_p(
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     mass : float
         In (0, 1]; 1 keeps all.
     convention : {"transformers", "llama.cpp"}
@@ -67,7 +67,7 @@ def typical_p(
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
 
     Raises
     ------
@@ -108,7 +108,7 @@ def eta_cutoff(
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     epsilon : float
         In (0, 1); useful values are 3e-4 to 4e-3.
     min_tokens_to_keep : int
@@ -117,7 +117,7 @@ def eta_cutoff(
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
 
     Raises
     ------
@@ -164,7 +164,7 @@ def top_h(
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     alpha : float
         In (0, 1].
     entropy : {"original", "renormalised"}
@@ -178,7 +178,7 @@ def top_h(
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
         The most probable token always stays; of equals the lowest ids first.
         At alpha = 1 transformers may lose the last of them to rounding.
 
@@ -222,13 +222,13 @@ def top_n_sigma(logits: ArrayLike, n: float) -> Row:
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     n : float
         Above 0 and finite.
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
         The deviation is that of the tokens that are left (llama.cpp counted
         the removed ones until its pull request 13344), divided by their
         number, not by one less.
@@ -277,7 +277,7 @@ def tail_free(
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     z : float
         In (0, 1]; 1 keeps all.
     convention : {"llama.cpp", "webui"}
@@ -288,7 +288,7 @@ def tail_free(
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
         Rows of one or two tokens stay as they are; of equals the lowest ids
         are kept first.
 

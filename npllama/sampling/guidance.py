@@ -15,8 +15,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .draw import log_softmax
-from .rows import Row, checked
+from npllama.sampling.draw import log_softmax
+from npllama.sampling.rows import Row, checked
 
 
 def classifier_free_guidance(
@@ -26,9 +26,9 @@ def classifier_free_guidance(
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
         With the prompt.
-    unconditional : (..., V) float32
+    unconditional : (..., V) float
         Without it; transformers takes the prompt's last token for its context
         where no negative prompt is given.
     guidance_scale : float
@@ -36,7 +36,7 @@ def classifier_free_guidance(
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
         Not normalised again, as in transformers. A token that either row has
         removed stays removed (NaN in transformers).
 

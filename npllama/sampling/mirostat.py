@@ -26,9 +26,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .draw import draw, log_softmax, softmax
-from .rows import Row, checked, keep_only, one_of
-from .truncation import Mask, largest
+from npllama.sampling.draw import draw, log_softmax, softmax
+from npllama.sampling.rows import Row, checked, keep_only, one_of
+from npllama.sampling.truncation import Mask, largest
 
 
 class Step(NamedTuple):
@@ -50,7 +50,7 @@ def zipf_exponent(values: Row, m: int) -> float:
 
     Parameters
     ----------
-    values : (n,) float32
+    values : (n,) float
         Finite logits, two or more.
     m : int
         2 or more.
@@ -91,7 +91,7 @@ def mirostat_1(
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     mu : float
         The state: the surprise tolerated, in bits.
     m : int
@@ -101,7 +101,7 @@ def mirostat_1(
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
         At least the most probable token; of equals the lowest ids.
 
     Raises
@@ -130,13 +130,13 @@ def mirostat_2(logits: ArrayLike, mu: float) -> Row:
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     mu : float
         The state: the surprise tolerated, in bits.
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
         At least the most probable token; of equals the lowest id.
     """
 
@@ -154,7 +154,7 @@ def mirostat_update(
 
     Parameters
     ----------
-    logits : (V,) float32
+    logits : (V,) float
         What the token's surprise is measured by: the truncated row (llama.cpp,
         text-generation-webui) or the one before truncation (the authors).
     token : int
@@ -197,7 +197,7 @@ def mirostat_step(
 
     Parameters
     ----------
-    logits : (V,) float32
+    logits : (V,) float
     mu : float
         The state; `mirostat_start(tau)` before the first token.
     u : float

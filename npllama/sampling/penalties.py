@@ -18,7 +18,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .rows import Row, Tokens, checked, per_history, token_ids
+from npllama.sampling.rows import Row, Tokens, checked, per_history, token_ids
 
 Ids = NDArray[np.int64]
 
@@ -46,7 +46,7 @@ def repetition_penalty(
 
     Parameters
     ----------
-    logits : (V,) or (B, V) float32
+    logits : (V,) or (B, V) float
     tokens : (T,) int, or B of them
         Prompt and output (Hugging Face, vLLM).
     penalty : float
@@ -56,7 +56,7 @@ def repetition_penalty(
 
     Returns
     -------
-    (V,) or (B, V) float32
+    (V,) or (B, V) float
 
     Raises
     ------
@@ -88,14 +88,14 @@ def encoder_repetition_penalty(
 
     Parameters
     ----------
-    logits : (V,) or (B, V) float32
+    logits : (V,) or (B, V) float
     prompt : (T,) int, or B of them
     penalty : float
         Above 0. Over 1 makes the prompt's tokens *more* probable.
 
     Returns
     -------
-    (V,) or (B, V) float32
+    (V,) or (B, V) float
 
     Raises
     ------
@@ -129,7 +129,7 @@ def presence_penalty(
 
     Parameters
     ----------
-    logits : (V,) or (B, V) float32
+    logits : (V,) or (B, V) float
     tokens : (T,) int, or B of them
         The output alone (OpenAI's service, vLLM).
     penalty : float
@@ -139,7 +139,7 @@ def presence_penalty(
 
     Returns
     -------
-    (V,) or (B, V) float32
+    (V,) or (B, V) float
 
     Raises
     ------
@@ -178,7 +178,7 @@ def exponential_decay_length_penalty(
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     new_tokens : (...) int
         Tokens after the prompt: one number, or one for each row.
     start : int
@@ -189,7 +189,7 @@ def exponential_decay_length_penalty(
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
         A removed end stays removed.
 
     Raises

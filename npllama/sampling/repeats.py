@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .penalties import Ids, window_of
-from .rows import Row, Tokens, checked, per_history, token_ids
+from npllama.sampling.penalties import Ids, window_of
+from npllama.sampling.rows import Row, Tokens, checked, per_history, token_ids
 
 
 def _ngram_ends(history: Ids, source: Ids, n: int) -> Ids:
@@ -37,7 +37,7 @@ def no_repeat_ngram(logits: ArrayLike, tokens: Tokens, n: int) -> Row:
 
     Parameters
     ----------
-    logits : (V,) or (B, V) float32
+    logits : (V,) or (B, V) float
     tokens : (T,) int, or B of them
         Prompt and output.
     n : int
@@ -45,7 +45,7 @@ def no_repeat_ngram(logits: ArrayLike, tokens: Tokens, n: int) -> Row:
 
     Returns
     -------
-    (V,) or (B, V) float32
+    (V,) or (B, V) float
 
     Raises
     ------
@@ -74,7 +74,7 @@ def encoder_no_repeat_ngram(
 
     Parameters
     ----------
-    logits : (V,) or (B, V) float32
+    logits : (V,) or (B, V) float
     tokens : (T,) int, or B of them
         Prompt and output, or the output alone.
     prompt : (P,) int
@@ -84,7 +84,7 @@ def encoder_no_repeat_ngram(
 
     Returns
     -------
-    (V,) or (B, V) float32
+    (V,) or (B, V) float
 
     Raises
     ------
@@ -167,9 +167,15 @@ def longest_repeats(history: Ids, size: int, breakers: Sequence[Sequence[int]]) 
 
 
 def _largest_power(base: float) -> float:
-    """Return the power at which a float32 penalty would overflow, as llama.cpp."""
-    largest = float(np.finfo(np.float32).max)
-    return math.log(largest) // math.log(base) if base > 1.000001 else math.inf
+    """The power at which a float32 penalty would overflow.
+
+    llama.cpp divides in float32, so that bases 2 and 4 reach 128 and 64: there the
+    penalty may overflow and remove the token.
+    """
+    if not base > 1.000001:
+        return math.inf
+    largest = np.log(np.finfo(np.float32).max)
+    return float(largest / np.log(np.float32(base)) // np.float32(1))
 
 
 def _check_dry(
@@ -202,7 +208,7 @@ def dry(
 
     Parameters
     ----------
-    logits : (V,) or (B, V) float32
+    logits : (V,) or (B, V) float
     tokens : (T,) int, or B of them
         Prompt and output.
     multiplier : float
@@ -220,7 +226,7 @@ def dry(
 
     Returns
     -------
-    (V,) or (B, V) float32
+    (V,) or (B, V) float
 
     Raises
     ------
@@ -242,7 +248,9 @@ def dry(
         too_long = np.flatnonzero(longest >= allowed_length)
         power = np.minimum(longest[too_long] - allowed_length, most)
         row = row.copy()
-        row[too_long] -= (multiplier * base ** power.astype(float)).astype(row.dtype)
+        with np.errstate(over="ignore"):
+            penalty = (multiplier * base ** power.astype(float)).astype(row.dtype)
+        row[too_long] -= penalty
         return row
 
     return per_history(logits, tokens, change)

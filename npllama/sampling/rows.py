@@ -26,11 +26,11 @@ def checked(logits: ArrayLike) -> Row:
 
     Parameters
     ----------
-    logits : (..., V) float16, float32 or float64
+    logits : (..., V) float
 
     Returns
     -------
-    (..., V) float16, float32 or float64
+    (..., V) float
         The same memory where it was an array already.
 
     Raises
@@ -67,13 +67,13 @@ def keep_only(logits: ArrayLike, kept: Callable[[Row], NDArray[np.bool_]]) -> Ro
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     kept : function of the n finite values of a row, in the order of their ids
         Returns (n,) bool: which of them stay.
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
         The value of each kept token, minus infinity for every other. A row
         that had no finite value is returned as it was.
     """
@@ -138,14 +138,14 @@ def per_history(
 
     Parameters
     ----------
-    logits : (V,) or (B, V) float32
+    logits : (V,) or (B, V) float
     tokens : (T,) int, or B of them for a batch, which may differ in length
     change : function of a row (V,) and its history (T,)
         Returns the new row.
 
     Returns
     -------
-    (V,) or (B, V) float32
+    (V,) or (B, V) float
 
     Raises
     ------

@@ -24,9 +24,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .draw import Probs, softmax
-from .rows import Row, checked
-from .watermark import mersenne_words
+from npllama.sampling.draw import Probs, softmax
+from npllama.sampling.rows import Row, checked
+from npllama.sampling.watermark import mersenne_words
 
 Ints = NDArray[np.int64]
 MULTIPLIER = np.int64(6364136223846793005)
@@ -170,14 +170,14 @@ def synthid(
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     state : SynthIDState
         Of the same leading axes.
     config : SynthID
 
     Returns
     -------
-    logits : (..., V) float32
+    logits : (..., V) float
         Log-probabilities; where the context was seen before, the logits as
         they were. Removed tokens stay removed (transformers writes the lowest
         finite number).

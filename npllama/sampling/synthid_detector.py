@@ -28,8 +28,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .rows import token_ids
-from .synthid import Ints, SynthID, check, g_values, hash_context
+from npllama.sampling.rows import token_ids
+from npllama.sampling.synthid import Ints, SynthID, check, g_values, hash_context
 
 Floats = NDArray[np.float64]
 

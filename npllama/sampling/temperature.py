@@ -17,8 +17,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .draw import log_softmax
-from .rows import Row, checked
+from npllama.sampling.draw import log_softmax
+from npllama.sampling.rows import Row, checked
 
 
 def temperature(logits: ArrayLike, t: float) -> Row:
@@ -26,14 +26,14 @@ def temperature(logits: ArrayLike, t: float) -> Row:
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     t : float
         Above 0. For temperature 0 use `greedy`, as Hugging Face does; vLLM
         (t < 1e-5), Meta and llama.cpp (t <= 0) switch to it by themselves.
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
 
     Raises
     ------
@@ -84,7 +84,7 @@ def dynamic_temperature(
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     t : float
         The middle of the range, above 0.
     spread : float
@@ -95,7 +95,7 @@ def dynamic_temperature(
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
         A row whose temperature comes out as 0 keeps its first maximum alone;
         one with fewer than two tokens left is returned as it is.
 

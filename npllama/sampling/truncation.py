@@ -25,8 +25,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .draw import Probs, below_peak, softmax
-from .rows import Row, checked, keep_only, one_of
+from npllama.sampling.draw import Probs, below_peak, softmax
+from npllama.sampling.rows import Row, checked, keep_only, one_of, only
 
 Mask = NDArray[np.bool_]
 
@@ -51,7 +51,7 @@ def largest(values: NDArray, count: int, ties: str) -> Mask:
 
     Parameters
     ----------
-    values : (n,) float32
+    values : (n,) float
     count : int
     ties : {"lowest", "highest"}
         Which positions come first among equal values.
@@ -69,6 +69,32 @@ def largest(values: NDArray, count: int, ties: str) -> Mask:
     return mask
 
 
+def plain_top_k(row: Row, k: int) -> Row:
+    """Top-k in its plainest form: keep what is as large as the k-th of the sorted.
+
+    Parameters
+    ----------
+    row : (V,) float
+    k : int
+    """
+    kth = np.sort(row)[::-1][min(k, row.size) - 1]
+    return np.where(row >= kth, row, row.dtype.type(-np.inf))
+
+
+def plain_top_p(row: Row, p: float) -> Row:
+    """Top-p in its plainest form: likeliest first, until the sum reaches p.
+
+    Parameters
+    ----------
+    row : (V,) float
+    p : float
+    """
+    order = np.argsort(row, kind="stable")[::-1]  # (V,)
+    reached = np.cumsum(softmax(row)[order])  # (V,)
+    kept = order[: 1 + np.count_nonzero(reached < p)]
+    return np.where(only(row.size, kept), row, row.dtype.type(-np.inf))
+
+
 def top_k(
     logits: ArrayLike,
     k: int,
@@ -80,7 +106,7 @@ def top_k(
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     k : int
         1 or more; at k >= V nothing is removed.
     ties : {"all", "lowest"}
@@ -93,7 +119,7 @@ def top_k(
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
 
     Raises
     ------
@@ -119,7 +145,7 @@ def _count_to(values: Row, enough: Callable[[Probs], int]) -> int:
 
     Parameters
     ----------
-    values : (n,) float32
+    values : (n,) float
         Logits, none of them removed.
     enough : function of the running sums of the sorted probabilities
         Returns how many to take; more than it was shown means "show me more".
@@ -156,7 +182,7 @@ def top_p(
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     p : float
         In [0, 1]. 0 keeps one token, 1 keeps all.
     ties : {"highest", "lowest"}
@@ -172,7 +198,7 @@ def top_p(
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
 
     Raises
     ------
@@ -207,7 +233,7 @@ def epsilon_cutoff(
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     epsilon : float
         In (0, 1); useful values are 3e-4 to 2e-3.
     min_tokens_to_keep : int
@@ -216,7 +242,7 @@ def epsilon_cutoff(
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
 
     Raises
     ------
@@ -245,7 +271,7 @@ def min_p(logits: ArrayLike, p: float, *, min_tokens_to_keep: int = 1) -> Row:
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     p : float
         In [0, 1]. 0 keeps all, 1 the most probable token and its equals.
     min_tokens_to_keep : int
@@ -254,7 +280,7 @@ def min_p(logits: ArrayLike, p: float, *, min_tokens_to_keep: int = 1) -> Row:
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
         It matters what comes first: after temperature (Hugging Face, vLLM) a
         high temperature lets more tokens in, before it (llama.cpp) it does not.
 
@@ -289,13 +315,13 @@ def top_a(logits: ArrayLike, a: float) -> Row:
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     a : float
         In [0, 1]; 0 keeps all.
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
         The most probable token always stays.
 
     Raises
@@ -342,7 +368,7 @@ def xtc(
 
     Parameters
     ----------
-    logits : (..., V) float32
+    logits : (..., V) float
     u : (...) float64
         The throw of the dice, one number in [0, 1) per row; the sampler acts
         where u < probability.
@@ -355,7 +381,7 @@ def xtc(
 
     Returns
     -------
-    (..., V) float32
+    (..., V) float
         Of equally least probable tokens the one with the highest id stays.
 
     Raises

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .rows import Row, Tokens, one_of, per_history, token_ids
+from npllama.sampling.rows import Row, Tokens, one_of, per_history, token_ids
 
 Ids = NDArray[np.int64]
 
@@ -170,14 +170,14 @@ def watermark(logits: ArrayLike, tokens: Tokens, config: GreenList) -> Row:
 
     Parameters
     ----------
-    logits : (V,) or (B, V) float32
+    logits : (V,) or (B, V) float
     tokens : (T,) int, or B of them
         Prompt and output. A text shorter than `context_width` is not marked.
     config : GreenList
 
     Returns
     -------
-    (V,) or (B, V) float32
+    (V,) or (B, V) float
 
     Raises
     ------
