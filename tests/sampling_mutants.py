@@ -584,8 +584,8 @@ MUTANTS = [
     # the power at which DRY's penalty stops, computed in float64
     (
         REPEATS,
-        "np.log(np.float32(base))",
-        "np.log(base)",
+        "float(largest / np.log(np.float32(base)) // np.float32(1))",
+        "math.log(3.4028234663852886e38) // math.log(base)",
         T_PENALTIES
         + "test_dry_counts_up_to_the_power_that_llama_cpp_reaches_in_float32",
     ),

@@ -1,9 +1,8 @@
 r"""Truncation: cut off the tail before drawing.
 
-A model spreads a little probability over tens of thousands of tokens that
-make no sense, and in a text of a thousand tokens some of them are sure to be
-drawn. Truncation removes the improbable and leaves the rest as it is. The
-samplers of this chapter draw the line
+A model spreads a little probability over tens of thousands of tokens that make no
+sense, and in a text of a thousand tokens some of them are sure to be drawn.
+Truncation removes the improbable and leaves the rest as it is, here
 
 - after a number of tokens (`top_k`),
 - after a share of the probability (`top_p`),
@@ -33,10 +32,9 @@ Mask = NDArray[np.bool_]
 
 def at_least_one(min_tokens_to_keep: int) -> None:
     """Raise ValueError if a sampler is allowed to remove every token."""
-    if min_tokens_to_keep < 1:
-        raise ValueError(
-            f"min_tokens_to_keep must be 1 or more, got {min_tokens_to_keep}"
-        )
+    least = min_tokens_to_keep
+    if least < 1:
+        raise ValueError(f"min_tokens_to_keep must be 1 or more, got {least}")
 
 
 def kth_largest(values: NDArray, k: int) -> float:
@@ -70,25 +68,13 @@ def largest(values: NDArray, count: int, ties: str) -> Mask:
 
 
 def plain_top_k(row: Row, k: int) -> Row:
-    """Top-k in its plainest form: keep what is as large as the k-th of the sorted.
-
-    Parameters
-    ----------
-    row : (V,) float
-    k : int
-    """
+    """Top-k in its plainest form: keep what is as large as the k-th of the sorted."""
     kth = np.sort(row)[::-1][min(k, row.size) - 1]
     return np.where(row >= kth, row, row.dtype.type(-np.inf))
 
 
 def plain_top_p(row: Row, p: float) -> Row:
-    """Top-p in its plainest form: likeliest first, until the sum reaches p.
-
-    Parameters
-    ----------
-    row : (V,) float
-    p : float
-    """
+    """Top-p in its plainest form: likeliest first, until the sum reaches p."""
     order = np.argsort(row, kind="stable")[::-1]  # (V,)
     reached = np.cumsum(softmax(row)[order])  # (V,)
     kept = order[: 1 + np.count_nonzero(reached < p)]
