@@ -181,3 +181,66 @@ MUTANTS += [
     (CONSTRAINED, "found = min(demanded, sum(", "found = min(1, sum(", READ),
     (CONSTRAINED, "(matched > 0) == (most > 0)", "matched == 0", READ),
 ]  # fmt: skip
+
+REGEX, AUTOMATON = "decoding/regex.py", "decoding/automaton.py"
+TEXT, VALUES = "decoding/json_text.py", "decoding/schema_values.py"
+SCHEMA, GUIDED = "decoding/json_schema.py", "decoding/guided.py"
+GUIDE = "test_decoding_guided.py::"
+SAYS = GUIDE + "test_what_a_schema_says_is_what_can_be_written"
+CLASSES = GUIDE + "test_classes_take_what_javascript_and_python_agree_on"
+BOUNDS = GUIDE + "test_bounds_are_kept_exactly"
+SUM = GUIDE + "test_optional_fields_cost_their_sum"
+MASK = GUIDE + "test_the_mask_is_what_trying_every_token_says"
+PATTERN = GUIDE + "test_a_pattern_speaks_of_characters_that_json_may_have_to_escape"
+ONCE = GUIDE + "test_a_tokenizer_s_tree_is_made_once_and_goes_with_it"
+
+MUTANTS += [
+    # what is negated lets through all that is not ASCII
+    (REGEX, "return Meaning(invert(self.possible), invert(self.certain))",
+     "return Meaning(invert(self.certain), invert(self.certain))", CLASSES),
+    (REGEX, "return invert(possible) if negated else certain",
+     "return invert(certain) if negated else certain", CLASSES),
+    (REGEX, "both = invert(invert(ecma) + invert(python))", "both = python", CLASSES),
+    # a pattern has to match the whole string
+    (REGEX, "[*[anything] * (not start), node, *[anything] * (not end)]", "[node]",
+     PATTERN),
+    # a piece returns to where it was first called from
+    (AUTOMATON, "yield (first, (after, back))", "yield (first, (after, None))", SAYS),
+    # a way that never ends stays open
+    (AUTOMATON, "return node if content in fine else None", "return node",
+     GUIDE + "test_what_a_pattern_cannot_say_is_refused"),
+    # equal objects are built anew each time
+    (SCHEMA, '        return ("call", name)\n    if kind == "object":',
+     '        return book.pieces[name]\n    if kind == "object":', SUM),
+    # no comma before what follows
+    (AUTOMATON, "            if something is not None:\n                self.comma(",
+     "            if nothing is None:\n                self.comma(", SAYS),
+    # an optional item cannot be left out once something stands
+    (AUTOMATON, "        if low == 0 and something is not None:", "        if False:", SAYS),
+    # half a surrogate pair is a character
+    (TEXT, "[dD][0-7][0-9a-fA-F]{2})", "[dD][0-9a-fA-F]{3})",
+     GUIDE + "test_half_a_character_is_not_a_character"),
+    # open bounds are closed, closed ones open
+    (TEXT, "first += open_low and first == low * unit", "first += 0", BOUNDS),
+    (TEXT, "last = min(last, most - (open_high and most == high * unit))",
+     "last = min(last, most)", BOUNDS),
+    (TEXT, "least, most = max(1, -(high or 0)), None if low is None else -low",
+     "least, most = max(1, -(high or 0)), None", BOUNDS),
+    # a further property may have the name of a declared one
+    (SCHEMA, "json_text.other_than(list(properties))", "json_text.other_than([])", SAYS),
+    # the type beside enum is ignored
+    (SCHEMA, 'if "type" in schema:\n        types', 'if False:\n        types', SAYS),
+    (VALUES, "isinstance(a, bool) == isinstance(b, bool) and a == b", "a == b", SAYS),
+    # options that have a value in common are taken for disjoint
+    (VALUES, 'return kinds | {"integer"} if "number" in kinds else kinds',
+     "return kinds", GUIDE + "test_what_a_pattern_cannot_say_is_refused"),
+    (GUIDED, "nodes[longer[ends]] = passed + place[ends]",
+     "nodes[longer[ends]] = place[ends]", MASK),
+    # a text is read on from another one
+    (GUIDED, "known = known if known in self.texts else ()",
+     "known = known if known in self.texts else text",
+     GUIDE + "test_texts_are_read_from_what_is_known_of_them"),
+    # the tree outlives its tokenizer; or every prompt has its own
+    (GUIDED, "        finalize(tokenizer, _VOCABULARIES.pop, key)\n", "", ONCE),
+    (GUIDED, "    if key not in _VOCABULARIES:", "    if True:", ONCE),
+]  # fmt: skip

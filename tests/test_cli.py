@@ -228,7 +228,7 @@ WRONG = [
     (2, ("generate", "x", "--json-schema", "[" * 100_000), "is not JSON"),
     (2, ("generate", "x", "--regex", "(a"), "a group is not closed at 2"),
     (2, ("generate", "x", "--regex", "(" * 100_000), "nested too deeply"),
-    (2, ("generate", "x", "--regex", "((a{1000}){1000}){1000}"), "200000 states"),
+    (2, ("generate", "x", "--regex", "[^a]" * 20_000), "200000 states"),
     (1, ("generate", "x", "--assistant", "nowhere"), "nowhere"),
     (1, ("info", "--weights", "nowhere.npz"), "nowhere.npz"),
 ]

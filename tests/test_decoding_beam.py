@@ -300,7 +300,7 @@ def test_a_forced_token_may_end_the_text(seed, length_penalty):
 )
 def test_a_trained_model_writes_what_it_would_not_have_written(pair, num_beams):
     model = npllama.load("stories")
-    phrases = [model.tokenizer.merge(phrase) for phrase in pair]
+    phrases = [model.tokenizer.merge(phrase, True) for phrase in pair]
     config = npllama.GenerationConfig(
         num_beams=num_beams,
         num_return_sequences=num_beams,

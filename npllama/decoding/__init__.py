@@ -30,9 +30,13 @@ Several tokens at once
     `lookahead`         guesses from parallel iterations
 
 Text held to a format
-    `automaton`         regular expressions as machines that read bytes
-    `json_schema`       a schema as a regular expression
+    `regex`             a pattern read as a tree
+    `automaton`         trees as machines that read bytes
+    `json_text`         how JSON writes single values
+    `schema_values`     what a schema says of its values
+    `json_schema`       a schema as a machine that reads JSON
     `guided`            mask first, then choose; token healing
+    `engine`            formats beyond these, through llguidance
 """
 
 from npllama.decoding.common import (

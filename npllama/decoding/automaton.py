@@ -1,32 +1,48 @@
-r"""Regular expressions as machines that read bytes.
+r"""Machines that read bytes and know whether a text can still match.
 
 To hold a model to a format, one must know after every byte whether the text so far
 can still become a match.  A finite automaton knows: it is in a set of states, each
 byte moves it to another set, and a text can still match as long as the set is not
-empty: from every state that is built here, the end can be reached.
+empty, since the end can be reached from every state that is built here.
 
-A pattern is built from pieces as Thompson did: each piece is a small graph with one
-way in and one way out.  Characters beyond ASCII are several bytes in UTF-8, so a
-class of characters becomes a few chains of byte ranges.
+A machine is built from the tree of a pattern (`regex`) as Thompson did: each node
+becomes a small graph with one way in and one way out.  Some arrows are taken with a
+byte, others silently.  The pattern ``ab|c`` gives
 
-Understood: literals, ``.``, classes ``[a-z]`` and ``[^...]``, groups ``( )`` and
-``(?: )``, ``|``, ``* + ? {m} {m,} {m,n}``, the classes ``\d \w \s \D \W \S`` (of
-ASCII), the escapes ``\n \r \t \f \v \xhh \uhhhh`` and a backslash before any other
-sign.  The whole text must match; anchors and look-around are refused.
+    0 --a--> 2 --b--> 1
+    0 --c-----------> 1
+
+and reading "a" moves the set {0} to {2}.  Characters beyond ASCII are several bytes
+in UTF-8, so a class of characters becomes a few chains of byte ranges.
+
+Two more kinds of node make formats cheap that a pattern can hardly write.
+
+``("list", entries)`` is a list with ", " between its items, of which some may be
+absent.  As a pattern each item would have to be written twice, with and without a
+comma before it, and twice again for each list around it.  Here the two ways, from
+"nothing stands yet" and from "something stands already", meet before the item, so an
+item is built once and the machine grows with the sum of its items.
+
+``("call", name)`` is a *piece*: a node that is built once and used at many places,
+as a subroutine is.  A state then needs to know where to return to, and so a *place*
+is a pair of a state and the place to return to, or None.  A piece that calls itself
+can nest without end, which no finite automaton can: the machine has a stack then.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-LAST = 0x10FFFF
-Ranges = list[tuple[int, int]]
+from npllama.decoding.regex import Node, parse
+
+MOST_STATES = 200_000
+Place = tuple[int, Any]  # a state, and the place to return to or None
 
 
 class Machine(NamedTuple):
-    """A nondeterministic automaton over bytes; state 1 is the accepting one.
+    """An automaton over bytes with a stack; state 1 is the accepting one.
 
     Attributes
     ----------
@@ -34,13 +50,24 @@ class Machine(NamedTuple):
         Per state, the states that are entered with it.
     steps : list of list of (low, high, state)
         Per state, where a byte from low to high leads.
+    calls : list of list of (first state of a piece, state to return to)
+    ends : set of int
+        Last states of pieces.
     """
 
     silent: list[list[int]]
     steps: list[list[tuple[int, int, int]]]
+    calls: list[list[tuple[int, int]]]
+    ends: set[int]
 
 
-START, ACCEPT = 0, 1
+START, ACCEPT = (0, None), (1, None)
+Places = frozenset[Place]
+
+
+def empty_machine() -> Machine:
+    """The machine of two states and no way between them."""
+    return Machine([[], []], [[], []], [[], []], set())
 
 
 def compile_regex(pattern: str) -> Machine:
@@ -51,268 +78,234 @@ def compile_regex(pattern: str) -> Machine:
     ValueError
         If the pattern is malformed, too large, or uses what is not understood.
     """
-    machine = Machine([[], []], [[], []])
     try:
-        _build(machine, parse(pattern), START, ACCEPT)
+        return compile_node(parse(pattern))
     except RecursionError:
         raise ValueError(f"regex {pattern!r:.60}: nested too deeply") from None
-    return machine
 
 
-def parse(pattern: str) -> tuple:
-    """Read a pattern as a tree.
+def compile_node(node: Node, pieces: Mapping[Any, Node] | None = None) -> Machine:
+    """Build the machine of a node and of the pieces that it calls by name."""
+    builder = _Builder(empty_machine(), pieces or {}, {})
+    builder.build(node, START[0], ACCEPT[0])
+    return builder.machine
 
-    Returns
-    -------
-    ("class", ranges), ("or", nodes), ("then", nodes) or ("repeat", node, low, high)
-        With ranges of characters, and None for a `high` without end.
 
-    Raises
-    ------
-    ValueError
-        If the pattern is malformed or uses what is not understood.
+def without_endless(node: Node, pieces: dict[Any, Node]) -> Node | None:
+    """The node without the ways that never end, or None if there is no other.
+
+    A piece that must call itself never ends: an object that demands another of its
+    kind.  Who went that way could not finish, so it is closed.
+
+    Writes into `pieces`, which then hold no such ways either.
     """
-    reader = _Reader(pattern)
-    node = reader.alternatives()
-    if reader.at < len(pattern):
-        raise reader.fail("unmatched ')'")
-    return node
+    fine: set[Any] = set()
+    while True:
+        found = {name for name in pieces if _pruned(pieces[name], fine) is not None}
+        if found == fine:
+            break
+        fine = found
+    for name in pieces.keys() - fine:
+        del pieces[name]
+    pieces |= {name: _pruned(pieces[name], fine) for name in pieces}
+    return _pruned(node, fine)
 
 
-def enter(machine: Machine, states: frozenset[int]) -> frozenset[int]:
-    """The states, and all that are entered silently with them."""
-    seen, todo = set(states), list(states)
+def _pruned(node: Node, fine: set[Any]) -> Node | None:
+    """The node without calls of pieces other than the `fine` ones."""
+    kind, content = node[0], node[1]
+    if kind == "class":
+        return node
+    if kind == "call":
+        return node if content in fine else None
+    if kind == "repeat":
+        inner = _pruned(content, fine)
+        if inner is None:
+            return ("then", []) if node[2] == 0 else None
+        return ("repeat", inner, *node[2:])
+    if kind == "list":
+        items = [(_pruned(item, fine), low, high) for item, low, high in content]
+        if any(item is None and low > 0 for item, low, _ in items):
+            return None
+        return ("list", [entry for entry in items if entry[0] is not None])
+    parts = [_pruned(part, fine) for part in content]
+    if kind == "then":
+        return None if None in parts else ("then", parts)
+    left = [part for part in parts if part is not None]
+    return ("or", left) if left else None
+
+
+def enter(machine: Machine, places: Places) -> Places:
+    """The places, and all that are entered silently with them."""
+    seen, todo = set(places), list(places)
     while todo:
-        for state in machine.silent[todo.pop()]:
-            if state not in seen:
-                seen.add(state)
-                todo.append(state)
+        for place in _silently(machine, todo.pop()):
+            if place not in seen:
+                seen.add(place)
+                todo.append(place)
     return frozenset(seen)
 
 
-def step(machine: Machine, states: frozenset[int], byte: int) -> frozenset[int]:
+def _silently(machine: Machine, place: Place) -> Iterator[Place]:
+    state, back = place
+    for target in machine.silent[state]:
+        yield (target, back)
+    for first, after in machine.calls[state]:
+        yield (first, (after, back))
+    if state in machine.ends:
+        yield back
+
+
+def step(machine: Machine, places: Places, byte: int) -> Places:
     """Where the machine is after one more byte; empty if the text cannot match."""
     ahead = {
-        target
-        for state in states
+        (target, back)
+        for state, back in places
         for low, high, target in machine.steps[state]
         if low <= byte <= high
     }
     return enter(machine, frozenset(ahead))
 
 
-#  ---- reading a pattern ------------------------------------------------------
-
-_CLASSES = {
-    "d": [(48, 57)],
-    "w": [(48, 57), (65, 90), (95, 95), (97, 122)],
-    "s": [(9, 13), (32, 32)],
-}
-_CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "0": 0}
-_COUNTS = re.compile(r"([0-9]{1,9})(,([0-9]{0,9}))?}")
-MOST_REPEATS = 1000
-MOST_STATES = 200_000
-
-
-class _Reader:
-    """Recursive descent over the pattern; nodes are tuples that begin with a word."""
-
-    def __init__(self, pattern: str):
-        self.pattern, self.at = pattern, 0
-
-    def fail(self, why: str) -> ValueError:
-        return ValueError(f"regex {self.pattern!r:.60}: {why} at {self.at}")
-
-    def peek(self) -> str:
-        return self.pattern[self.at : self.at + 1]
-
-    def take(self) -> str:
-        if self.at >= len(self.pattern):
-            raise self.fail("it ends too early")
-        self.at += 1
-        return self.pattern[self.at - 1]
-
-    def alternatives(self) -> tuple:
-        branches = [self.sequence()]
-        while self.peek() == "|":
-            self.take()
-            branches.append(self.sequence())
-        return branches[0] if len(branches) == 1 else ("or", branches)
-
-    def sequence(self) -> tuple:
-        parts = []
-        while self.peek() not in ("", "|", ")"):
-            parts.append(self.repeated())
-        return ("then", parts)
-
-    def repeated(self) -> tuple:
-        node = self.atom()
-        if not self._repeats():
-            return node
-        low, high = self.counts()
-        if self.peek() == "?":  # lazy or greedy, the same texts match
-            self.take()
-        if self._repeats():  # possessive, which would match other texts, or an error
-            raise self.fail("a repeat of a repeat: put the inner one in ( )")
-        return ("repeat", node, low, high)
-
-    def _repeats(self) -> bool:
-        return self.peek() != "" and self.peek() in "*+?{"
-
-    def counts(self) -> tuple[int, int | None]:
-        sign = self.take()
-        if sign != "{":
-            return {"*": (0, None), "+": (1, None), "?": (0, 1)}[sign]
-        found = _COUNTS.match(self.pattern, self.at)
-        if found is None:
-            raise self.fail("expected {m}, {m,} or {m,n}")
-        self.at = found.end()
-        low = int(found[1])
-        high = int(found[3]) if found[3] else None if found[2] else low
-        if max(low, high or 0) > MOST_REPEATS or (high is not None and high < low):
-            raise self.fail(f"a count is above {MOST_REPEATS}, or the wrong way round")
-        return low, high
-
-    def atom(self) -> tuple:
-        sign = self.take()
-        if sign == "(":
-            if self.peek() == "?":
-                self.take()
-                if self.take() != ":":
-                    raise self.fail("of the groups (?...) only (?: ) is understood")
-            node = self.alternatives()
-            if self.peek() != ")":
-                raise self.fail("a group is not closed")
-            self.take()
-            return node
-        if sign == "[":
-            return ("class", self.bracket())
-        if sign == ".":
-            return ("class", invert([(10, 10)]))
-        if sign == "\\":
-            return ("class", self.escape())
-        if sign in "^$":
-            raise self.fail(f"anchor {sign}: the whole text must match anyway")
-        if sign in "*+?":
-            raise self.fail(f"nothing before {sign} to repeat")
-        return ("class", [(ord(sign), ord(sign))])
-
-    def escape(self) -> Ranges:
-        sign = self.take()
-        if sign.lower() in _CLASSES:
-            ranges = _CLASSES[sign.lower()]
-            return invert(ranges) if sign.isupper() else ranges
-        if sign in "xu":
-            digits = "".join(self.take() for _ in range(2 if sign == "x" else 4))
-            try:
-                code = int(digits, 16)
-            except ValueError:
-                raise self.fail(f"{digits!r} is not hexadecimal") from None
-            return [(code, code)]
-        if sign.isalnum() and sign not in _CONTROLS:
-            raise self.fail(f"escape \\{sign} is not understood")
-        code = _CONTROLS.get(sign, ord(sign))
-        return [(code, code)]
-
-    def bracket(self) -> Ranges:
-        negated = self.peek() == "^"
-        if negated:
-            self.take()
-        ranges: Ranges = []
-        first = True
-        while first or self.peek() != "]":
-            first = False
-            low = self.member()
-            if self.peek() == "-" and self.pattern[self.at + 1 : self.at + 2] != "]":
-                self.take()
-                high = self.member()
-                if len(low) != 1 or len(high) != 1 or low[0][0] > high[0][1]:
-                    raise self.fail("a range is the wrong way round")
-                low = [(low[0][0], high[0][1])]
-            ranges += low
-        self.take()
-        return invert(ranges) if negated else ranges
-
-    def member(self) -> Ranges:
-        sign = self.take()
-        return self.escape() if sign == "\\" else [(ord(sign), ord(sign))]
-
-
-def invert(ranges: Ranges) -> Ranges:
-    """All characters that are in none of the ranges."""
-    gaps, at = [], 0
-    for low, high in sorted(ranges):
-        if low > at:
-            gaps.append((at, low - 1))
-        at = max(at, high + 1)
-    return gaps + ([(at, LAST)] if at <= LAST else [])
-
-
 #  ---- building the machine ---------------------------------------------------
 
 
-def _state(machine: Machine) -> int:
-    """Add a state; return its number."""
-    if len(machine.steps) >= MOST_STATES:
-        raise ValueError(f"regex: its machine has more than {MOST_STATES} states")
-    machine.silent.append([])
-    machine.steps.append([])
-    return len(machine.steps) - 1
+class _Builder(NamedTuple):
+    """Adds states and arrows to a machine, node by node."""
 
+    machine: Machine
+    pieces: Mapping[Any, Node]
+    built: dict[Any, int]  # first state of each piece
 
-def _build(machine: Machine, node: tuple, start: int, end: int) -> None:
-    """Add states and steps that lead from `start` to `end` by what `node` matches."""
-    kind, content = node[0], node[1]
-    if kind == "class":
-        chains = [chain for low, high in content for chain in utf8_ranges(low, high)]
+    def state(self) -> int:
+        """Add a state; return its number."""
+        if len(self.machine.steps) >= MOST_STATES:
+            raise ValueError(f"regex: its machine has more than {MOST_STATES} states")
+        self.machine.silent.append([])
+        self.machine.steps.append([])
+        self.machine.calls.append([])
+        return len(self.machine.steps) - 1
+
+    def build(self, node: Node, start: int, end: int) -> None:
+        """Lead from `start` to `end` by what `node` matches."""
+        kind, content = node[0], node[1]
+        if kind == "class":
+            self.characters(content, start, end)
+        elif kind == "or":
+            for branch in content:
+                self.build(branch, start, end)
+        elif kind == "then":
+            self.sequence(content, start, end)
+        elif kind == "repeat":
+            self.repeat(content, node[2], node[3], start, end)
+        elif kind == "list":
+            self.list(content, start, end)
+        else:
+            self.call(content, start, end)
+
+    def characters(self, ranges, start: int, end: int) -> None:
+        chains = [chain for low, high in ranges for chain in utf8_ranges(low, high)]
         if not chains:
             raise ValueError("regex: a class that no character matches")
         for chain in chains:
             at = start
-            for i, (a, b) in enumerate(chain):
-                target = end if i == len(chain) - 1 else _state(machine)
-                machine.steps[at].append((a, b, target))
+            for i, (low, high) in enumerate(chain):
+                target = end if i == len(chain) - 1 else self.state()
+                self.machine.steps[at].append((low, high, target))
                 at = target
-    elif kind == "or":
-        for branch in content:
-            _build(machine, branch, start, end)
-    elif kind == "then":
-        for part in content:
-            middle = _state(machine)
-            _build(machine, part, start, middle)
+
+    def sequence(self, parts, start: int, end: int) -> None:
+        for part in parts:
+            middle = self.state()
+            self.build(part, start, middle)
             start = middle
-        machine.silent[start].append(end)
-    else:
-        _build_repeat(machine, content, node[2], node[3], start, end)
+        self.machine.silent[start].append(end)
+
+    def repeat(self, node, low: int, high: int | None, start: int, end: int) -> None:
+        node = self.shared(node, max(low, high or 0))
+        for _ in range(low):
+            middle = self.state()
+            self.build(node, start, middle)
+            start = middle
+        if high is None:
+            loop = self.state()
+            self.machine.silent[start].append(loop)
+            self.build(node, loop, loop)
+            self.machine.silent[loop].append(end)
+            return
+        for _ in range(high - low):
+            self.machine.silent[start].append(end)
+            middle = self.state()
+            self.build(node, start, middle)
+            start = middle
+        self.machine.silent[start].append(end)
+
+    def shared(self, node: Node, copies: int) -> Node:
+        """The node itself, or a call of it if so many copies would be large."""
+        small = node[0] == "call" or (node[0] == "class" and len(node[1]) == 1)
+        return node if copies < 3 or small else ("call", node)
+
+    def call(self, piece: Any, start: int, end: int) -> None:
+        """Go through a piece, which is built at its first call."""
+        key = id(piece) if isinstance(piece, tuple) else piece
+        if key not in self.built:
+            self.built[key] = first = self.state()
+            last = self.state()
+            self.machine.ends.add(last)
+            self.build(
+                piece if isinstance(piece, tuple) else self.pieces[piece], first, last
+            )
+        self.machine.calls[start].append((self.built[key], end))
+
+    def list(self, entries, start: int, end: int) -> None:
+        """Go through entries (node, low, high): items that come low to high times."""
+        nothing, something = start, None  # states, by what stands already
+        for node, low, high in entries:
+            nothing, something = self.entry(node, low, high, nothing, something)
+        for state in (nothing, something):
+            if state is not None:
+                self.machine.silent[state].append(end)
+
+    def entry(self, node, low: int, high: int | None, nothing, something):
+        """Add the items of one entry; return the two states after it."""
+        silent = self.machine.silent
+        skipped = self.state() if low == 0 and nothing is not None else None
+        after = self.state()
+        if skipped is not None:
+            silent[nothing].append(skipped)
+        if low == 0 and something is not None:
+            silent[something].append(after)
+        copies = max(low, 1) if high is None else high
+        node = self.shared(node, copies)
+        for i in range(copies):
+            begin, finish = self.state(), self.state()
+            if i == 0 and nothing is not None:
+                silent[nothing].append(begin)
+            if something is not None:
+                self.comma(something, begin)
+            self.build(node, begin, finish)
+            if i + 1 >= low:
+                silent[finish].append(after)
+            something = finish
+        if high is None:
+            self.comma(finish, begin)
+        return skipped, after
+
+    def comma(self, start: int, end: int) -> None:
+        middle = self.state()
+        self.machine.steps[start].append((ord(","), ord(","), middle))
+        self.machine.steps[middle].append((ord(" "), ord(" "), end))
 
 
-def _build_repeat(
-    machine: Machine, node: tuple, low: int, high: int | None, start: int, end: int
-) -> None:
-    for _ in range(low):
-        middle = _state(machine)
-        _build(machine, node, start, middle)
-        start = middle
-    if high is None:
-        loop = _state(machine)
-        machine.silent[start].append(loop)
-        _build(machine, node, loop, loop)
-        machine.silent[loop].append(end)
-        return
-    for _ in range(high - low):
-        machine.silent[start].append(end)
-        middle = _state(machine)
-        _build(machine, node, start, middle)
-        start = middle
-    machine.silent[start].append(end)
-
-
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def utf8_ranges(low: int, high: int) -> tuple[tuple[tuple[int, int], ...], ...]:
     """Chains of byte ranges that match exactly the characters low ... high.
 
     A range is cut wherever its UTF-8 forms stop being "all combinations of a range
     per byte": between lengths, around the surrogates, and at multiples of 64.
+
+    >>> utf8_ranges(ord("a"), ord("\u00ff"))
+    (((97, 127),), ((194, 195), (128, 191)))
     """
     for border in (0x80, 0x800, 0xD800, 0xE000, 0x10000):
         if low < border <= high:

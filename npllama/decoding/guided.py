@@ -5,9 +5,16 @@ Before each choice, every token that would make a match impossible gets a logit 
 token fits; a regular expression or a JSON schema is so obeyed with certainty, by
 greedy search, sampling and beams alike.
 
-Which tokens fit depends only on the state of the `automaton`.  Tokens are bytes, so
-all of them are tried together by walking a tree of the vocabulary: a byte that
-leads nowhere cuts off every token that goes on from it.
+Which tokens fit depends only on the places at which the `automaton` is.  Tokens are
+bytes, and many begin alike, so all of them are tried together, as a tree: all first
+bytes, then all second bytes after the first ones that led somewhere, and so on.  The
+tree of a vocabulary is a few arrays.  For the tokens a, ab, b they are
+
+    first bytes    a b       parents 0 0 (the beginning)
+    second bytes   b         parents 0   (the first node of the row above)
+
+and a row of the tree is one look-up in the table of the machine's moves.  The tree
+depends on the tokenizer alone: `vocabulary_of` makes it once for each.
 
 *Token healing* is the same idea with the simplest format.  A prompt that ends in
 the middle of a word was cut into other tokens than the word would have been, which
@@ -18,6 +25,8 @@ begin with that token's bytes.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import NamedTuple, Protocol
+from weakref import finalize
 
 import numpy as np
 
@@ -25,112 +34,225 @@ from npllama.decoding.automaton import (
     ACCEPT,
     START,
     Machine,
+    Places,
+    empty_machine,
     enter,
     step,
 )
 from npllama.decoding.common import Process
 from npllama.text.tokenizer import Tokenizer
 
-States = frozenset[int]
-END = -1  # key under which a node of the vocabulary tree lists whole tokens
+MOST_MASKS = 200  # kept at a time, of V bytes each
+MOST_TEXTS = 256  # of which it is known where they lead
+DEAD, UNKNOWN = 0, -1  # rows and entries of the table of moves
+
+
+class Vocabulary(NamedTuple):
+    """What each token adds to a text, and the tree of these bytes.
+
+    Attributes
+    ----------
+    contents : list of bytes
+        Per token; empty where it adds nothing.
+    rows : list of (parents, bytes)
+        Per row of the tree, two arrays with an entry per node: the node of the row
+        before from which it goes on, and the byte with which it does.
+    nodes : (V,) int64
+        Per token, the node at which it ends, counted through all rows; -1 for tokens
+        that add nothing.
+    """
+
+    contents: list[bytes]
+    rows: list[tuple[np.ndarray, np.ndarray]]
+    nodes: np.ndarray
+
+
+def vocabulary_tree(contents: Sequence[bytes]) -> Vocabulary:
+    """Arrange tokens in a tree, row by row.
+
+    >>> tree = vocabulary_tree([b"a", b"ab", b"", b"b"])
+    >>> [(parents.tolist(), bytes(b)) for parents, b in tree.rows], tree.nodes.tolist()
+    ([([0, 0], b'ab'), ([0], b'b')], [0, 2, -1, 1])
+    """
+    lengths = np.array([len(content) for content in contents])  # (V,)
+    first = np.cumsum(lengths) - lengths  # (V,)
+    flat = np.frombuffer(b"".join(contents), dtype=np.uint8)
+    at = np.zeros(len(contents), dtype=np.int64)  # (V,), nodes of the row before
+    nodes = np.full(len(contents), -1)  # (V,)
+    rows, passed = [], 0
+    for depth in range(int(lengths.max(initial=0))):
+        longer = np.flatnonzero(lengths > depth)
+        keys = at[longer] * 256 + flat[first[longer] + depth]
+        found, place = np.unique(keys, return_inverse=True)
+        rows.append((found // 256, (found % 256).astype(np.uint8)))
+        at[longer] = place
+        ends = lengths[longer] == depth + 1
+        nodes[longer[ends]] = passed + place[ends]
+        passed += len(found)
+    return Vocabulary(list(contents), rows, nodes)
+
+
+_VOCABULARIES: dict[int, Vocabulary] = {}
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+    """The tree of a tokenizer's tokens: made once, given up with the tokenizer."""
+    key = id(tokenizer)
+    if key not in _VOCABULARIES:
+        contents = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
+        _VOCABULARIES[key] = vocabulary_tree(contents)
+        finalize(tokenizer, _VOCABULARIES.pop, key)
+    return _VOCABULARIES[key]
+
+
+class Look(NamedTuple):
+    """What may follow a text."""
+
+    allowed: np.ndarray  # (V,) bool, end tokens included
+    whole: bool  # whether the text matches as it stands
+
+
+class Format(Protocol):
+    """Anything that knows what may follow a text: `Guide`, or the one of `engine`."""
+
+    eos: list[int]
+
+    def look(self, tokens: Sequence[int]) -> Look:
+        """Tell what may follow these tokens, none of which need fit."""
+
+    def finished(self, tokens: Sequence[int]) -> bool:
+        """Whether a text matches and nothing can be added."""
 
 
 class Guide:
-    """A format, and the tokens of one vocabulary that keep to it.
+    """A machine, and the tokens of one vocabulary that keep to it.
 
     Parameters
     ----------
     machine : Machine
-    vocabulary : sequence of bytes
-        What each token adds to a text; empty where it adds nothing.
+    vocabulary : Vocabulary
     eos : token ids
         Allowed only where the text matches as it stands; those that the vocabulary
         lacks never come.
     """
 
     def __init__(
-        self, machine: Machine, vocabulary: Sequence[bytes], eos: Collection[int] = ()
+        self, machine: Machine, vocabulary: Vocabulary, eos: Collection[int] = ()
     ):
         self.machine, self.vocabulary = machine, vocabulary
-        self.eos = [token for token in eos if token < len(vocabulary)]
-        self.tree = vocabulary_tree(vocabulary)
+        self.eos = [token for token in eos if token < len(vocabulary.contents)]
         self.start = enter(machine, frozenset([START]))
-        # A machine has few reachable states, so what was worked out is kept.
-        self.steps: dict[tuple[States, int], States] = {}
-        self.masks: dict[States, np.ndarray] = {}
+        # Sets of places are numbered as they are met; a move is a table entry then.
+        self.met: list[Places] = [frozenset()]
+        self.numbers: dict[Places, int] = {frozenset(): DEAD}
+        self.moves = np.full((64, 256), UNKNOWN, dtype=np.int32)
+        self.moves[DEAD] = DEAD
+        self.masks: dict[Places, np.ndarray] = {}
+        self.texts: dict[tuple[int, ...], int] = {(): self._number(self.start)}
 
-    def step(self, states: States, byte: int) -> States:
-        """Where one more byte leads."""
-        key = (states, byte)
-        if key not in self.steps:
-            self.steps[key] = step(self.machine, states, byte)
-        return self.steps[key]
-
-    def after(self, tokens: Sequence[int]) -> States:
+    def after(self, tokens: Sequence[int]) -> Places:
         """Where a text leads; empty if it does not fit the format."""
-        states = self.start
-        for token in tokens:
-            for byte in self.vocabulary[token]:
-                states = self.step(states, byte)
-        return states
+        text = tuple(tokens)
+        if len(self.texts) >= MOST_TEXTS:
+            self.texts = {(): self.texts[()]}
+        # Most texts are one token longer than one that was read before.
+        known = text if text in self.texts else text[:-1]
+        known = known if known in self.texts else ()
+        number = self.texts[known]
+        for token in text[len(known) :]:
+            for byte in self.vocabulary.contents[token]:
+                number = self._one_move(number, byte)
+        self.texts[text] = number
+        return self.met[number]
 
-    def allowed(self, states: States) -> np.ndarray:
+    def allowed(self, places: Places) -> np.ndarray:
         """Which tokens may come next.
 
         Returns
         -------
         (V,) bool
         """
-        if states not in self.masks:
-            mask = np.zeros(len(self.vocabulary), dtype=bool)  # (V,)
-            self._walk(self.tree, states, mask)
-            mask[self.eos] = ACCEPT in states
-            self.masks[states] = mask
-        return self.masks[states]
+        if places not in self.masks:
+            if len(self.masks) >= MOST_MASKS:
+                self.masks.clear()
+            mask = self._tried(places)
+            mask[self.eos] = ACCEPT in places
+            self.masks[places] = mask
+        return self.masks[places]
 
-    def _walk(self, node: dict, states: States, mask: np.ndarray) -> None:
-        for byte, child in node.items():
-            if byte == END:
-                mask[child] = True
-            elif ahead := self.step(states, byte):
-                self._walk(child, ahead, mask)
+    def look(self, tokens: Sequence[int]) -> Look:
+        """Tell what may follow these tokens."""
+        places = self.after(tokens)
+        return Look(self.allowed(places), ACCEPT in places)
 
     def finished(self, tokens: Sequence[int]) -> bool:
         """Whether a text matches and nothing can be added."""
-        states = self.after(tokens)
-        more = self.allowed(states).copy()
+        allowed, whole = self.look(tokens)
+        more = allowed.copy()
         more[self.eos] = False
-        return ACCEPT in states and not more.any()
+        return whole and not more.any()
 
+    def _tried(self, places: Places) -> np.ndarray:
+        """Try all tokens, row after row of their tree, (V,) bool."""
+        at = np.array([self._number(places)])
+        reached = [np.zeros(0, dtype=bool)]
+        for parents, content in self.vocabulary.rows:
+            at = self._move(at[parents], content)
+            reached.append(at != DEAD)
+        alive = np.append(np.concatenate(reached), False)  # -1 adds no text
+        return alive[self.vocabulary.nodes]
 
-def vocabulary_tree(vocabulary: Sequence[bytes]) -> dict:
-    """Tokens by their bytes: a dict per prefix; under `END`, the tokens that end."""
-    tree: dict = {}
-    for token, content in enumerate(vocabulary):
-        node = tree
-        for byte in content:
-            node = node.setdefault(byte, {})
-        if content:
-            node.setdefault(END, []).append(token)
-    return tree
+    def _move(self, at: np.ndarray, content: np.ndarray) -> np.ndarray:
+        """Where each byte leads from the set of places with each number.
+
+        Parameters
+        ----------
+        at : (M,) int
+        content : (M,) int
+
+        Returns
+        -------
+        (M,) int
+        """
+        ahead = self.moves[at, content]
+        new = ahead == UNKNOWN
+        if new.any():
+            for key in np.unique(at[new].astype(np.int64) * 256 + content[new]):
+                self._one_move(*divmod(int(key), 256))
+            ahead = self.moves[at, content]
+        return ahead
+
+    def _one_move(self, number: int, byte: int) -> int:
+        if self.moves[number, byte] == UNKNOWN:
+            places = step(self.machine, self.met[number], byte)
+            self.moves[number, byte] = self._number(places)
+        return int(self.moves[number, byte])
+
+    def _number(self, places: Places) -> int:
+        if places not in self.numbers:
+            self.numbers[places] = len(self.met)
+            self.met.append(places)
+            if len(self.met) > len(self.moves):
+                more = np.full_like(self.moves, UNKNOWN)
+                self.moves = np.concatenate([self.moves, more])
+        return self.numbers[places]
 
 
 def guide_for(
     tokenizer: Tokenizer, machine: Machine, eos: Collection[int] = ()
 ) -> Guide:
     """A guide that holds text to what a machine accepts."""
-    vocabulary = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
-    return Guide(machine, vocabulary, eos)
+    return Guide(machine, vocabulary_of(tokenizer), eos)
 
 
-def guided(guide: Guide, start: Sequence[int]) -> Process:
+def guided(guide: Format, start: Sequence[int]) -> Process:
     """The `process` that masks what does not fit.
 
     Parameters
     ----------
-    guide : Guide
+    guide : Guide, or another `Format`
     start : sequence of int
-        Per row, the length of its prompt: the format binds what comes behind it.
+        Per row, the length of its prompt: the format binds what comes after it.
         One number serves for all rows, such as the beams of one prompt.
 
     Returns
@@ -148,10 +270,10 @@ def guided(guide: Guide, start: Sequence[int]) -> Process:
     def process(history: Sequence[Sequence[int]], logits: np.ndarray) -> np.ndarray:
         masked = np.full_like(logits, -np.inf)
         for row, tokens in enumerate(history):
-            states = guide.after(tokens[start[row % len(start)] :])
+            allowed, whole = guide.look(tokens[start[row % len(start)] :])
             # Tokenizer and model may know different numbers of tokens.
-            allowed = guide.allowed(states)[: logits.shape[1]]
-            if not allowed.any() and ACCEPT in states:
+            allowed = allowed[: logits.shape[1]]
+            if not allowed.any() and whole:
                 masked[row] = logits[row]
             elif not allowed.any():
                 raise ValueError("format: no token of the vocabulary can go on")
@@ -187,15 +309,15 @@ def heal(tokenizer: Tokenizer, prompt: Sequence[int]) -> tuple[list[int], Guide 
 
 def beginning_with(prefix: bytes) -> Machine:
     """The machine of all texts that begin with given bytes."""
-    machine = Machine([[], []], [[], []])
-    at = START
+    machine = empty_machine()
+    at = START[0]
     for i, byte in enumerate(prefix):
         last = i == len(prefix) - 1
         if not last:
-            machine.silent.append([])
-            machine.steps.append([])
-        target = ACCEPT if last else len(machine.steps) - 1
+            for arrows in (machine.silent, machine.steps, machine.calls):
+                arrows.append([])
+        target = ACCEPT[0] if last else len(machine.steps) - 1
         machine.steps[at].append((byte, byte, target))
         at = target
-    machine.steps[ACCEPT].append((0, 255, ACCEPT))
+    machine.steps[ACCEPT[0]].append((0, 255, ACCEPT[0]))
     return machine

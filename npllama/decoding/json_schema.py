@@ -1,49 +1,87 @@
-r"""A JSON schema as a regular expression.
+r"""A JSON schema as a machine that reads JSON texts.
 
-What a schema allows, nested to a fixed depth, is a regular language, so it can be
-written as a pattern and handed to `automaton`.  Understood are the keywords that
-describe shape: ``type`` (one or several), ``properties``, ``required``, ``items``,
-``prefixItems``, ``minItems``, ``maxItems``, ``minLength``, ``maxLength``,
-``pattern``, ``enum``, ``const``, ``anyOf``, ``oneOf``, and ``$ref`` into ``$defs``
-as long as no definition contains itself.  A keyword that would restrict further
-(such as ``minimum``) is refused rather than ignored.  A ``pattern`` has to match
-the whole string; JSON writes some characters as escapes, and so does the text.
+A schema says which values are wanted; this chapter says which texts, as a tree for
+`automaton`.  Each keyword becomes a node: an object with properties is a list of
+members, an array a list of items, a choice an "or".  A definition becomes a piece, to
+which ``$ref`` is a call: so it is built once however often it is used, and may contain
+itself, as the node of a tree contains its children.
 
-Objects come with exactly the properties that are declared, in their order, those
-that are not required possibly left out, and one space behind ``:`` and ``,``.
+    {"type": "object", "properties": {"age": {"type": "integer"}}}
+
+    then: "{", list of: (then: '"age": ', integer) 0 to 1 times, "}"
+
+Every text that the machine accepts fits the schema.  Of the many ways to write a
+value it accepts one: properties in the order of the schema, one space after ``:`` and
+``,``.  Four more decisions:
+
+- An object has the properties that are declared and no others, unless
+  ``additionalProperties`` says that it may, or none are declared.  An array with
+  ``prefixItems`` has all of these unless ``minItems`` says less, and no more unless
+  ``items`` says so.
+- A ``pattern`` need match only somewhere in the string, as the standard says, unless
+  ``^`` and ``$`` bind it.  Character classes are those on which JavaScript and Python
+  agree (`regex`).
+- Numbers between bounds have 15 digits at most, and no exponent.
+- ``format`` is enforced for the formats of `json_text`, and refused for others.
+
+A keyword that would restrict further, and that this chapter cannot express, is refused
+by name: `NotUnderstood`, which `engine` may take up.  Annotations are ignored.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
-from typing import Any
+from decimal import Decimal
+from itertools import combinations
+from typing import Any, NamedTuple
 
-from npllama.decoding.automaton import LAST, Ranges, parse
+from npllama.decoding import json_text
+from npllama.decoding.automaton import Machine, compile_node, without_endless
+from npllama.decoding.json_text import literal, quoted, written
+from npllama.decoding.regex import AGREED, NOTHING, Node, parse, parse_search
+from npllama.decoding.schema_values import (
+    TYPES,
+    NotUnderstood,
+    among,
+    disjoint,
+    followed,
+    kind_of,
+    target,
+    values_of,
+)
 
-_UNICODE = r"\\u[0-9a-fA-F]{4}"
-_CHARACTER = rf'([^"\\\x00-\x1f]|\\["\\/bfnrt]|{_UNICODE})'
-_INTEGER = r"-?(0|[1-9][0-9]*)"
-_NUMBER = rf"{_INTEGER}(\.[0-9]+)?([eE][-+]?[0-9]+)?"
-_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
-_NOTES = {"title", "description", "default", "examples", "$schema", "$id", "$comment"}
-_NOTES |= {"$defs", "definitions", "additionalProperties", "format"}
-_KEYWORDS = {
-    "object": {"properties", "required"},
-    "array": {"items", "prefixItems", "minItems", "maxItems"},
-    "string": {"minLength", "maxLength", "pattern"},
+ANNOTATIONS = {"title", "description", "default", "examples", "example", "$comment"}
+ANNOTATIONS |= {"deprecated", "readOnly", "writeOnly", "nullable", "discriminator"}
+ANNOTATIONS |= {"$schema", "$id", "$defs", "definitions", "externalDocs", "xml"}
+ANNOTATIONS |= {"contentMediaType", "contentEncoding"}
+BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
+LENGTHS = {"minLength", "maxLength"}
+KEYWORDS = {
+    "object": {"properties", "required", "additionalProperties", "propertyNames"},
+    "array": {"items", "prefixItems", "minItems", "maxItems", "uniqueItems"},
+    "string": {"pattern", "format"} | LENGTHS,
+    "number": BOUNDS,
+    "integer": BOUNDS,
 }
-_COUNTS = {"minItems", "maxItems", "minLength", "maxLength"}
-_KINDS: dict[str, Any] = {"properties": Mapping, "type": (str, list, tuple)}
-_KINDS |= dict.fromkeys(["pattern", "$ref"], str)
-_LISTS = ["required", "prefixItems", "enum", "anyOf", "oneOf"]
-_KINDS |= dict.fromkeys(_LISTS, (list, tuple))
+COUNTS = {"minItems", "maxItems"} | LENGTHS
+CHOICES = {"anyOf", "oneOf", "allOf"}
+KINDS: dict[str, Any] = {"properties": Mapping, "type": (str, list, tuple)}
+KINDS |= dict.fromkeys(["pattern", "format", "$ref"], str)
+KINDS |= dict.fromkeys(["required", "prefixItems", "enum", *CHOICES], (list, tuple))
+KINDS |= {"uniqueItems": bool} | dict.fromkeys(BOUNDS, (int, float))
 
 
-def schema_to_regex(schema: Mapping[str, Any] | str) -> str:
-    """Write the pattern of all JSON texts that fit a schema.
+class Book(NamedTuple):
+    """The whole schema, and the pieces made from it so far, by their ``$ref``."""
+
+    root: Any
+    pieces: dict[str, Node]
+
+
+def schema_machine(schema: Mapping[str, Any] | str) -> Machine:
+    """Build the machine of JSON texts that fit a schema.
 
     Parameters
     ----------
@@ -51,209 +89,325 @@ def schema_to_regex(schema: Mapping[str, Any] | str) -> str:
 
     Raises
     ------
+    NotUnderstood
+        If it holds a keyword, or a combination of them, that is not understood.
     ValueError
-        If it is not a schema, is recursive, or uses a keyword that is not
-        understood.
+        If it is not a schema, or nothing fits it.
     """
+    root = read_schema(schema)
+    book = Book(root, {ANYTHING: _anything()})
     try:
-        read = json.loads(schema) if isinstance(schema, str) else schema
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"schema: not JSON ({error!s:.60})") from None
-    try:
-        return _value(read, read, ())
+        node = without_endless(_value(root, book, ()), book.pieces)
+        if node is None:
+            raise ValueError("schema: every value that fits is endless")
+        return compile_node(node, book.pieces)
     except RecursionError:
         raise ValueError("schema: nested too deeply") from None
 
 
-# What decides alone, and what may stand beside it all the same: a type that the
-# values have anyway.
-_ALONE = {"$ref": set(), "const": {"type", "enum"}, "enum": {"type"}}
-_ALONE |= {"anyOf": set(), "oneOf": set()}
+def read_schema(schema: Mapping[str, Any] | str) -> Any:
+    """The schema as a mapping; ValueError if its text is not JSON."""
+    try:
+        return json.loads(schema) if isinstance(schema, str) else schema
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"schema: not JSON ({error!s:.60})") from None
 
 
-def _value(schema: Any, root: Any, inside: tuple[str, ...]) -> str:
-    _check_kinds(schema)
-    for word in _ALONE:
-        if word in schema:
-            for other in schema.keys() - _ALONE[word] - _NOTES - {word}:
-                raise ValueError(f"schema: {other!r} beside {word!r} is not understood")
-            return _alone(word, schema[word], root, inside)
-    types = schema.get("type")
-    if types is None:
-        implied = [t for t, words in _KEYWORDS.items() if words & schema.keys()]
-        if len(implied) != 1:
-            raise ValueError(f"schema: no 'type' in {dict(schema)}")
-        types = implied
-    types = [types] if isinstance(types, str) else types
-    return _either(_typed(kind, schema, root, inside, types) for kind in types)
+ANYTHING = "any value"
 
 
-def _alone(word: str, value: Any, root: Any, inside: tuple[str, ...]) -> str:
-    """The pattern of a keyword that decides alone."""
-    if word == "$ref":
-        return _reference(value, root, inside)
-    if word == "const":
-        return _literal(value)
-    if word == "enum":
-        return _either(_literal(choice) for choice in value)
-    return _either(_value(option, root, inside) for option in value)
+def _anything() -> Node:
+    """Any JSON value."""
+    call: Node = ("call", ANYTHING)
+    string = quoted(("repeat", json_text.CHARACTER, 0, None))
+    member: Node = ("then", [string, literal(": "), call])
+    return (
+        "or",
+        [
+            _braced("{", [(member, 0, None)], "}"),
+            _braced("[", [(call, 0, None)], "]"),
+            *(string, json_text.NUMBER),
+            *map(literal, ("true", "false", "null")),
+        ],
+    )
 
 
-def _check_kinds(schema: Any) -> None:
-    """Raise ValueError if a keyword says something of another kind than it should."""
+def _braced(left: str, entries: list, right: str) -> Node:
+    return ("then", [literal(left), ("list", entries), literal(right)])
+
+
+def _value(schema: Any, book: Book, inside: tuple[str, ...]) -> Node:
+    """The texts that fit a schema.
+
+    Parameters
+    ----------
+    inside : tuple of str
+        References that were followed since the last bracket.
+    """
+    if schema is True:
+        return ("call", ANYTHING)
+    check_kinds(schema)
+    meant = {word for word in schema if not is_annotation(word)}
+    if not meant:
+        return ("call", ANYTHING)
+    if meant & {"const", "enum"}:
+        return _listed(schema, meant)
+    for word in ("$ref", *sorted(CHOICES)):
+        if word in meant:
+            for other in sorted(meant - {word}):
+                raise NotUnderstood(
+                    f"schema: {other!r} beside {word!r} is not understood"
+                )
+            if word == "$ref":
+                return _reference(schema[word], book, inside)
+            return _choice(word, schema[word], book, inside)
+    types = _types(schema, meant)
+    known = set().union(*(KEYWORDS.get(kind, set()) for kind in types)) | {"type"}
+    for word in sorted(meant - known):
+        raise NotUnderstood(f"schema: keyword {word!r} is not understood")
+    return ("or", [_typed(kind, schema, book) for kind in types])
+
+
+def is_annotation(word: str) -> bool:
+    """Whether a keyword restricts nothing: the standard, OpenAPI, or an extension."""
+    return word in ANNOTATIONS or word.startswith("x-")
+
+
+def check_kinds(schema: Any) -> None:
+    """Raise ValueError if a keyword has a value of another kind than it should."""
     if not isinstance(schema, Mapping):
         raise ValueError(f"schema: expected an object, found {schema!r:.60}")
     for word, value in schema.items():
-        fits = isinstance(value, _KINDS.get(word, object))
-        if word in _COUNTS:
-            fits = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        if word == "required" and fits:
-            fits = all(isinstance(name, str) for name in value)
-        if not fits:
+        if not isinstance(word, str) or not _fits_kind(word, value):
             raise ValueError(f"schema: {word!r} cannot be {value!r:.60}")
-    if "const" in schema and schema["const"] not in schema.get(
-        "enum", [schema["const"]]
-    ):
-        raise ValueError("schema: 'const' is not among 'enum'")
     for word in ("Items", "Length"):
         if schema.get("max" + word, math.inf) < schema.get("min" + word, 0):
             raise ValueError(f"schema: max{word} is below min{word}")
 
 
-def _typed(kind, schema, root, inside, types) -> str:
-    if kind not in _TYPES:
-        raise ValueError(f"schema: type {kind!r} is not one of {', '.join(_TYPES)}")
-    known = set().union(*(_KEYWORDS.get(t, set()) for t in types)) | {"type"}
-    for word in schema.keys() - known - _NOTES:
-        raise ValueError(f"schema: keyword {word!r} is not understood")
+def _fits_kind(word: str, value: Any) -> bool:
+    if word in COUNTS:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if word in BOUNDS:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return number and (isinstance(value, int) or math.isfinite(value))
+    if word == "required" and isinstance(value, (list, tuple)):
+        return all(isinstance(name, str) for name in value)
+    return isinstance(value, KINDS.get(word, object))
+
+
+def _types(schema: Mapping, meant: set[str]) -> list[str]:
+    """The types that are named, or the one that the keywords are about."""
+    types = schema.get("type")
+    if types is None:
+        types = [kind for kind in TYPES[:4] if KEYWORDS[kind] & meant]
+        if len(types) != 1:
+            raise NotUnderstood(f"schema: no 'type' beside {', '.join(sorted(meant))}")
+    types = [types] if isinstance(types, str) else list(types)
+    for kind in types:
+        if kind not in TYPES:
+            raise ValueError(f"schema: type {kind!r} is not one of {', '.join(TYPES)}")
+    if not types:
+        raise ValueError("schema: 'type' without any type")
+    return types
+
+
+#  ---- values that are listed -------------------------------------------------
+
+
+def _listed(schema: Mapping, meant: set[str]) -> Node:
+    """The values of enum or const that the keywords beside it allow."""
+    word = "const" if "const" in schema else "enum"
+    values = [schema["const"]] if word == "const" else list(schema["enum"])
+    if not values:
+        raise ValueError("schema: a choice without options: 'enum' is empty")
+    if word == "const" and "enum" in schema and not among(values[0], schema["enum"]):
+        raise ValueError("schema: 'const' is not among 'enum'")
+    others = sorted(meant - {"const", "enum", "type"})
+    for other in others:
+        if other not in LENGTHS | BOUNDS:
+            raise NotUnderstood(f"schema: {other!r} beside {word!r} is not understood")
+    texts = [json_text.value(value) for value in values]
+    left = [text for text, v in zip(texts, values) if _allowed(v, schema)]
+    if not left:
+        beside = (others or ["type"])[0]
+        raise ValueError(f"schema: {beside!r} beside {word!r} leaves no value")
+    return ("or", left)
+
+
+def _allowed(value: Any, schema: Mapping) -> bool:
+    """Whether type, bounds and lengths allow a value."""
+    if "type" in schema:
+        types = _types(schema, set())
+        if kind_of(value) not in types and not (
+            kind_of(value) == "integer" and "number" in types
+        ):
+            return False
+    if isinstance(value, str):
+        low, high = schema.get("minLength", 0), schema.get("maxLength", math.inf)
+        return low <= len(value) <= high
+    if kind_of(value) in ("integer", "number"):
+        return (
+            schema.get("minimum", value) <= value <= schema.get("maximum", value)
+            and value > schema.get("exclusiveMinimum", -math.inf)
+            and value < schema.get("exclusiveMaximum", math.inf)
+        )
+    return True
+
+
+#  ---- references and choices -------------------------------------------------
+
+
+def _reference(name: str, book: Book, inside: tuple[str, ...]) -> Node:
+    """A call of the piece that a ``$ref`` names."""
+    if name in inside:
+        raise ValueError(f"schema: {name} contains itself with nothing around it")
+    if name not in book.pieces:
+        book.pieces[name] = NOTHING  # known from here on: it may call itself
+        book.pieces[name] = _value(target(name, book.root), book, (*inside, name))
+    return ("call", name)
+
+
+def _choice(word: str, options: Any, book: Book, inside: tuple[str, ...]) -> Node:
+    """One of several schemas."""
+    if not options:
+        raise ValueError(f"schema: a choice without options: {word!r} is empty")
+    if word == "allOf" and len(options) > 1:
+        raise NotUnderstood("schema: 'allOf' of several schemas is not understood")
+    if word == "oneOf":
+        for a, b in combinations(options, 2):
+            if not disjoint(a, b, book.root):
+                raise NotUnderstood(
+                    "schema: 'oneOf', two of whose options may fit one value, "
+                    "is not understood"
+                )
+    return ("or", [_value(option, book, inside) for option in options])
+
+
+#  ---- the types --------------------------------------------------------------
+
+
+def _typed(kind: str, schema: Mapping, book: Book) -> Node:
+    """The values of one type that fit."""
+    if kind == "object" and schema.get("properties"):
+        # Equal objects are built once, whether a reference says so or not.
+        name = "object " + json.dumps(schema, default=repr)
+        if name not in book.pieces:
+            book.pieces[name] = NOTHING
+            book.pieces[name] = _object(schema, book)
+        return ("call", name)
     if kind == "object":
-        return _object(schema, root, inside)
+        return _object(schema, book)
     if kind == "array":
-        return _array(schema, root, inside)
+        return _array(schema, book)
     if kind == "string":
         return _string(schema)
-    plain = {"number": _NUMBER, "integer": _INTEGER, "boolean": "(true|false)"}
-    return plain.get(kind, "null")
+    if kind in ("integer", "number"):
+        return _number(kind, schema)
+    words = ("true", "false") if kind == "boolean" else ("null",)
+    return ("or", [literal(word) for word in words])
 
 
-def _reference(name: str, root: Any, inside: tuple[str, ...]) -> str:
-    if name in inside:
-        raise ValueError(f"schema: {name} contains itself; a regex cannot nest freely")
-    target = root
-    for word in name.removeprefix("#/").split("/"):
-        if not isinstance(target, Mapping) or word not in target:
-            raise ValueError(f"schema: $ref {name!r} leads nowhere")
-        target = target[word]
-    return _value(target, root, (*inside, name))
-
-
-def _object(schema, root, inside) -> str:
+def _object(schema: Mapping, book: Book) -> Node:
     properties = schema.get("properties", {})
     required = set(schema.get("required", ()))
-    for name in required - properties.keys():
-        raise ValueError(f"schema: required property {name!r} is not declared")
-    members = [
-        (f"{_literal(name)}: {_value(value, root, inside)}", name in required)
-        for name, value in properties.items()
-    ]
-    return r"\{" + _members(members, first=True) + r"\}"
+    more = schema.get("additionalProperties", not properties)
+    if "propertyNames" in schema:
+        properties, more = _named(schema, properties, more, book), False
+    entries = []
+    for name in sorted(required - properties.keys()):
+        raise NotUnderstood(f"schema: required property {name!r} is not declared")
+    for name, part in properties.items():
+        if part is False and name not in required:
+            continue
+        key = ("then", [json_text.value(name), literal(": ")])
+        member = ("then", [key, _value(part, book, ())])
+        entries.append((member, int(name in required), 1))
+    if more is not False:
+        key = ("then", [json_text.other_than(list(properties)), literal(": ")])
+        entries.append((("then", [key, _value(more, book, ())]), 0, None))
+    return _braced("{", entries, "}")
 
 
-def _members(members: list[tuple[str, bool]], first: bool) -> str:
-    """Members in order; a comma before each but the first that is there."""
-    if not members:
-        return ""
-    (text, required), rest = members[0], members[1:]
-    here = text if first else f", {text}"
-    if required:
-        return here + _members(rest, first=False)
-    if not first:
-        return f"({here})?" + _members(rest, first=False)
-    return _either([here + _members(rest, first=False), _members(rest, first=True)])
+def _named(schema: Mapping, properties: Mapping, more: Any, book: Book) -> dict:
+    """The properties, those included that may be added under listed names."""
+    names = followed(schema["propertyNames"], book.root)
+    listed = values_of(names) if isinstance(names, Mapping) else None
+    if listed is None or names.keys() & (KEYWORDS["string"] | CHOICES):
+        raise NotUnderstood("schema: 'propertyNames' without 'enum' is not understood")
+    able = [name for name in listed if isinstance(name, str)]
+    declared = {name: part for name, part in properties.items() if name in able}
+    if more is False:
+        return declared
+    return declared | {name: more for name in able if name not in properties}
 
 
-def _array(schema, root, inside) -> str:
-    low, high = schema.get("minItems", 0), schema.get("maxItems")
-    first = schema.get("prefixItems", ())[:high]
-    heads = [_value(item, root, inside) for item in first]
-    if high == 0:
-        return r"\[\]"
-    if "items" not in schema:
-        if not heads or low > len(heads):
-            raise ValueError("schema: an array needs 'items'")
-        return r"\[" + ", ".join(heads) + r"\]"
-    item = _value(schema["items"], root, inside)
-    low = max(low - len(heads), 0)
-    high = None if high is None else high - len(heads)
-    if heads:
-        return r"\[" + ", ".join(heads) + f"(, {item})" + _count(low, high) + r"\]"
-    more = _count(max(low - 1, 0), None if high is None else high - 1)
-    some = f"{item}(, {item}){more}"
-    return r"\[" + (some if low else f"({some})?") + r"\]"
-
-
-def _string(schema) -> str:
-    if "pattern" in schema:
-        for other in schema.keys() & _COUNTS:
-            raise ValueError(f"schema: {other!r} beside 'pattern' is not understood")
-        pattern = schema["pattern"].removeprefix("^")
-        if pattern.endswith("$") and not pattern.endswith(r"\$"):
-            pattern = pattern[:-1]
-        return f'"{_written(parse(pattern))}"'
-    return (
-        f'"{_CHARACTER}{_count(schema.get("minLength", 0), schema.get("maxLength"))}"'
-    )
-
-
-def _written(node: tuple) -> str:
-    """The pattern of what JSON writes for the strings that a parsed pattern matches."""
-    kind, content = node[0], node[1]
-    if kind == "class":
-        return _either(_characters(content))
-    if kind == "or":
-        return _either([_written(branch) for branch in content])
-    if kind == "then":
-        return "".join(_written(part) for part in content)
-    return f"({_written(content)}){_count(node[2], node[3])}"
-
-
-def _characters(ranges: Ranges) -> list[str]:
-    """Patterns of characters as they stand in a JSON string, most of them bare."""
-    bare, written = "", []
-    for low, high in ranges:
-        for first, last in _BARE:
-            if max(low, first) <= min(high, last):
-                bare += f"{_code(max(low, first))}-{_code(min(high, last))}"
-        marks = [c for c in _ESCAPED if low <= c <= high]
-        written += [_literal(chr(c))[1:-1] for c in marks]
-    return ([f"[{bare}]"] if bare else []) + written
-
-
-# Quotation marks, backslashes and control characters cannot stand bare.
-_BARE = [(32, 33), (35, 91), (93, LAST)]
-_ESCAPED = [*range(32), 34, 92]
-
-
-def _code(character: int) -> str:
-    """A character inside of brackets."""
-    return f"\\u{character:04x}" if character < 128 else chr(character)
-
-
-def _count(low: int, high: int | None) -> str:
-    return f"{{{low},{'' if high is None else high}}}"
-
-
-def _literal(value: Any) -> str:
-    """The pattern that matches one JSON value, as it is written."""
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"schema: {value!r:.60} is not JSON ({error})") from None
-    return re.sub(r"[\\.^$*+?{}\[\]()|]", r"\\\g<0>", text)
-
-
-def _either(options) -> str:
-    options = list(options)
+def _array(schema: Mapping, book: Book) -> Node:
+    if schema.get("uniqueItems"):
+        raise NotUnderstood("schema: keyword 'uniqueItems' is not understood")
+    high = schema.get("maxItems")
+    heads = list(schema.get("prefixItems", ()))[:high]
+    low = schema.get("minItems", len(heads))
+    rest = schema.get("items", "prefixItems" not in schema)
+    # A list of items cannot have holes, so the heads come one after the other.
+    first = [(_value(item, book, ()), 1, 1) for item in heads]
+    options = [_braced("[", first[:n], "]") for n in range(low, len(first))]
+    if rest is False or high == len(first):
+        options += [_braced("[", first, "]")] * (low <= len(first))
+    else:
+        most = None if high is None else high - len(first)
+        item = (_value(rest, book, ()), max(0, low - len(first)), most)
+        options.append(_braced("[", [*first, item], "]"))
     if not options:
-        raise ValueError("schema: a choice without options")
-    return options[0] if len(options) == 1 else f"({'|'.join(options)})"
+        raise ValueError(f"schema: no array has {low} items here")
+    return ("or", options)
+
+
+def _string(schema: Mapping) -> Node:
+    for word in ("pattern", "format"):
+        if word in schema:
+            for other in sorted(schema.keys() & (KEYWORDS["string"] - {word})):
+                raise NotUnderstood(
+                    f"schema: {other!r} beside {word!r} is not understood"
+                )
+    if "pattern" in schema:
+        return quoted(written(parse_search(schema["pattern"], AGREED)))
+    name = schema.get("format")
+    if name in json_text.FORMATS:
+        return quoted(parse(json_text.FORMATS[name]))
+    if name is not None and name not in json_text.FREE_FORMATS:
+        raise NotUnderstood(f"schema: format {name!r} is not understood")
+    low, high = schema.get("minLength", 0), schema.get("maxLength")
+    return quoted(("repeat", json_text.CHARACTER, low, high))
+
+
+def _bound(
+    schema: Mapping, word: str, exclusive: str, tighter: Any
+) -> tuple[Decimal | None, bool]:
+    """The tighter of two bounds, as it is written, and whether it is excluded."""
+    closed, opened = (
+        None if schema.get(name) is None else Decimal(repr(schema[name]))
+        for name in (word, exclusive)
+    )
+    if opened is None or closed is None:
+        return (closed, False) if opened is None else (opened, True)
+    bound = tighter(closed, opened)
+    return bound, bound == opened
+
+
+def _number(kind: str, schema: Mapping) -> Node:
+    if not schema.keys() & BOUNDS:
+        return json_text.INTEGER if kind == "integer" else json_text.NUMBER
+    low, open_low = _bound(schema, "minimum", "exclusiveMinimum", max)
+    high, open_high = _bound(schema, "maximum", "exclusiveMaximum", min)
+    if kind == "number":
+        node = json_text.decimals(low, high, open_low, open_high)
+    else:
+        least = None if low is None else math.ceil(low) + (open_low and low % 1 == 0)
+        most = (
+            None if high is None else math.floor(high) - (open_high and high % 1 == 0)
+        )
+        node = json_text.integers(least, most)
+    if node is None:
+        raise ValueError(f"schema: no {kind} lies between its bounds")
+    return node

@@ -192,6 +192,7 @@ SPECIAL = Range(
     ),
 )
 REGEX = Range(lambda v: isinstance(v, str), "a regular expression, as text")
+GRAMMAR = Range(lambda v: isinstance(v, str), "a grammar, as text")
 SCHEMA = Range(lambda v: isinstance(v, (Mapping, str)), "a mapping, or its JSON")
 ROW_FUNCTION = Range(callable, "a function of (row, tokens)")
 
@@ -276,11 +277,14 @@ def check_together(c: Any) -> None:
 
 def check_constraints(c: Any) -> None:
     """The same, for what a text may or must hold."""
-    formats = c.regex is not None, c.json_schema is not None
+    formats = [c.regex, c.json_schema, c.grammar].count(None) < 3
+    refuse(c.grammar is not None and (c.regex, c.json_schema) != (None, None),
+        "a grammar and another format (regex, json_schema) exclude each other")
     suppressed = set(c.suppress_tokens or ())
-    refuse(all(formats), "regex and json_schema exclude each other")
-    refuse(c.token_healing and any(formats),
-        "token_healing and a format (regex, json_schema) exclude each other")
+    refuse(c.regex is not None and c.json_schema is not None,
+        "regex and json_schema exclude each other")
+    refuse(c.token_healing and formats,
+        "token_healing and a format (regex, json_schema, grammar) exclude each other")
     refuse(c.forced_bos_token_id in suppressed,
         "forced_bos_token_id and suppress_tokens contradict each other")
     refuse(c.forced_eos_token_id and suppressed.issuperset(c.forced_eos_token_id),

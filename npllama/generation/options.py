@@ -202,6 +202,9 @@ class GenerationConfig:
         "hold the new text to a regular expression", steps.formats)
     json_schema: Mapping | str | None = constraint(None, must_be.SCHEMA,
         "hold the new text to a JSON schema", steps.formats)
+    grammar: str | None = constraint(None, must_be.GRAMMAR,
+        "hold the new text to a grammar in Lark's notation; needs npllama[guide]",
+        steps.formats)
     token_healing: bool = constraint(False, must_be.FLAG,
         "take back the prompt's last token, and let a longer one come", steps.formats)
     contrastive_alpha: float = constraint(0.1, must_be.PROBABILITY,

@@ -15,8 +15,13 @@ import numpy as np
 from npllama.cache import KVCache
 from npllama.decoding.automaton import Machine, compile_regex
 from npllama.decoding.common import Job, Process, Stop, room
-from npllama.decoding.guided import Guide, guide_for, guided, heal
-from npllama.decoding.json_schema import schema_to_regex
+from npllama.decoding.engine import (
+    Grammar,
+    compile_grammar,
+    compile_schema,
+    guide_of,
+)
+from npllama.decoding.guided import Format, Guide, guided, heal
 from npllama.decoding.stopping import (
     Trimmer,
     after_seconds,
@@ -50,7 +55,7 @@ class Plan(NamedTuple):
     config: GenerationConfig
     helpers: Helpers
     eos: tuple[int, ...]
-    guide: Guide | None  # of the format that binds the new text
+    guide: Format | None  # of the format that binds the new text
     whole: Stop  # ends a text that is whole: after an end token, or a full format
     stop: Stop  # ends it also for the other reasons that the config names
 
@@ -88,8 +93,8 @@ def plan_of(model: Model, config: GenerationConfig, helpers: Helpers) -> Plan:
     eos = config.eos_token_id
     eos = tuple(model.config.eos_token_id if eos is None else eos)
     guide, whole, others = None, [at_tokens(eos)], list[Stop]()
-    if (machine := format_of(config)) is not None:
-        guide = guide_for(tokenizer_of(model), machine, eos)
+    if (compiled := format_of(config)) is not None:
+        guide = guide_of(tokenizer_of(model), compiled, eos)
         whole.append(lambda tokens: "format" if guide.finished(tokens) else None)
     if config.stop_strings:
         others.append(at_strings(tokenizer_of(model), config.stop_strings))
@@ -116,16 +121,18 @@ def check_helpers(model: Model, config: GenerationConfig, helpers: Helpers) -> N
         raise ValueError(f"an assistant and {others[0]} exclude each other")
 
 
-def format_of(config: GenerationConfig) -> Machine | None:
+def format_of(config: GenerationConfig) -> Machine | Grammar | None:
     """What binds the new text, if the config names a format.
 
     Raises
     ------
     ValueError
-        If the regular expression or the schema is malformed.
+        If the regular expression, the schema or the grammar is malformed.
     """
     if config.json_schema is not None:
-        return compile_regex(schema_to_regex(config.json_schema))
+        return compile_schema(config.json_schema)
+    if config.grammar is not None:
+        return compile_grammar(config.grammar)
     return None if config.regex is None else compile_regex(config.regex)
 
 

@@ -1,0 +1,120 @@
+r"""What a schema says of its values, before any text is written.
+
+Two questions come up before a schema can be written as texts.  Where does a reference
+lead?  And can two schemas fit one value?  ``oneOf`` asks for a value that fits exactly
+one of several schemas; where no two of them have a value in common, that is the same as
+"one of them", which is easy to write.  The second question is hard in general, so
+`disjoint` looks for reasons that it can be sure of: no common type, no common value in
+two lists, or a property that both demand with disjoint schemas.  The last is how a
+union is discriminated:
+
+    {"kind": {"const": "cat"}, ...}     {"kind": {"const": "dog"}, ...}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote
+
+TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
+
+
+class NotUnderstood(ValueError):
+    """The schema may be sound; this chapter cannot express it."""
+
+
+def kind_of(value: Any) -> str:
+    """The JSON type of a value; whole numbers are integers, 1.0 included."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, (int, float)):
+        return "integer" if value == value // 1 else "number"
+    if isinstance(value, str):
+        return "string"
+    return "object" if isinstance(value, Mapping) else "array"
+
+
+def among(value: Any, values: Any) -> bool:
+    return any(same(value, other) for other in values)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal as JSON: 1 is 1.0, but true is not 1."""
+    return isinstance(a, bool) == isinstance(b, bool) and a == b
+
+
+def target(name: str, root: Any) -> Any:
+    """What a JSON pointer such as ``#/$defs/node`` points to."""
+    if name.partition("#")[0] or not (name == "#" or name.startswith("#/")):
+        raise NotUnderstood(f"schema: $ref {name!r} points outside of the schema")
+    found = root
+    for word in unquote(name).split("/")[1:]:
+        word = word.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, (list, tuple)) and word.isdigit():
+            found = dict(enumerate(found)).get(int(word))
+        elif isinstance(found, Mapping):
+            found = found.get(word)
+        if found is None or not isinstance(found, (bool, Mapping, list, tuple)):
+            raise ValueError(f"schema: $ref {name!r} leads nowhere")
+    return found
+
+
+def disjoint(a: Any, b: Any, root: Any, depth: int = 8) -> bool:
+    """Whether it is certain that no value fits both schemas.
+
+    It is if they have no type in common, or list values of which none is common, or
+    both demand a property whose schemas are disjoint.
+    """
+    a, b = (followed(schema, root) for schema in (a, b))
+    if not isinstance(a, Mapping) or not isinstance(b, Mapping) or depth == 0:
+        return False
+    for one, other in ((a, b), (b, a)):
+        for word in ("anyOf", "oneOf"):
+            if one.get(word):
+                return all(disjoint(x, other, root, depth - 1) for x in one[word])
+    listed = [values_of(schema) for schema in (a, b)]
+    if None not in listed:
+        return not any(among(value, listed[1]) for value in listed[0])
+    if not kinds_of(a) & kinds_of(b):
+        return True
+    if kinds_of(a) != {"object"} and kinds_of(b) != {"object"}:
+        return False
+    common = set(a.get("required", ())) & set(b.get("required", ()))
+    shared = (a.get("properties", {}), b.get("properties", {}))
+    return any(
+        disjoint(shared[0][name], shared[1][name], root, depth - 1)
+        for name in common
+        if all(name in properties for properties in shared)
+    )
+
+
+def followed(schema: Any, root: Any) -> Any:
+    """The schema that a chain of references and lone allOf leads to."""
+    for _ in range(16):
+        if not isinstance(schema, Mapping):
+            return schema
+        if isinstance(schema.get("$ref"), str):
+            schema = target(schema["$ref"], root)
+        elif isinstance(schema.get("allOf"), list) and len(schema["allOf"]) == 1:
+            schema = schema["allOf"][0]
+        else:
+            return schema
+    return True
+
+
+def values_of(schema: Mapping) -> list | None:
+    return [schema["const"]] if "const" in schema else schema.get("enum")
+
+
+def kinds_of(schema: Mapping) -> set[str]:
+    """The types that a schema allows; number stands for integer, too."""
+    values = values_of(schema)
+    if values is not None:
+        kinds = {kind_of(value) for value in values}
+    else:
+        types = schema.get("type", TYPES)
+        kinds = {types} if isinstance(types, str) else set(types)
+    return kinds | {"integer"} if "number" in kinds else kinds
