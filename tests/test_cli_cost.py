@@ -224,7 +224,10 @@ def test_file_that_is_no_config_is_one_line(text, capsys, tmp_path):
 def test_every_preset_and_every_machine_has_a_roofline(capsys):
     for machine in hardware.HARDWARE:
         asked = ["roofline", "--config", "llama-3.1-405b", "--hardware", machine]
-        assert "never" in run(capsys, *asked, "--prompt", "131072")
+        long = [*asked, "--prompt", "131072"]
+        assert "never" in run(capsys, *long, "--causal", "square")
+        # Where the cache is all that is read, the M1 Ultra computes too slowly.
+        assert ("never" in run(capsys, *long)) == (machine != "m1-ultra")
     for name in PRESETS:
         run(capsys, "roofline", "--config", name, "--hardware", "h200")
 

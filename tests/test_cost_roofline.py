@@ -353,3 +353,56 @@ def test_phase_without_operators_of_one_kind_is_bound_by_the_other():
     slow = Hardware("slow", {"fp16": 1.0}, 1e30)
     bounds = [phase(preset("llama-2-7b"), ops, 1, m, HALF).bound for m in (fast, slow)]
     assert bounds == ["memory", "compute"]
+
+
+# ---- attention as one program -----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "machine", "prompt", "times"),
+    [
+        # What an outside calculator found of a causal fused kernel.
+        ("llama-2-7b", "a100-80g", 2048, 1.07),
+        ("llama-2-7b", "a100-80g", 32_768, 1.56),
+    ],
+)
+def test_fused_attention_is_the_bound_that_a_kernel_has(name, machine, prompt, times):
+    config, kinds = preset(name), dtypes("fp16")
+    square, fused = (
+        predict(config, HARDWARE[machine], 1, prompt, 2, kinds, causal)
+        for causal in ("square", "fused")
+    )
+    assert square.prefill.seconds / fused.prefill.seconds == pytest.approx(times, 0.01)
+
+
+def test_fused_attention_multiplies_the_triangle_and_moves_no_score():
+    config, B, T = preset("llama-3-8b"), 3, 50
+    kinds, machine = dtypes("fp16"), HARDWARE["h100"]
+    ways = {
+        causal: {
+            op.name: op
+            for op in predict(config, machine, B, T, 2, kinds, causal).prefill.operators
+        }
+        for causal in ("square", "triangle", "fused")
+    }
+    H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    for name in ("scores", "values"):
+        assert ways["fused"][name].flops == ways["triangle"][name].flops
+        # Queries or results, and keys or values, once each.
+        moved = config.num_hidden_layers * B * T * D * (H + K)
+        assert ways["fused"][name].bytes == 2 * moved
+    for name in ways["square"].keys() - {"scores", "values"}:
+        assert ways["fused"][name] == ways["square"][name]
+
+
+@pytest.mark.parametrize("causal", ["square", "triangle", "blocks"])
+@pytest.mark.parametrize("prompt", [1, 7, 700])
+def test_nothing_is_faster_than_fused(causal, prompt):
+    for name in ("tinyllama-1.1b", "llama-2-7b"):
+        slow, fast = (
+            predict(preset(name), HARDWARE["a100-80g"], 2, prompt, 9, dtypes("fp16"), c)
+            for c in (causal, "fused")
+        )
+        assert fast.prefill.seconds <= slow.prefill.seconds
+        assert fast.decode.seconds <= slow.decode.seconds
+        assert fast.seconds <= slow.seconds

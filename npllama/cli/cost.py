@@ -23,6 +23,7 @@ from npllama.cost.printed import (
 from npllama.cost.probe import THIS_MACHINE, hardware
 from npllama.cost.roofline import (
     BYTES,
+    FUSED,
     Dtypes,
     Prediction,
     dtypes,
@@ -68,6 +69,9 @@ def add_commands(commands) -> None:
     option("--weights-dtype", metavar="DTYPE",
            help=f"{kinds} (default: fp16; on {THIS_MACHINE} fp32)")
     option("--cache-dtype", metavar="DTYPE", help="fp16, or fp32 with such weights")
+    option("--causal", choices=(*CAUSAL, FUSED),
+           help="what attention multiplies and moves (default: fused, which no program "
+                f"beats; on {THIS_MACHINE} blocks)")
     option("--acceptance", type=float, metavar="P",
            help="speculation: probability that a guess is kept")
     option("--guesses", type=int, default=4, metavar="N", help="per round (default: 4)")
@@ -234,9 +238,8 @@ def asked_of(options: argparse.Namespace) -> Asked:
         raise UsageError(str(error)) from None
     speculation = speculation_of(options)
     machine = machine_of(options)
-    return Asked(
-        config, text, machine, kinds, "blocks" if ours else "square", speculation
-    )
+    causal = options.causal or ("blocks" if ours else FUSED)
+    return Asked(config, text, machine, kinds, causal, speculation)
 
 
 def speculation_of(options: argparse.Namespace) -> dict[str, float]:
@@ -259,7 +262,7 @@ def run_roofline(options: argparse.Namespace) -> None:
     asked = asked_of(options)
     config, text, machine, kinds, causal, speculation = asked
     found = predict(config, machine, *text, kinds, causal)
-    facts = speed_facts(config, machine, kinds, text, found)
+    facts = speed_facts(config, machine, kinds, text, found, causal)
     facts |= room_facts(config, machine, kinds, text) | speculation
     if options.plot:
         draw(options, machine, kinds, found)
@@ -280,7 +283,7 @@ def print_roofline(asked: Asked, found: Prediction, facts: dict[str, Any]) -> No
     roof = f"{machine.rate(kinds.arithmetic) / 1e12:.4g} TFLOP/s"
     print(
         f"{machine.name}: {roof}, {machine.bandwidth / 1e9:,.4g} GB/s; "
-        f"weights {kinds.weights}, cache {kinds.cache}"
+        f"weights {kinds.weights}, cache {kinds.cache}, attention {asked.causal}"
     )
     phases = {"prefill": found.prefill, "one step of decode": found.decode}
     for name, phase in phases.items():

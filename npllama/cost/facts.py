@@ -52,12 +52,17 @@ def flops_facts(config: Config, text: Text) -> dict[str, float]:
 
 
 def speed_facts(
-    config: Config, machine: Hardware, kinds: Dtypes, text: Text, found: Prediction
+    config: Config,
+    machine: Hardware,
+    kinds: Dtypes,
+    text: Text,
+    found: Prediction,
+    causal: str,
 ) -> dict[str, Any]:
     """Of a text under a roof: how fast it is, and where the ridge lies."""
 
     def batch(cached: int) -> int | None:
-        return compute_bound_batch(config, machine, cached, kinds)
+        return compute_bound_batch(config, machine, cached, kinds, causal)
 
     return {
         "ridge, FLOPs/byte": machine.ridge(kinds.arithmetic),

@@ -23,7 +23,7 @@ arXiv:2211.17192, theorem 3.8.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from npllama.config import Config
@@ -180,6 +180,40 @@ def phase(
 #  ---- a whole text -----------------------------------------------------------
 
 
+FUSED = "fused"
+
+
+def fused(
+    config: Config, square: Iterable[Operator], triangle: Iterable[Operator]
+) -> tuple[Operator, ...]:
+    """Operators of an attention that is one program on a GPU, as FlashAttention is.
+
+    It multiplies no pair that is masked, as in the triangle, reads every key and value
+    once, as in the square, and moves no score.
+
+    Parameters
+    ----------
+    square, triangle : operators of the same passes, counted either way
+    """
+
+    def one(whole: Operator, half: Operator) -> Operator:
+        if whole.name not in ("scores", "values"):
+            return whole
+        pairs = whole.flops // (2 * config.head_dim)
+        return whole._replace(flops=half.flops, activations=whole.activations - pairs)
+
+    return tuple(map(one, square, triangle))
+
+
+def counted(
+    config: Config, count: Callable[[str], tuple[Operator, ...]], causal: str
+) -> tuple[Operator, ...]:
+    """The operators that `count` gives, or the two ways of counting made `fused`."""
+    if causal == FUSED:
+        return fused(config, count("square"), count("triangle"))
+    return count(causal)
+
+
 class Prediction(NamedTuple):
     """What continuing a prompt takes."""
 
@@ -208,22 +242,34 @@ def predict(
     ----------
     prompt, new_tokens : int
         Per row.
-    causal : "square", "triangle", "blocks" or "rowwise"
-        How queries meet keys; "blocks" is what this package does.
+    causal : "square", "triangle", "blocks", "rowwise" or "fused"
+        How queries meet keys; "blocks" is what this package does, and below "fused"
+        no program can go.
     """
-    before, after = generation(config, batch, prompt, new_tokens, causal=causal)
+
+    def of(part: int) -> tuple[Operator, ...]:
+        return counted(
+            config,
+            lambda c: generation(config, batch, prompt, new_tokens, causal=c)[part],
+            causal,
+        )
+
+    before, after = of(0), of(1)
     middle = prompt + max(new_tokens - 2, 0) // 2
     first = phase(config, before, batch * prompt, machine, kinds)
-    step = phase(
-        config, decode(config, batch, middle, causal=causal), batch, machine, kinds
-    )
+    one = counted(config, lambda c: decode(config, batch, middle, causal=c), causal)
+    step = phase(config, one, batch, machine, kinds)
     steps = new_tokens - 1
     rest = phase(config, after, batch * steps, machine, kinds, passes=steps)
     return Prediction(first, step, first.seconds + rest.seconds)
 
 
 def compute_bound_batch(
-    config: Config, machine: Hardware, cached: int, kinds: Dtypes
+    config: Config,
+    machine: Hardware,
+    cached: int,
+    kinds: Dtypes,
+    causal: str = "square",
 ) -> int | None:
     """The smallest batch whose decode computes longer than it moves.
 
@@ -232,10 +278,14 @@ def compute_bound_batch(
     move for (W + B m) / M.  None if m alone takes longer: the cache of a long context
     keeps decode bound by memory at any batch.
     """
-    one, two = (
-        phase(config, operators(config, B, 1, cached), B, machine, kinds)
-        for B in (1, 2)
-    )
+
+    def step(batch: int) -> Phase:
+        ops = counted(
+            config, lambda c: operators(config, batch, 1, cached, causal=c), causal
+        )
+        return phase(config, ops, batch, machine, kinds)
+
+    one, two = step(1), step(2)
     math_row = sum(op.math for op in one.operators)
     # The embedding's rows are weights that each row reads for itself.
     memory_one, memory_two = (sum(op.memory for op in p.operators) for p in (one, two))
