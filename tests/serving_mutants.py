@@ -9,7 +9,9 @@ RAGGED = ROWWISE + "rows_of_unequal_length_are_the_same_bits_as_alone"
 
 MUTANTS = [
     # ---- bit-exact rows
-    ("ops.py", "<= 7 or _rowwise.get():", "<= 7:", BITS),
+    ("ops.py", "<= FEW or _rowwise.get():", "<= FEW:", BITS),
+    ("ops.py", "np.matmul(b.T, a.T).T)", "np.matmul(b.T, a.T).reshape(M, -1))",
+     "test_ops.py::test_any_number_of_rows_gives_the_same_product"),
     ("ops.py", "_rowwise.reset(token)", "pass",
      ROWWISE + "the_switch_is_off_again_after_the_block_and_after_an_error"),
     ("attention.py", "key_block, head_block = 1, LEAST_KEYS, 1",

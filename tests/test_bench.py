@@ -8,7 +8,9 @@ import bench
 import children
 import numpy as np
 import pytest
+from benchmarks import cells
 from benchmarks.programs import Products
+from benchmarks.random_model import write_model
 from benchmarks.report import machine, table
 
 from npllama import config
@@ -77,10 +79,22 @@ def test_the_floor_does_the_products_of_the_forward_pass_with_the_weights():
 
 
 def test_attention_alone_is_measured_in_time_and_memory():
-    found = bench.measure_attention(bench.QUICK, 1, {}, S=64, S_memory=128)
+    found = cells.measure_attention(1, 1, {}, 64, 128, lambda text: None)
     assert set(found["programs"]) == {"npllama"}
     assert found["programs"]["npllama"]["median"] > 0
     assert found["memory"]["positions"] == 128
+
+
+def test_batches_long_contexts_beams_and_start_are_measured(tiny, tmp_path):
+    path = tmp_path / "tiny.npz"
+    write_model(config.preset("tiny"), path, 1)
+    some = [cells.Cell(3, 5, 1), cells.Cell(1, 70, 4)]
+    found = cells.measure(path, 1, 1, {}, lambda text: None, some)
+    assert list(found["passes"]) == ["decode of 3 after 5", "prefill 4 after 70"]
+    for rows in (*found["passes"].values(), found["4 beams"], found["start"]):
+        assert set(rows) == {"npllama"} and rows["npllama"]["median"] > 0
+    results = {"machine": machine(1), "sizes": {}, "cells": {"size": "tiny"} | found}
+    assert "decode of 3 after 5" in table(results) and "4 beams" in table(results)
 
 
 def test_decoding_is_measured_and_guesses_are_counted(tiny, monkeypatch, tmp_path):

@@ -17,7 +17,17 @@ from strategies import dtypes, normal, products, seeds
 from tolerances import assert_close, assert_same
 
 from npllama import ops
-from npllama.ops import Observer, einsum, enter, note, observing, row_by_row
+from npllama.ops import (
+    FEW,
+    SOME,
+    Observer,
+    einsum,
+    enter,
+    multiply,
+    note,
+    observing,
+    row_by_row,
+)
 
 
 class Watcher(Observer):
@@ -85,6 +95,15 @@ def test_few_rows_times_a_matrix_equals_matmul(M, S, C, seed, dtype):
     a, b = normal([seed, 0], M, S, dtype=dtype), normal([seed, 1], C, S, dtype=dtype).T
     y = row_by_row(a, b)
     assert y.dtype == dtype
+    assert_close(y, np.matmul(a, b), S, scale=10)
+
+
+@pytest.mark.parametrize("M", [1, 2, FEW, FEW + 1, 33, SOME, SOME + 1, 100])
+@given(S=st.integers(1, 9), C=st.integers(1, 9), seed=seeds, dtype=dtypes)
+def test_any_number_of_rows_gives_the_same_product(M, S, C, seed, dtype):
+    a, b = normal([seed, 0], M, S, dtype=dtype), normal([seed, 1], C, S, dtype=dtype).T
+    y = multiply(a, b)
+    assert y.dtype == dtype and y.flags.c_contiguous
     assert_close(y, np.matmul(a, b), S, scale=10)
 
 

@@ -5,6 +5,7 @@
     python tools/bench.py --sizes --attention        attention alone
     python tools/bench.py --sizes --decoding         what chance costs and guesses save
     python tools/bench.py --sizes --roofline         the roofline's prediction for it
+    python tools/bench.py --sizes --cells            batches, long contexts, beams, start
 
 For each size a model of random weights is written to a temporary folder, and every
 program reads it: npllama, transformers on torch, llama.cpp.  Measured are loading,
@@ -36,6 +37,8 @@ import numpy as np
 # Measure this checkout, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import cells
+from benchmarks.cells import measure_attention
 from benchmarks.processes import Failure, Worker, interpreter, missing
 from benchmarks.random_model import write_model
 from benchmarks.report import FLOOR, OURS, machine, summary, table, without_variant
@@ -48,7 +51,8 @@ PEERS = ("torch", "llama.cpp")
 ALONE = ("torch", "jax")  # attention alone
 PREFILL, CONTEXT = 256, 64
 SAME = 5e-3  # Another function of the weights differs by more, as a part of the range.
-ATTENTION, ATTENTION_MEMORY = 4096, 8192
+ATTENTION, ATTENTION_MEMORY = (4096, 16384), 8192
+CELLS_SIZE = SHORT["110m"]
 # Decoding: sampling is measured where a step is short, lookup where it is long.
 CHANCE_SIZE, LOOKUP_SIZE, TEXT, DRAFTED = SHORT["15m"], SHORT["1.1b"], 96, 4
 # The smallest fits into some caches, and then is no matter of memory's bandwidth.
@@ -198,31 +202,6 @@ def run_rounds(
     return times
 
 
-#  ---- attention alone ----------------------------------------------------------
-
-
-def measure_attention(
-    plan: Plan, threads: int, peers: dict[str, str], S: int, S_memory: int
-) -> dict[str, Any]:
-    """Seconds of one call for every program, and the memory of npllama's."""
-    programs = {"npllama": sys.executable} | peers
-    times: dict[str, list[list[float]]] = {}
-    for i in range(plan.rounds):
-        for program, python in programs.items():
-            progress(f"attention: round {i + 1} of {plan.rounds}, {program}")
-            with Worker("attention", program, python, threads) as worker:
-                answer = worker.ask("time", S=S, repeats=2)
-            name = OURS if program == "npllama" else answer["name"]
-            times.setdefault(name, []).append(answer["seconds"])
-    with Worker("attention", "npllama", sys.executable, threads) as worker:
-        memory = worker.ask("memory", S=S_memory)
-    return {
-        "positions": S,
-        "programs": summary(times, lambda seconds: 1e3 * seconds),
-        "memory": {"positions": S_memory} | memory,
-    }
-
-
 #  ---- decoding -----------------------------------------------------------------
 
 
@@ -316,6 +295,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
            help="threads of every program; by default all processors")
     option("--attention", action="store_true",
            help=f"also time attention alone, at {ATTENTION} positions")
+    option("--cells", action="store_true",
+           help="also time batches, long contexts, beams and start-up, at 110m")
     option("--decoding", action="store_true",
            help="also time sampling and prompt lookup, and count the draft's guesses")
     option("--roofline", action="store_true",
@@ -350,21 +331,18 @@ def scratch() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="npllama-bench-")
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Everything that was asked for."""
-    plan = QUICK if options.quick else THOROUGH
-    peers = find_peers(options.peers, dict(options.python))
-    results: dict[str, Any] = {"machine": machine(options.threads), "sizes": {}}
-    results["plan"] = plan._asdict()
-    models = {name: python for name, python in peers.items() if name in PEERS}
-    also = ROOFLINE_SIZES if options.roofline else ()
+def measure_sizes(
+    options: argparse.Namespace, plan: Plan, models: dict[str, str]
+) -> dict[str, Any]:
+    """Prefill and decode of every size; those of the roofline beside the probe."""
+    also, found = ROOFLINE_SIZES if options.roofline else (), {}
     with scratch() as folder, ExitStack() as stack:
         probe = None
         if options.roofline:
             worker = Worker("roofline", "probe", sys.executable, options.threads)
             probe = stack.enter_context(worker)
         for name in dict.fromkeys([*options.sizes, *also]):
-            results["sizes"][name] = measure_size(
+            found[name] = measure_size(
                 name,
                 plan,
                 options.threads,
@@ -372,14 +350,35 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 Path(folder),
                 probe if name in ROOFLINE_SIZES else None,
             )
+    return found
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything that was asked for."""
+    plan = QUICK if options.quick else THOROUGH
+    peers = find_peers(options.peers, dict(options.python))
+    models = {name: python for name, python in peers.items() if name in PEERS}
+    results: dict[str, Any] = {"machine": machine(options.threads)}
+    results["plan"] = plan._asdict()
+    results["sizes"] = measure_sizes(options, plan, models)
     if options.roofline:
         predicted = {name: results["sizes"][name] for name in ROOFLINE_SIZES}
         results["roofline"] = compare(predicted, CONTEXT)
     if options.attention:
         others = {name: python for name, python in peers.items() if name in ALONE}
-        results["attention"] = measure_attention(
-            plan, options.threads, others, ATTENTION, ATTENTION_MEMORY
-        )
+        results["attention"] = [
+            measure_attention(
+                plan.rounds, options.threads, others, S, ATTENTION_MEMORY, progress
+            )
+            for S in ATTENTION
+        ]
+    if options.cells:
+        with scratch() as folder:
+            path = Path(folder) / f"{CELLS_SIZE}.npz"
+            write_model(preset(CELLS_SIZE), path, 1 + ("llama.cpp" in models))
+            results["cells"] = {"size": CELLS_SIZE} | cells.measure(
+                path, max(1, plan.rounds // 2), options.threads, models, progress
+            )
     if options.decoding:
         with scratch() as folder:
             results["decoding"] = measure_decoding(plan, options.threads, Path(folder))

@@ -80,6 +80,17 @@ class NpLlama:
         calls = {"greedy": write, "sampling": lambda: write(**chance)}
         return {"seconds": interleaved(calls, repeats)}
 
+    def time_beams(self, beams: int, tokens: int, repeats: int) -> list[float]:
+        """Seconds of a beam search for a text."""
+        from npllama import GenerationConfig, generate
+
+        prompt = np.random.default_rng(1).integers(3, 60, 8).tolist()
+        config = GenerationConfig(
+            num_beams=beams, max_new_tokens=tokens, eos_token_id=()
+        )
+        call = {"": lambda: generate(self.m, [prompt], config)}
+        return interleaved(call, repeats + 1)[""][1:]
+
     def time_lookup(self, tokens: int, repeats: int) -> dict[str, Any]:
         """Seconds of decoding a repetitive text, token by token and with prompt lookup."""
         from npllama.cache import new_cache
@@ -109,6 +120,25 @@ class NpLlama:
         calls = {"one by one": one_by_one, "prompt lookup": looked_up}
         seconds = interleaved(calls, repeats)
         return {"seconds": seconds, "passes": len(steps)}
+
+
+class Torch:
+    """`generate` of transformers on the same model."""
+
+    def __init__(self, threads: int, path: str):
+        from benchmarks.programs import Torch
+
+        self.program = Torch(threads, path)
+
+    def time_beams(self, beams: int, tokens: int, repeats: int) -> list[float]:
+        """Seconds of a beam search for a text."""
+        prompt = np.random.default_rng(1).integers(3, 60, 8).tolist()
+        ids = self.program.torch.tensor([prompt])
+        options = {"num_beams": beams, "max_new_tokens": tokens, "do_sample": False}
+        options |= {"eos_token_id": None, "pad_token_id": 0}
+        model = self.program.models["sdpa"]
+        call = {"": lambda: model.generate(ids, **options)}
+        return interleaved(call, repeats + 1)[""][1:]
 
 
 class Pair:
@@ -145,4 +175,4 @@ class Pair:
         return float(np.mean(kept))
 
 
-PROGRAMS = {"npllama": NpLlama, "pair": Pair}
+PROGRAMS = {"npllama": NpLlama, "torch": Torch, "pair": Pair}

@@ -63,6 +63,11 @@ class Program:
             {v: lambda v=v: self.step(v, context[0]) for v in self.variants}, steps
         )
 
+    def first_token(self, context: list[int]) -> dict[str, Any]:
+        """Read a prompt: with the start of this process, what a fresh one takes."""
+        self.prefill(self.variants[0], np.array(context))
+        return {}
+
     def memory(self) -> dict[str, int]:
         """Resident bytes, now and at the peak."""
         return memory()
@@ -192,8 +197,8 @@ class Torch(Program):
         return out.logits[0, -1].numpy()
 
 
-def as_gguf(source: str, target: Path) -> int:
-    """Write a model as a GGUF file; return the size of its vocabulary."""
+def as_gguf(source: str, target: Path) -> None:
+    """Write a model as a GGUF file."""
     # Here, so that other programs are measured without npllama in memory.
     from candidates.gguf_file import write_gguf
     from candidates.text import named_weights
@@ -202,7 +207,6 @@ def as_gguf(source: str, target: Path) -> int:
 
     model = load(source)
     write_gguf(target, model.config, named_weights(model))
-    return model.config.vocab_size
 
 
 class LlamaCpp(Program):
@@ -219,10 +223,13 @@ class LlamaCpp(Program):
         api.llama_log_set(self.quiet, ctypes.c_void_p(0))
         api.llama_backend_init()
         file = Path(path).with_suffix(".gguf")
-        self.vocabulary = as_gguf(path, file)
+        if not file.exists():
+            as_gguf(path, file)
         options = api.llama_model_default_params()
         options.n_gpu_layers = 0
         self.m = api.llama_model_load_from_file(os.fsencode(file), options)
+        words = api.llama_model_get_vocab(self.m)
+        self.vocabulary = api.llama_vocab_n_tokens(words)
         self.contexts = {v: self._context(v, threads) for v in self.variants}
 
     def _context(self, variant: str, threads: int):

@@ -101,8 +101,10 @@ def table(results: dict[str, Any]) -> str:
         for measure in ("prefill", "decode"):
             lines += _rate_lines(name, measure, size[measure])
         lines += _memory_lines(name, size["memory"])
-    if "attention" in results:
-        lines += _attention_lines(results["attention"])
+    for part in results.get("attention", []):
+        lines += _attention_lines(part)
+    if "cells" in results:
+        lines += _cell_lines(results["cells"])
     if "decoding" in results:
         lines += _decoding_lines(results["decoding"])
     if "roofline" in results:
@@ -167,6 +169,18 @@ def _attention_lines(part: dict[str, Any]) -> list[Line]:
         lines.append(
             ("attention", measure, OURS, _figure(used / 1e6), "", "", "MB", "")
         )
+    return lines
+
+
+def _cell_lines(part: dict[str, Any]) -> list[Line]:
+    size, lines = part["size"], []
+    for measure, rows in part["passes"].items():
+        for who, row in faster_variants(rows).items():
+            lines.append(_line(size, measure, who, row, "token/s"))
+    for measure, rows in part.items():
+        if measure not in ("size", "passes"):
+            unit = "ms" if measure == "start" else "token/s"
+            lines += [_line(size, measure, who, row, unit) for who, row in rows.items()]
     return lines
 
 
