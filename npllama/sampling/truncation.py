@@ -172,9 +172,12 @@ def top_p(
     p : float
         In [0, 1]. 0 keeps one token, 1 keeps all.
     ties : {"highest", "lowest"}
-        Which ids are kept first among equally probable tokens: the highest
-        (Hugging Face and vLLM, who sort upwards) or the lowest (llama.cpp,
-        Meta).
+        Which ids are kept first among equally probable tokens: the highest, or
+        the lowest (llama.cpp, Meta; vLLM's kernel for batches of 8 and more). The
+        highest are the last ones of an upward sort that keeps equals in order, as
+        Hugging Face sorts, and vLLM in smaller batches; but torch's sort keeps
+        them in order up to 16 elements only (measured, version 2.13), so on a
+        real vocabulary their choice among ties is any.
     crossing : {"exclusive", "inclusive"}
         A token stays while the mass *before* it is < p ("exclusive": Hugging
         Face, vLLM, llama.cpp) or <= p ("inclusive": Meta, llama2.c), which is
