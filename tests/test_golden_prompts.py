@@ -11,12 +11,14 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import children
+import numpy as np
 import pytest
 from strategies import DISTINCT
 from test_golden_record import called, saved
 
+from npllama.golden import prompts
 from npllama.golden.prompts import Job, do, read_prompts, record_all
-from npllama.golden.record import Wanted
+from npllama.golden.record import Wanted, sha256
 from npllama.golden.trace import read_golden
 
 ROOT = Path(__file__).parent.parent
@@ -83,6 +85,50 @@ def test_other_weights_are_another_run(weights, tmp_path):
     other = saved(tmp_path / "other.npz", DISTINCT, "float32", seed=1)
     with pytest.raises(ValueError, match="holds another run"):
         do(job._replace(weights=str(other)))
+
+
+def test_a_model_that_was_replaced_is_read_anew(tmp_path):
+    model, hashes = tmp_path / "m.npz", []
+    jobs = [
+        Job(str(model), [1, 5], f"{tmp_path}/{i}.npz", Wanted(floors=()))
+        for i in (0, 1)
+    ]
+    for seed, job in enumerate(jobs):
+        saved(model, DISTINCT, "float32", seed)
+        hashes.append(sha256(model))
+        do(job)
+    traces = [read_golden(job.path) for job in jobs]
+    assert [trace.meta["weights_sha256"] for trace in traces] == hashes
+    first, second = (trace["prefill/lm_head"] for trace in traces)
+    assert not np.allclose(first, second)
+    with pytest.raises(ValueError, match="holds another run"):
+        do(jobs[0])  # of the first model, which is no more
+
+
+def test_a_model_that_is_replaced_while_it_is_read_is_told(tmp_path, monkeypatch):
+    model = saved(tmp_path / "m.npz", DISTINCT, "float32")
+    job = Job(str(model), [1, 5], f"{tmp_path}/g.npz", Wanted(floors=()))
+    do(job._replace(path=f"{tmp_path}/first.npz", dtype="float32"))  # its hash is kept
+    read = prompts.load
+
+    def slowly(*arguments):
+        found = read(*arguments)
+        saved(model, DISTINCT, "float32", 1)
+        return found
+
+    monkeypatch.setattr(prompts, "load", slowly)
+    with pytest.raises(ValueError, match="was replaced while it was read"):
+        do(job)
+    assert not os.path.exists(job.path)
+
+
+def test_a_file_that_no_reader_finds_is_no_success(weights, tmp_path, monkeypatch):
+    # As on a cluster whose workers have disks of their own.
+    monkeypatch.setattr(prompts, "do", lambda job: job.path)
+    monkeypatch.setattr(prompts, "PATIENCE", 0.2)
+    with ThreadPoolExecutor(1) as pool:
+        with pytest.raises(ValueError, match="0.npz: was recorded and is not here"):
+            record_all(jobs_for(weights, tmp_path / "one", 1), pool)
 
 
 def test_a_prompt_that_fails_stops_the_run_and_loses_nothing(weights, tmp_path):

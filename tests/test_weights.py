@@ -22,7 +22,7 @@ from strategies import DISTINCT, configs, seeds
 
 from npllama.config import config_to_hf
 from npllama.files.checkpoint import STORED, load, save, widen
-from npllama.files.npz import ALIGNMENT, read_npz
+from npllama.files.npz import ALIGNMENT, read_npz, writing
 from npllama.weights import LAYER_NAMES, check_shapes, tensor_shapes
 
 every_dtype = pytest.mark.parametrize("dtype", STORED)
@@ -206,6 +206,15 @@ def test_an_interrupted_save_leaves_nothing(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path / "model.npz", DISTINCT, tensors())
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_interrupt_while_a_member_is_opened_is_not_hidden(tmp_path):
+    # zipfile cannot close an archive while a member is open, and says so instead.
+    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "a.npz") as archive:
+        member = archive.open("member", "w")
+        member.write(b"half")
+        raise KeyboardInterrupt
     assert os.listdir(tmp_path) == []
 
 

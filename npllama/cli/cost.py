@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import Any, NamedTuple
 
 from npllama.cli.options import UsageError
@@ -300,6 +301,7 @@ def draw(
     title = f"{options.config} on {machine.name}"
     try:
         draw_roofline(options.plot, machine, kinds, found, title)
+        print(f"wrote {options.plot}", file=sys.stderr)
     except ImportError:
         raise UsageError(
             "--plot needs matplotlib: pip install 'npllama[plot]'"
