@@ -21,7 +21,10 @@ def main() -> int:
 
     try:
         signal.signal(signal.SIGINT, heard)
-        return run()
+        code = run()
+        if code == INTERRUPTED:
+            os._exit(code)  # all is said; threads that were interrupted may never end
+        return code
     except KeyboardInterrupt:  # in the moments before and after the command's own care
         return _say()
     finally:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -47,12 +47,27 @@ def workers(count: int) -> Iterator[Workers]:
     # Fresh processes: a fork would copy the threads of BLAS in any state.
     context = get_context("spawn")
     theirs, ours = context.Pipe(duplex=False)
-    with theirs, ours, Workers(count, context, _begin, (theirs,)) as pool:
+    pool = Workers(count, context, _begin, (theirs,))
+    with theirs, ours:
         try:
             yield pool
         except (KeyboardInterrupt, SystemExit):
             ours.close()
+            # An interrupt may have hit the pool itself, so it is not waited for.
+            pool.shutdown(wait=False, cancel_futures=True)
+            _wait_for_children()
             raise
+        except BaseException:
+            pool.shutdown()
+            raise
+        pool.shutdown()
+
+
+def _wait_for_children() -> None:
+    """Give workers their time to put files in order, and no more."""
+    deadline = time.monotonic() + GRACE
+    for child in active_children():
+        child.join(max(deadline - time.monotonic(), 0))
 
 
 @contextmanager
