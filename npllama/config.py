@@ -3,8 +3,8 @@
 A LLaMA is one architecture in many sizes.  Everything that tells a 15M toy from
 the 405B model is a few integers, an epsilon, and how positions are encoded; this
 chapter names them, spelled as in Hugging Face's ``config.json``, and reads them
-from the three places where they are found: that file (both spellings, of
-transformers 4 and 5), Meta's ``params.json``, and a table of well-known models.
+from that file (both spellings, of transformers 4 and 5) or a table of well-known
+models.
 
 A wrong number here gives a model that runs and talks nonsense, so everything is
 checked once, on the way in, and the rest of the book may trust it.
@@ -21,7 +21,9 @@ from typing import Any
 MOST_LAYERS = 10_000
 # The largest theta in use is below 1e11; angles should neither vanish nor overflow.
 MOST_ROPE = 1e12
-ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
+# Of these the angles depend on how long the text is, too.
+BY_LENGTH = ("dynamic", "longrope")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Rope:
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
+    short_factor: tuple[float, ...] | None = None  # one number for every pair
+    long_factor: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,84 +90,30 @@ def config_from_hf(data: Mapping[str, Any]) -> Config:
         If it is not a LLaMA, or a number is missing or impossible.
     """
     _refuse_other_architectures(data)
-    heads = _positive(data, "num_attention_heads")
-    hidden = _positive(data, "hidden_size")
+    heads = positive(data, "num_attention_heads")
+    hidden = positive(data, "hidden_size")
     if data.get("head_dim") is None and hidden % heads:
         raise ValueError(
             f"config: hidden_size {hidden} is not a multiple of "
             f"num_attention_heads {heads}, and no head_dim is given"
         )
-    positions = _positive(data, "max_position_embeddings", 2048)
+    positions = positive(data, "max_position_embeddings", 2048)
     config = Config(
-        vocab_size=_positive(data, "vocab_size"),
+        vocab_size=positive(data, "vocab_size"),
         hidden_size=hidden,
-        intermediate_size=_positive(data, "intermediate_size"),
-        num_hidden_layers=_positive(data, "num_hidden_layers"),
+        intermediate_size=positive(data, "intermediate_size"),
+        num_hidden_layers=positive(data, "num_hidden_layers"),
         num_attention_heads=heads,
-        num_key_value_heads=_positive(data, "num_key_value_heads", heads),
-        head_dim=_positive(data, "head_dim", hidden // heads),
+        num_key_value_heads=positive(data, "num_key_value_heads", heads),
+        head_dim=positive(data, "head_dim", hidden // heads),
         max_position_embeddings=positions,
-        rms_norm_eps=_number(data, "rms_norm_eps", 1e-6),
+        rms_norm_eps=number(data, "rms_norm_eps", 1e-6),
         rope=_rope_from_hf(data, positions),
-        tie_word_embeddings=_flag(data, "tie_word_embeddings"),
-        attention_bias=_flag(data, "attention_bias"),
-        mlp_bias=_flag(data, "mlp_bias"),
+        tie_word_embeddings=flag(data, "tie_word_embeddings"),
+        attention_bias=flag(data, "attention_bias"),
+        mlp_bias=flag(data, "mlp_bias"),
         bos_token_id=_first(_token_ids(data, "bos_token_id", 1)),
         eos_token_id=_token_ids(data, "eos_token_id", 2),
-    )
-    return check(config)
-
-
-def config_from_params(data: Mapping[str, Any], vocab_size: int) -> Config:
-    """Read Meta's ``params.json``.
-
-    The feed-forward width is not written there but follows from a rule: two
-    thirds of four times the model's width (SwiGLU has three matrices where the
-    plain block has two), times `ffn_dim_multiplier`, rounded up to a multiple of
-    `multiple_of`.
-
-    Parameters
-    ----------
-    data : mapping
-        With ``dim``, ``n_layers``, ``n_heads`` and the rest.
-    vocab_size : int
-        Rows of the embedding: LLaMA 1 and 2 write ``"vocab_size": -1``.
-
-    Raises
-    ------
-    ValueError
-        If a number is missing or impossible.
-
-    References
-    ----------
-    Meta llama/model.py, `FeedForward` and `ModelArgs`.  The context length is not
-    in the file either: LLaMA 3.1 and later are recognised by `use_scaled_rope`.
-    Meta's own code scales them all by 8; the 3.2 models (width 2048 and 3072)
-    were published with 32, which is used here unless the file says otherwise.
-    """
-    heads, width = _positive(data, "n_heads"), _positive(data, "dim")
-    if width % heads:
-        raise ValueError(f"params: dim {width} is not a multiple of n_heads {heads}")
-    scaled = _flag(data, "use_scaled_rope")
-    theta = _number(data, "rope_theta", 10000.0)
-    rope = Rope(rope_theta=theta)
-    if scaled:
-        factor = _number(data, "rope_scaling_factor", 32.0 if width < 4096 else 8.0)
-        rope = Rope("llama3", theta, factor, 8192, 1.0, 4.0)
-    llama3 = vocab_size > 100_000
-    config = Config(
-        vocab_size=vocab_size,
-        hidden_size=width,
-        intermediate_size=_ffn_width(data, width),
-        num_hidden_layers=_positive(data, "n_layers"),
-        num_attention_heads=heads,
-        num_key_value_heads=_positive(data, "n_kv_heads", heads),
-        head_dim=width // heads,
-        max_position_embeddings=131072 if scaled else 8192 if llama3 else 4096,
-        rms_norm_eps=_number(data, "norm_eps", 1e-5),
-        rope=rope,
-        bos_token_id=128000 if llama3 else 1,
-        eos_token_id=(128001, 128008, 128009) if llama3 else (2,),
     )
     return check(config)
 
@@ -188,7 +138,7 @@ def config_to_hf(config: Config) -> dict[str, Any]:
 def check(config: Config) -> Config:
     """Return `config` if its numbers fit together, else raise ValueError."""
     for field in fields(Config)[:8]:  # the sizes
-        _positive(vars(config), field.name)
+        positive(vars(config), field.name)
     H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     if config.num_hidden_layers > MOST_LAYERS:
         raise ValueError(
@@ -202,58 +152,87 @@ def check(config: Config) -> Config:
         )
     if D % 2:
         raise ValueError(f"config: head_dim {D} is odd; rotary pairs need an even one")
+    _check_rope(config.rope, D)
     if D == 2 and config.rope.rope_type == "dynamic":
         raise ValueError("config: rope_type 'dynamic' needs a head_dim above 2")
-    if not config.rms_norm_eps > 0:
-        raise ValueError(f"config: rms_norm_eps {config.rms_norm_eps} is not positive")
-    _check_rope(config.rope)
+    if not config.rms_norm_eps >= 0:
+        raise ValueError(f"config: rms_norm_eps {config.rms_norm_eps} is below 0")
     return config
+
+
+# The second is how the first checkpoints of LLaMA 1 were written.
+ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM")
+SILU = ("silu", "swish")  # two names of one function
 
 
 def _refuse_other_architectures(data: Mapping[str, Any]) -> None:
     if not isinstance(data, Mapping):
         raise ValueError(f"config: expected a JSON object, found {type(data).__name__}")
     kind = data.get("model_type", "llama")
-    architectures = data.get("architectures") or ["LlamaForCausalLM"]
-    named = isinstance(architectures, list) and "LlamaForCausalLM" in architectures
-    if kind != "llama" or not named:
+    named = data.get("architectures") or ARCHITECTURES[:1]
+    known = isinstance(named, (list, tuple)) and any(n in ARCHITECTURES for n in named)
+    if kind != "llama" or not known:
         raise ValueError(
-            f"config: model_type {kind!r}, architectures {architectures}: only "
+            f"config: model_type {kind!r}, architectures {named}: only "
             "LlamaForCausalLM models can be read"
         )
-    if data.get("hidden_act", "silu") != "silu":
+    if data.get("hidden_act", "silu") not in SILU:
         raise ValueError(f"config: hidden_act {data['hidden_act']!r}: LLaMA has 'silu'")
     if data.get("quantization_config"):
         raise ValueError("config: quantized weights; save the model in full precision")
 
 
 def _rope_from_hf(data: Mapping[str, Any], positions: int) -> Rope:
-    scaling = data.get("rope_parameters") or data.get("rope_scaling") or {}
-    if not isinstance(scaling, Mapping):
-        raise ValueError(f"config: rope parameters are {scaling!r}, not an object")
-    if scaling.get("partial_rotary_factor", data.get("partial_rotary_factor")) not in (
-        None,
-        1,
-    ):
-        raise ValueError("config: partial_rotary_factor is not 1; LLaMA rotates it all")
+    """Read both spellings; where both stand there, `rope_scaling` is the one used."""
+    both = [data.get(key) or {} for key in ("rope_scaling", "rope_parameters")]
+    for found in both:
+        if not isinstance(found, Mapping):
+            raise ValueError(f"config: rope parameters are {found!r}, not an object")
+    scaling = both[0] or both[1]
+    _refuse_partial_rotation(data, scaling)
     known = {field.name for field in fields(Rope)}
     given = {key: scaling[key] for key in known if scaling.get(key) is not None}
-    given.setdefault("rope_type", scaling.get("type", "default"))
+    given.setdefault("rope_type", scaling.get("type") or "default")
     theta = data.get("rope_theta")
     given.setdefault("rope_theta", 10000.0 if theta is None else theta)
-    # transformers falls back to the full context where the trained one is not said.
-    if given["rope_type"] in ("yarn", "llama3"):
-        outside = data.get("original_max_position_embeddings")
-        if outside is not None:
-            given["original_max_position_embeddings"] = outside
-        given.setdefault("original_max_position_embeddings", positions)
-        trained = _positive(given, "original_max_position_embeddings")
-        if given["rope_type"] == "yarn":
-            given.setdefault("factor", positions / trained)
+    if both[1].get("rope_theta", given["rope_theta"]) != given["rope_theta"]:
+        raise ValueError(
+            f"config: rope_scaling and rope_parameters both stand there, and their "
+            f"rope_theta differ: {given['rope_theta']!r}, {both[1]['rope_theta']!r}"
+        )
+    if given["rope_type"] in ("yarn", "llama3", "longrope"):
+        given |= _trained_context(data, given, positions)
+    for key in ("short_factor", "long_factor"):
+        if isinstance(given.get(key), list):
+            given[key] = tuple(given[key])
     return Rope(**given)
 
 
-def _check_rope(rope: Rope) -> None:
+def _refuse_partial_rotation(data: Mapping[str, Any], scaling: Mapping[str, Any]):
+    part = scaling.get("partial_rotary_factor", data.get("partial_rotary_factor"))
+    if part not in (None, 1):
+        raise ValueError("config: partial_rotary_factor is not 1; LLaMA rotates it all")
+
+
+def _trained_context(
+    data: Mapping[str, Any], given: dict[str, Any], positions: int
+) -> dict[str, Any]:
+    """The context that was trained, and how far it is stretched.
+
+    transformers falls back to the full context where the trained one is not said.
+    """
+    outside = data.get("original_max_position_embeddings")
+    found: dict[str, Any] = {"original_max_position_embeddings": positions}
+    found |= {key: given[key] for key in found if key in given}
+    if outside is not None:
+        found["original_max_position_embeddings"] = outside
+    trained = positive(found, "original_max_position_embeddings")
+    if given["rope_type"] != "llama3" and "factor" not in given:
+        found["factor"] = positions / trained
+    return found
+
+
+def _check_rope(rope: Rope, D: int) -> None:
     if rope.rope_type not in ROPE_TYPES:
         raise ValueError(
             f"config: rope_type {rope.rope_type!r} is not one of {', '.join(ROPE_TYPES)}"
@@ -261,20 +240,34 @@ def _check_rope(rope: Rope) -> None:
     for name in _ROPE_NEEDS.get(rope.rope_type, ()):
         if getattr(rope, name) is None:
             raise ValueError(f"config: rope_type {rope.rope_type!r} needs {name!r}")
-    for field in fields(Rope):
-        value = getattr(rope, field.name)
-        if field.name in ("rope_type", "truncate") or value is None:
+    for name, value in asdict(rope).items():
+        if name in ("rope_type", "truncate") or value is None:
             continue
-        if not _is_real(value) or not 1 / MOST_ROPE <= value <= MOST_ROPE:
-            raise ValueError(
-                f"config: rope {field.name} {value!r} is not a number from "
-                f"{1 / MOST_ROPE:.0e} to {MOST_ROPE:.0e}"
-            )
-    _flag(vars(rope), "truncate")
+        if name in ("short_factor", "long_factor"):
+            if not isinstance(value, tuple) or len(value) != D // 2:
+                raise ValueError(
+                    f"config: rope {name} is not a list of {D // 2} numbers, one for "
+                    "every pair of a head"
+                )
+            for one in value:
+                _check_rope_number(name, one)
+        else:
+            _check_rope_number(name, value)
+    flag(vars(rope), "truncate")
     if rope.rope_type == "yarn" and rope.rope_theta == 1:
         raise ValueError("config: rope_type 'yarn' needs a rope_theta other than 1")
+    if rope.rope_type == "longrope" and rope.original_max_position_embeddings == 1:
+        raise ValueError("config: rope_type 'longrope' needs a longer trained context")
     if rope.rope_type == "llama3" and rope.low_freq_factor == rope.high_freq_factor:
         raise ValueError("config: rope low_freq_factor equals high_freq_factor")
+
+
+def _check_rope_number(name: str, value: Any) -> None:
+    if not _is_real(value) or not 1 / MOST_ROPE <= value <= MOST_ROPE:
+        raise ValueError(
+            f"config: rope {name} {value!r} is not a number from {1 / MOST_ROPE:.0e} "
+            f"to {MOST_ROPE:.0e}"
+        )
 
 
 _ROPE_NEEDS = {
@@ -287,19 +280,12 @@ _ROPE_NEEDS = {
         "low_freq_factor",
         "high_freq_factor",
     ),
+    "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
 }
 
 
-def _ffn_width(data: Mapping[str, Any], width: int) -> int:
-    multiplier = _number(data, "ffn_dim_multiplier", 1.0)
-    if not 0 < multiplier < 100:
-        raise ValueError(f"params: 'ffn_dim_multiplier' is {multiplier}, not around 1")
-    wide = int(multiplier * int(2 * (4 * width) / 3))
-    multiple = _positive(data, "multiple_of", 256)
-    return multiple * ((wide + multiple - 1) // multiple)
-
-
-def _positive(data: Mapping[str, Any], key: str, default: int | None = None) -> int:
+def positive(data: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A count of a dictionary, or its default; ValueError if it is not one."""
     value = data.get(key)
     value = default if value is None else value
     if value is None:
@@ -309,7 +295,8 @@ def _positive(data: Mapping[str, Any], key: str, default: int | None = None) -> 
     return value
 
 
-def _number(data: Mapping[str, Any], key: str, default: float) -> float:
+def number(data: Mapping[str, Any], key: str, default: float) -> float:
+    """A number of a dictionary, or its default; ValueError if it is not one."""
     value = data.get(key)
     value = default if value is None else value
     if not _is_real(value):
@@ -322,7 +309,8 @@ def _is_real(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
-def _flag(data: Mapping[str, Any], key: str) -> bool:
+def flag(data: Mapping[str, Any], key: str) -> bool:
+    """True or false as a dictionary says; false where it says nothing."""
     value = data.get(key) or False
     if not isinstance(value, bool):
         raise ValueError(f"config: {key!r} is {value!r}, not true or false")

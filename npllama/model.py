@@ -16,7 +16,7 @@ import numpy as np
 
 from npllama.attention import attention, blocked
 from npllama.cache import KVCache, append
-from npllama.config import Config
+from npllama.config import BY_LENGTH, Config
 from npllama.feedforward import feed_forward
 from npllama.norm import rms_norm
 from npllama.ops import begin, einsum, enter, note
@@ -171,8 +171,9 @@ def _check_packed(config, count, T, write) -> None:
         raise ValueError("a packed row needs its own write and attend; see `packed`")
     if count.sum() != T:
         raise ValueError(f"count: {count} sums to {count.sum()}; the row holds {T}")
-    if config.rope.rope_type == "dynamic":
-        raise ValueError("rope_type dynamic turns by a row's length: pack no row")
+    if config.rope.rope_type in BY_LENGTH:
+        kind = config.rope.rope_type
+        raise ValueError(f"rope_type {kind} turns by a row's length: pack no row")
 
 
 def _check_cache(model, cache, count, B) -> None:

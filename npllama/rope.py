@@ -16,8 +16,8 @@ positions, while all angles are small, and then talks gibberish.  This book
 computes with halves; other layouts are permuted when weights are converted.
 
 A model trained on short texts can be stretched by slowing the hands down; each
-way of doing it (`linear`, `dynamic`, `yarn`, `llama3`) is a function of this
-chapter.
+way of doing it (`linear`, `dynamic`, `yarn`, `llama3`, `longrope`) is a function of
+this chapter.
 """
 
 from __future__ import annotations
@@ -27,9 +27,21 @@ from functools import lru_cache
 
 import numpy as np
 
-from npllama.config import Config, Rope
+from npllama.config import BY_LENGTH, Config, Rope
 
 #  ---- the speed of each pair -------------------------------------------------
+
+
+def wavelengths(theta: float, D: int, dtype: str) -> np.ndarray:
+    """Positions per radian of every pair: the reverse of `frequencies`.
+
+    Returns
+    -------
+    (D // 2,) float
+    """
+    exponent = np.arange(0, D, 2, dtype=dtype) / np.array(D, dtype=dtype)  # (D // 2,)
+    wavelength = np.power(theta, exponent.astype(np.float64)).astype(dtype)  # (D // 2,)
+    return wavelength
 
 
 def frequencies(theta: float, D: int, dtype: str) -> np.ndarray:
@@ -54,9 +66,7 @@ def frequencies(theta: float, D: int, dtype: str) -> np.ndarray:
     ----------
     Su et al. 2021, arXiv:2104.09864, section 3.2.2.
     """
-    exponent = np.arange(0, D, 2, dtype=dtype) / np.array(D, dtype=dtype)  # (D // 2,)
-    wavelength = np.power(theta, exponent.astype(np.float64)).astype(dtype)  # (D // 2,)
-    return 1 / wavelength
+    return 1 / wavelengths(theta, D, dtype)
 
 
 def linear_frequencies(rope: Rope, D: int, dtype: str) -> np.ndarray:
@@ -168,6 +178,42 @@ def yarn_attention_factor(rope: Rope) -> float:
     return scale(1.0)
 
 
+def longrope_frequencies(rope: Rope, D: int, dtype: str, S: int) -> np.ndarray:
+    """LongRoPE: a searched factor for every hand, other ones in a long text.
+
+    The long factors hold once the text is longer than what was trained; as with
+    `dynamic_frequencies`, keys in the cache keep the speed at which they were
+    turned.  transformers lets the longest row of a batch decide for all rows.
+
+    Parameters
+    ----------
+    S : int
+        Positions seen so far, this call included.
+
+    Returns
+    -------
+    (D // 2,) float
+
+    References
+    ----------
+    Ding et al. 2024, arXiv:2402.13753.
+    """
+    long = S > rope.original_max_position_embeddings
+    factors = rope.long_factor if long else rope.short_factor
+    slower = np.array(factors, dtype=dtype)  # (D // 2,)
+    return 1 / (slower * wavelengths(rope.rope_theta, D, dtype))
+
+
+def longrope_attention_factor(rope: Rope) -> float:
+    """LongRoPE scales q and k through their tables, at any length."""
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    if rope.factor is None or rope.factor <= 1:
+        return 1.0
+    trained = math.log(rope.original_max_position_embeddings)
+    return math.sqrt(1 + math.log(rope.factor) / trained)
+
+
 @lru_cache(maxsize=64)
 def scaled_frequencies(rope: Rope, D: int, dtype: str, S: int, trained: int):
     """Speeds of the pairs under the config's scaling, and the factor on the tables.
@@ -185,6 +231,9 @@ def scaled_frequencies(rope: Rope, D: int, dtype: str, S: int, trained: int):
         return llama3_frequencies(rope, D, dtype), 1.0
     if rope.rope_type == "yarn":
         return yarn_frequencies(rope, D, dtype), yarn_attention_factor(rope)
+    if rope.rope_type == "longrope":
+        factor = longrope_attention_factor(rope)
+        return longrope_frequencies(rope, D, dtype, S), factor
     return frequencies(rope.rope_theta, D, dtype), 1.0
 
 
@@ -207,9 +256,9 @@ def rope_tables(config: Config, positions: np.ndarray, dtype: str):
     cos, sin : (B, T, D // 2) float
     """
     D, trained = config.head_dim, config.max_position_embeddings
-    # Only dynamic scaling looks at the length; 0 lets all others share one entry.
-    dynamic = config.rope.rope_type == "dynamic"
-    seen = [int(last) + 1 if dynamic else 0 for last in positions[:, -1]]
+    # Some scalings look at the length; 0 lets all others share one entry.
+    by_length = config.rope.rope_type in BY_LENGTH
+    seen = [int(last) + 1 if by_length else 0 for last in positions[:, -1]]
     pairs = [scaled_frequencies(config.rope, D, dtype, S, trained) for S in seen]
     w = np.stack([w for w, _ in pairs])[:, None]  # (B, 1, D // 2)
     angles = positions[:, :, None].astype(dtype) * w  # (B, T, D // 2)

@@ -30,7 +30,7 @@ MUTANTS = [
     ("model.py", "count if packed else np", "np", COSTS),
     ("model.py", "    if count.sum() != T:", "    if False:",
      PACKED + "forward_refuses_a_packed_row_that_it_cannot_place"),
-    ("model.py", 'rope_type == "dynamic"', 'rope_type == "static"',
+    ("model.py", "rope_type in BY_LENGTH", "rope_type in ()",
      PACKED + "what_cannot_be_packed_is_refused_and_nothing_is_written"),
     ("serving/packed.py", "as_run(where[s:])", "as_run(where[:n])", ALONE),
     ("serving/packed.py", "        t += n\n", "", ALONE),

@@ -125,6 +125,16 @@ def yarn_attention_factor(rope: Rope):
     return (above * growth + 1) / (below * growth + 1)
 
 
+def longrope_attention_factor(rope: Rope):
+    """How much longrope lengthens queries and keys."""
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    if rope.factor <= 1:
+        return 1.0
+    trained = rope.original_max_position_embeddings
+    return math.sqrt(1 + math.log(rope.factor) / math.log(trained))
+
+
 def rope_frequency(config: Config, i, seen):
     """Radians per position of pair i in a text of `seen` positions."""
     rope, D, trained = config.rope, config.head_dim, config.max_position_embeddings
@@ -137,14 +147,21 @@ def rope_frequency(config: Config, i, seen):
         return llama3_frequency(i, rope, D)
     if rope.rope_type == "yarn":
         return yarn_frequency(i, rope, D)
+    if rope.rope_type == "longrope":
+        long = seen > rope.original_max_position_embeddings
+        factors = rope.long_factor if long else rope.short_factor
+        return frequency(i, rope.rope_theta, D) / factors[i]
     return frequency(i, rope.rope_theta, D)
 
 
 def rotate(x, position, config: Config, seen):
     """One head, every pair (i, i + D/2) turned by the position's angle."""
     half = config.head_dim // 2
-    yarn = config.rope.rope_type == "yarn"
-    factor = yarn_attention_factor(config.rope) if yarn else 1.0
+    rope, factor = config.rope, 1.0
+    if rope.rope_type == "yarn":
+        factor = yarn_attention_factor(rope)
+    if rope.rope_type == "longrope":
+        factor = longrope_attention_factor(rope)
     y = [0.0] * len(x)
     for i in range(half):
         angle = position * rope_frequency(config, i, seen)

@@ -6,6 +6,7 @@ is trivial on purpose: gains are not ones, biases not zeros, heads come in sever
 groups, positions start anywhere.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ def normal(seed, *shape, dtype="float64"):
 
 
 @st.composite
-def ropes(draw, rope_types=ROPE_TYPES):
+def ropes(draw, rope_types=ROPE_TYPES, D=4):
     """Any way to encode positions, trained on 8 ... 4,096 of them."""
     kind = draw(st.sampled_from(rope_types))
     theta = draw(st.sampled_from([100.0, 10000.0, 500000.0]))
@@ -38,6 +39,12 @@ def ropes(draw, rope_types=ROPE_TYPES):
         return Rope(kind, theta)
     if kind in ("linear", "dynamic"):
         return Rope(kind, theta, factor)
+    if kind == "longrope":
+        slower = st.lists(st.floats(1, 8), min_size=D // 2, max_size=D // 2).map(tuple)
+        factors = {"short_factor": draw(slower), "long_factor": draw(slower)}
+        return Rope(
+            kind, theta, factor, trained, attention_factor=draw(maybe), **factors
+        )
     if kind == "llama3":
         high = draw(st.sampled_from([2.0, 4.0]))
         return Rope(kind, theta, factor, trained, 1.0, high)
@@ -57,9 +64,14 @@ LONG = st.just(128)
 def configs(draw, rope_types=ROPE_TYPES, trained=LONG):
     """A small LLaMA; its width E is any number, not only H * D.
 
-    `trained` is ``max_position_embeddings``, where `dynamic` begins to stretch.
+    `trained` is ``max_position_embeddings``, where `dynamic` and `longrope` begin to
+    stretch.
     """
     K, G = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    D, positions = draw(st.sampled_from([4, 6, 8])), draw(trained)
+    rope = draw(ropes(rope_types, D))
+    if rope.rope_type == "longrope":
+        rope = replace(rope, original_max_position_embeddings=positions)
     return check(
         Config(
             vocab_size=draw(st.integers(2, 13)),
@@ -68,10 +80,10 @@ def configs(draw, rope_types=ROPE_TYPES, trained=LONG):
             num_hidden_layers=draw(st.integers(1, 2)),
             num_attention_heads=K * G,
             num_key_value_heads=K,
-            head_dim=draw(st.sampled_from([4, 6, 8])),
-            max_position_embeddings=draw(trained),
+            head_dim=D,
+            max_position_embeddings=positions,
             rms_norm_eps=draw(st.sampled_from([1e-5, 0.1])),
-            rope=draw(ropes(rope_types)),
+            rope=rope,
             tie_word_embeddings=draw(st.booleans()),
             attention_bias=draw(st.booleans()),
             mlp_bias=draw(st.booleans()),

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import pytest
 from hypothesis import example, given
@@ -13,10 +13,10 @@ from npllama.config import (
     PRESETS,
     Rope,
     config_from_hf,
-    config_from_params,
     config_to_hf,
     preset,
 )
+from npllama.convert.params import config_from_params
 from npllama.weights import tensor_shapes
 
 
@@ -170,9 +170,56 @@ def test_params_json_describes_the_same_model_as_the_preset(row):
         assert getattr(config, field) == getattr(expected, field), field
 
 
+def test_swish_is_silu_and_the_first_spelling_of_the_architecture_is_known():
+    data = config_to_hf(DISTINCT)
+    data |= {"hidden_act": "swish", "architectures": ["LLaMAForCausalLM"]}
+    assert config_from_hf(data) == DISTINCT
+
+
+def test_an_epsilon_of_zero_is_read():
+    data = config_to_hf(DISTINCT) | {"rms_norm_eps": 0}
+    assert config_from_hf(data) == replace(DISTINCT, rms_norm_eps=0.0)
+
+
+def test_rope_scaling_beside_rope_parameters_is_the_one_used():
+    data = config_to_hf(DISTINCT)
+    assert data["rope_parameters"]["rope_type"] == "default"
+    data["rope_scaling"] = {"rope_type": "linear", "factor": 4.0}
+    assert config_from_hf(data).rope == Rope("linear", factor=4.0)
+
+
+@pytest.mark.parametrize("trained, stretched", [(None, 1.0), (64, 32.0)])
+def test_longrope_has_the_defaults_of_transformers(trained, stretched):
+    data = config_to_hf(DISTINCT)  # 2,048 positions
+    data["rope_parameters"] = dict(LONGROPE, original_max_position_embeddings=trained)
+    rope = config_from_hf(data).rope
+    assert rope.factor == stretched and rope.long_factor == (2.0, 3.0)
+    assert rope.original_max_position_embeddings == (trained or 2048)
+
+
+@pytest.mark.parametrize(
+    "vocab_size, changes, positions",
+    [
+        (32000, {}, 4096),
+        (32016, {"rope_theta": 1e6}, 16384),  # Code LLaMA
+        (32000, {"rope_theta": 1000000}, 16384),
+        (128256, {"rope_theta": 5e5}, 8192),
+        (128256, {"rope_theta": 5e5, "use_scaled_rope": True}, 131072),
+    ],
+)
+def test_the_context_of_metas_models_is_told_by_their_theta(
+    vocab_size, changes, positions
+):
+    params = {"dim": 8, "n_layers": 1, "n_heads": 2} | changes
+    found = config_from_params(params, vocab_size).max_position_embeddings
+    assert found == positions
+
+
 # ---- what is wrong is named -----------------------------------------------------
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0, 1.5]}
+LONGROPE |= {"long_factor": [2.0, 3.0], "original_max_position_embeddings": 64}
 LLAMA3 = asdict(Rope("llama3", 1e4, 8.0, 64, 1.0, 4.0))
 
 WRONG = [
@@ -189,13 +236,27 @@ WRONG = [
     ({"num_key_value_heads": 4}, "num_attention_heads 6 .* num_key_value_heads 4"),
     ({"head_dim": 5}, "head_dim 5 is odd"),
     ({"head_dim": None}, "hidden_size 7 .* num_attention_heads 6.*head_dim"),
-    ({"rms_norm_eps": 0.0}, "rms_norm_eps 0.0"),
+    ({"rms_norm_eps": -1e-9}, "rms_norm_eps -1e-09 is below 0"),
     ({"rms_norm_eps": math.nan}, "rms_norm_eps"),
     ({"rms_norm_eps": "1e-5"}, "'rms_norm_eps' is '1e-5', not a number"),
     ({"tie_word_embeddings": 1}, "'tie_word_embeddings' is 1"),
     ({"eos_token_id": "</s>"}, "'eos_token_id' is '</s>'"),
     ({"eos_token_id": [2, None]}, "eos_token_id"),
-    ({"rope_parameters": {"rope_type": "longrope"}}, "'longrope'.*llama3"),
+    ({"rope_parameters": {"rope_type": "su"}}, "'su'.*longrope"),
+    ({"rope_parameters": LONGROPE | {"long_factor": None}}, "needs 'long_factor'"),
+    ({"rope_parameters": LONGROPE | {"long_factor": [1.0]}}, "long_factor.*2 numbers"),
+    ({"rope_parameters": LONGROPE | {"short_factor": 3.0}}, "short_factor.*2 numbers"),
+    ({"rope_parameters": LONGROPE | {"long_factor": [1, "a"]}}, "long_factor 'a'"),
+    ({"rope_parameters": LONGROPE | {"long_factor": [1, 0]}}, "long_factor 0 is not"),
+    (
+        {"rope_parameters": LONGROPE | {"original_max_position_embeddings": 1}},
+        "longer trained context",
+    ),
+    (
+        {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 3e4},
+        "rope_theta differ: 30000.0, 10000.0",
+    ),
+    ({"rope_scaling": [1]}, "rope parameters are"),
     ({"rope_parameters": {"rope_type": ["yarn"]}}, "rope_type"),
     ({"rope_parameters": {"rope_type": "linear"}}, "'linear' needs 'factor'"),
     ({"rope_parameters": LLAMA3 | {"low_freq_factor": None}}, "low_freq_factor"),

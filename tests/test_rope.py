@@ -25,7 +25,7 @@ positions = st.integers(0, 10_000)
 # A table is as exact as the angle, and that is as large as the position.
 FAR = 20_000
 UNCHANGED_WITHIN = st.just(2 * FAR)  # `dynamic` then never stretches
-UNSCALED = [kind for kind in ROPE_TYPES if kind != "yarn"]
+UNSCALED = [kind for kind in ROPE_TYPES if kind not in ("yarn", "longrope")]
 
 
 def turned(x, config, *at):
@@ -126,6 +126,20 @@ def test_dynamic_scaling_begins_behind_the_trained_length(last, dtype):
     assert not np.array_equal(*sines)
 
 
+@given(st.integers(0, 63), dtypes)
+def test_longrope_takes_its_long_factors_behind_the_trained_length(last, dtype):
+    slower = {"short_factor": (1.0, 2.0), "long_factor": (4.0, 8.0)}
+    longrope = Rope("longrope", 1e4, 1.0, 64, **slower)
+    config = replace(DISTINCT, head_dim=4, rope=longrope)
+    w = frequencies(1e4, 4, dtype)
+    for S, factors in ((last + 1, (1, 2)), (last + 65, (4, 8))):
+        found, factor = scaled_frequencies(longrope, 4, dtype, S, 128)
+        np.testing.assert_allclose(found, w / factors, rtol=4 * np.finfo(dtype).eps)
+        assert factor == 1.0
+        cos, _ = rope_tables(config, np.array([[S - 1]]), dtype)
+        assert_same(cos[0, 0], np.cos(np.array(S - 1, dtype) * found))
+
+
 @given(configs(), positions, st.integers(1, 5), dtypes)
 def test_rows_of_a_batch_get_the_tables_they_would_get_alone(config, start, T, dtype):
     at = np.array([[start + 3], [start], [start // 2]]) + np.arange(T)
@@ -162,8 +176,10 @@ def test_frequencies_equal_the_spec(config, seen, dtype):
     assert w.dtype == dtype
     # The exponent is rounded, and with it the logarithm of the power, up to 14.
     np.testing.assert_allclose(w, expected, rtol=32 * np.finfo(dtype).eps)
-    yarn = config.rope.rope_type == "yarn"
-    assert factor == (spec.yarn_attention_factor(config.rope) if yarn else 1.0)
+    factors = {"yarn": spec.yarn_attention_factor}
+    factors |= {"longrope": spec.longrope_attention_factor}
+    own = factors.get(config.rope.rope_type, lambda rope: 1.0)
+    assert factor == own(config.rope)
 
 
 @given(configs(trained=trained), st.integers(0, 9000), st.integers(1, 4), seeds, dtypes)

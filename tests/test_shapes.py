@@ -20,6 +20,7 @@ ROPES = [
     Rope("dynamic", factor=2.0),
     Rope("yarn", 10000.0, 4.0, 64),
     Rope("llama3", 10000.0, 8.0, 64, 1.0, 4.0),
+    Rope("longrope", 1e4, 2.0, 4, short_factor=(1.0, 2.0), long_factor=(3.0, 4.0)),
 ]
 
 
@@ -28,8 +29,7 @@ def use_every_chapter(chapters, folder, dtype):
     run_every_rope(chapters, dtype)
     for stored in ("float32", "float16", "float64", "bfloat16"):
         store_and_load(chapters, folder / f"{stored}.npz", stored, dtype)
-    numbers = dict(dim=8, n_layers=1, n_heads=2, use_scaled_rope=True)
-    chapters.config.config_from_params(numbers, vocab_size=5)
+
     x = np.ones((2, 5, 3, 4), dtype=dtype)
     config, at = own_config(chapters, DISTINCT), np.arange(10).reshape(2, 5)
     chapters.rope.rotate_neighbours(x, *chapters.rope.rope_tables(config, at, dtype))

@@ -13,7 +13,8 @@ comes, so that a model larger than memory can be converted.
 `packed`       numbers of a few bits, and the words that they are packed in
 `layouts`      weights in 2 to 8 bits: GPTQ, AWQ, compressed-tensors
 `hf`           a folder of Hugging Face: one such file, or shards and an index
-`meta`         Meta's folder: model-parallel slices and ``params.json``
+`params`       Meta's ``params.json``: the numbers of a LLaMA in other words
+`meta`         Meta's folder: model-parallel slices, put together
 `llama2c`      the ``.bin`` of llama2.c, version 0
 `gguf_file`    a file of llama.cpp: named values and tensors, most of them quantised
 `gguf_text`    the tokenizer in such a file

@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from npllama.config import Config, config_from_params
+from npllama.config import Config
 from npllama.convert import pytorch
+from npllama.convert.params import config_from_params
 from npllama.convert.source import Checkpoint, Tensor, companions, contents, read_json
 from npllama.rope import halves_order
 from npllama.weights import tensor_shapes

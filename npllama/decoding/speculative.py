@@ -199,9 +199,12 @@ def without_stretching(model: Model, cache: KVCache) -> int:
     """Tokens up to which a block gives the logits that its tokens give one by one.
 
     Dynamic RoPE turns a whole block at the speed of its last position once it
-    reaches beyond the trained length: from there on, nothing can be guessed.
+    reaches beyond the trained length, longrope where it crosses it: from there on,
+    nothing can be guessed.
     """
-    limit = longest(model, cache)
-    if model.config.rope.rope_type == "dynamic":
+    limit, rope = longest(model, cache), model.config.rope
+    if rope.rope_type == "dynamic":
         limit = min(limit, model.config.max_position_embeddings)
+    if rope.rope_type == "longrope":
+        limit = min(limit, rope.original_max_position_embeddings)
     return limit

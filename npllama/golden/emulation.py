@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from npllama.config import BY_LENGTH
 from npllama.golden.plain import ORDERS, Arithmetic, rms_norm, softmax
 from npllama.golden.precision import activations_in, weights_in
 from npllama.ops import einsum
@@ -110,7 +111,7 @@ def angle_tables(at: Arithmetic, config, bounds: list[int]):
     """
     trained, parts, factor = config.max_position_embeddings, [], 1.0
     for first, end in zip(bounds, bounds[1:]):
-        seen = end if config.rope.rope_type == "dynamic" else 0
+        seen = end if config.rope.rope_type in BY_LENGTH else 0
         w, factor = scaled_frequencies(
             config.rope, config.head_dim, "float32", seen, trained
         )
