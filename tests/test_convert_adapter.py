@@ -132,7 +132,7 @@ def test_only_what_the_adapter_names_changes(paths):
         else:
             np.testing.assert_array_equal(after[name], tensor)
     assert lost_on_the_way(out) == [
-        "merged with the adapter adapter: rank 2, alpha 3, 1 tensors"
+        "merged with the adapter adapter: rank 2, alpha 3, 1 tensor"
     ]
     source = json.loads(read_npz(out).files["npllama.json"])["source"]
     assert {"adapter_config.json", "adapter_model.safetensors"} <= source.keys()

@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npllama.convert import pytorch, safetensors
-from npllama.convert.source import Checkpoint, Tensor, read_json
+from npllama.convert.source import Checkpoint, Tensor, read_json, tensors_of
 from npllama.files.checkpoint import STORED, widen
 from npllama.ops import einsum
 from npllama.weights import tensor_shapes
@@ -98,9 +98,7 @@ def merged(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
         raise ValueError(f"{settings_path.parent}: {error}") from None
     rows = every[EMBED].shape[0] if EMBED in every else checkpoint.config.vocab_size
     ranks = f"rank {settings.get('r')}, alpha {settings.get('lora_alpha')}"
-    line = (
-        f"merged with the adapter {folder.resolve().name}: {ranks}, {changed} tensors"
-    )
+    line = f"merged with the adapter {folder.resolve().name}: {ranks}, {tensors_of(changed)}"
     used = list(dict.fromkeys(tensor.file for tensor in tensors.values()))
     return checkpoint._replace(
         config=replace(checkpoint.config, vocab_size=rows),

@@ -28,7 +28,7 @@ from npllama.config import Config, Rope, config_from_hf
 from npllama.convert.gguf_file import Fields, Header, read_header
 from npllama.convert.gguf_text import tokenizer_files
 from npllama.convert.meta import to_halves
-from npllama.convert.source import Checkpoint, Tensor
+from npllama.convert.source import Checkpoint, Tensor, tensors_of
 from npllama.rope import frequencies, llama3_frequencies
 from npllama.weights import tensor_shapes
 
@@ -90,7 +90,7 @@ def open_gguf(path: Path, tokenizer: bool = True) -> Checkpoint:
         if name != ROPE and not name.endswith(".attn_rot_embd")
     }
     blocks = Counter(kind for kind in header.types.values() if kind[0] not in "FB")
-    lost = [f"dequantised from {kind}: {n} tensors" for kind, n in blocks.items()]
+    lost = [f"dequantised from {kind}: {tensors_of(n)}" for kind, n in blocks.items()]
     return Checkpoint(
         path,
         config,

@@ -39,7 +39,7 @@ from npllama.convert.packed import (
     unpack,
     words_of,
 )
-from npllama.convert.source import Tensor
+from npllama.convert.source import Tensor, tensors_of
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 READABLE = "gptq, awq and compressed-tensors can be read"
@@ -314,7 +314,7 @@ def unpacked(
             counts[bits] += 1
     rest = _without_zero_biases(rest, shapes)
     lost = [
-        f"dequantised from {kind}, {b} bits: {n} tensors" for b, n in counts.items()
+        f"dequantised from {kind}, {b} bits: {tensors_of(n)}" for b, n in counts.items()
     ]
     return rest, lost
 

@@ -102,3 +102,8 @@ def beside_a_model(data: dict[str, Any]) -> dict[str, Any]:
     """What only ``tokenizer.json`` says: what was added, and what begins a text."""
     kept = ("added_tokens", "post_processor")
     return {key: data[key] for key in kept if key in data}
+
+
+def tensors_of(count: int) -> str:
+    """A number of tensors, in words."""
+    return f"{count} tensor{'s' if count != 1 else ''}"

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from needs import needs
 from strategies import random_model
 
 from npllama.cache import new_cache
 from npllama.config import config_from_hf
 from npllama.model import forward
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+torch = needs("torch")
+transformers = needs("transformers")
 if not transformers.__version__.startswith("5.23"):
     pytest.skip("the oracle is transformers 5.23", allow_module_level=True)
 
