@@ -52,8 +52,9 @@ def ending_tidily() -> Iterator[None]:
         for number in ours:
             signal.signal(number, hear)
         yield
-    except ImportError:
-        # An extension that is being imported may make its own error of ours.
+    except Exception:
+        # What is interrupted may make its own error of ours, as an extension does that
+        # is being imported.
         if heard:
             raise Ended(INTERRUPTED) from None
         raise
