@@ -117,6 +117,18 @@ def test_model_that_does_not_fit_is_fetched_from_storage(capsys):
     assert told["positions that fit beside the weights"] == 0
 
 
+def test_products_in_eight_bits_are_asked_for_by_name(capsys):
+    asked = ["roofline", "--config", "llama-2-7b", "--hardware", "h100", "--json"]
+    kinds = ["--weights-dtype", "fp8", "--cache-dtype", "fp8"]
+    stored, computed = (
+        json.loads(run(capsys, *asked, *kinds, *more))
+        for more in ([], ["--activations-dtype", "fp8"])
+    )
+    assert computed["prefill, tokens/s"] > 1.5 * stored["prefill, tokens/s"]
+    assert computed["decode, tokens/s"] >= stored["decode, tokens/s"]
+    assert computed["weights, GB"] == stored["weights, GB"]
+
+
 def test_that_a_model_does_not_fit_is_said_before_any_speed(capsys):
     asked = ["roofline", "--config", "llama-2-70b", "--hardware", "rtx-4090"]
     first, second, third, *_ = run(capsys, *asked, "--storage", "16").splitlines()

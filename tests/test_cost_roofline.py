@@ -50,6 +50,13 @@ HALF = dtypes("fp16")
         ("h200", 989.4, 4800, 141),
         ("rtx-4090", 330.3, 1008, 24),
         ("rtx-4060", 60.5, 272, 8),
+        ("v100", 125, 900, 32),
+        ("t4", 65, 320, 16),
+        ("l4", 121, 300, 24),
+        ("l40s", 362.05, 864, 48),
+        ("a6000", 154.8, 768, 48),
+        ("mi300x", 1307.4, 5300, 192),
+        ("rtx-3090", 71, 936, 24),
     ],
 )
 def test_machines_are_those_of_the_data_sheets(
@@ -69,6 +76,9 @@ def test_type_without_a_figure_has_the_rate_of_the_next_wider_one():
     machine = Hardware("some", {"fp32": 1.0, "fp16": 2.0}, 1.0)
     rates = [machine.rate(dtype) for dtype in ("fp32", "fp16", "int8", "int4")]
     assert rates == [1, 2, 2, 2]
+    assert machine.rate("fp8") == 2
+    assert hardware("h100").rate("fp8") == 1978.9e12
+    assert hardware("a100-80g").rate("fp8") == 312e12  # it has none
 
 
 def test_unknown_machine_is_told_the_known_ones():

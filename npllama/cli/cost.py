@@ -70,6 +70,8 @@ def add_commands(commands) -> None:
     option("--weights-dtype", metavar="DTYPE",
            help=f"{kinds} (default: fp16; on {THIS_MACHINE} fp32)")
     option("--cache-dtype", metavar="DTYPE", help="fp16, or fp32 with such weights")
+    option("--activations-dtype", metavar="DTYPE",
+           help="what products are computed in (default: that of the cache's default)")
     option("--causal", choices=(*CAUSAL, FUSED),
            help="what attention multiplies and moves (default: fused, which no program "
                 f"beats; on {THIS_MACHINE} blocks)")
@@ -234,7 +236,7 @@ def asked_of(options: argparse.Namespace) -> Asked:
     # What is measured, and what npllama computes in, is fp32.
     weights = options.weights_dtype or ("fp32" if ours else "fp16")
     try:
-        kinds = dtypes(weights, options.cache_dtype)
+        kinds = dtypes(weights, options.cache_dtype, options.activations_dtype)
     except ValueError as error:
         raise UsageError(str(error)) from None
     speculation = speculation_of(options)
@@ -284,7 +286,8 @@ def print_roofline(asked: Asked, found: Prediction, facts: dict[str, Any]) -> No
     roof = f"{machine.rate(kinds.arithmetic) / 1e12:.4g} TFLOP/s"
     print(
         f"{machine.name}: {roof}, {machine.bandwidth / 1e9:,.4g} GB/s; "
-        f"weights {kinds.weights}, cache {kinds.cache}, attention {asked.causal}"
+        f"weights {kinds.weights}, cache {kinds.cache}, products in "
+        f"{kinds.arithmetic}, attention {asked.causal}"
     )
     phases = {"prefill": found.prefill, "one step of decode": found.decode}
     for name, phase in phases.items():

@@ -6,9 +6,11 @@ reaches them quite.  The machine at hand is measured instead, in `probe`.
 
 References
 ----------
-NVIDIA data sheets: A100 (2021), H100 (2023), H200 (2023); Ada GPU architecture white
-paper (2023) for the RTX 4090 (tensor cores summing in float16), its RTX 4060 by the
-same rates.  Apple, M1 Ultra (2022).
+NVIDIA data sheets: A100 (2021), H100 (2023), H200 (2023), V100 SXM2 (2020), T4 (2019),
+L4 and L40S (2023), RTX A6000 (2021); GA102 white paper (2021) for the RTX 3090; Ada GPU
+architecture white paper (2023) for the RTX 4090, its RTX 4060 by the same rates.  AMD,
+MI300X (2023).  Apple, M1 Ultra (2022).  All sum in float32, but the two RTX of Ada: these
+sum in float16, and take twice as long for fp16 or fp8 where they sum in float32.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ class Hardware(NamedTuple):
     ----------
     name : str
     flops : mapping of dtype to FLOP/s
-        Of products in "fp32", "fp16" (or bfloat16) and "int8".
+        Of products in "fp32", "fp16" (or bfloat16), "int8" and "fp8".
     bandwidth : float
         Bytes per second between memory and processor.
     memory : float
@@ -49,7 +51,9 @@ class Hardware(NamedTuple):
 
     def rate(self, dtype: str) -> float:
         """FLOP/s in a dtype, or in the next wider one that is known."""
-        wider = ("int4", "int8", "fp16", "fp32")
+        # fp8 is neither wider than int8 nor narrower.
+        narrow = ["fp8"] if dtype == "fp8" else ["int4", "int8"]
+        wider = [*narrow, "fp16", "fp32"]
         for name in wider[wider.index(dtype) :]:
             if name in self.flops:
                 return self.flops[name]
@@ -60,9 +64,10 @@ class Hardware(NamedTuple):
         return self.rate(dtype) / self.bandwidth
 
 
-def _gpu(name, fp32, fp16, int8, bandwidth, memory) -> Hardware:
-    """In TFLOP/s, GB/s and GB."""
-    flops = {"fp32": fp32 * 1e12, "fp16": fp16 * 1e12, "int8": int8 * 1e12}
+def _gpu(name, fp32, fp16, int8, bandwidth, memory, fp8=None) -> Hardware:
+    """In TFLOP/s, GB/s and GB; None where the processor has no such products."""
+    rates = {"fp32": fp32, "fp16": fp16, "int8": int8, "fp8": fp8}
+    flops = {dtype: rate * 1e12 for dtype, rate in rates.items() if rate}
     return Hardware(name, flops, bandwidth * 1e9, memory * 1e9)
 
 
@@ -71,10 +76,17 @@ HARDWARE = {
     for h in (
         _gpu("a100-80g", 19.5, 312, 624, 2039, 80),
         _gpu("a100-40g", 19.5, 312, 624, 1555, 40),
-        _gpu("h100", 67, 989.4, 1978.9, 3350, 80),
-        _gpu("h200", 67, 989.4, 1978.9, 4800, 141),
-        _gpu("rtx-4090", 82.6, 330.3, 660.6, 1008, 24),
-        _gpu("rtx-4060", 15.1, 60.5, 121, 272, 8),
+        _gpu("h100", 67, 989.4, 1978.9, 3350, 80, fp8=1978.9),
+        _gpu("h200", 67, 989.4, 1978.9, 4800, 141, fp8=1978.9),
+        _gpu("v100", 15.7, 125, None, 900, 32),
+        _gpu("t4", 8.1, 65, 130, 320, 16),
+        _gpu("l4", 30.3, 121, 242.5, 300, 24, fp8=242.5),
+        _gpu("l40s", 91.6, 362.05, 733, 864, 48, fp8=733),
+        _gpu("a6000", 38.7, 154.8, 309.7, 768, 48),
+        _gpu("mi300x", 163.4, 1307.4, 2614.9, 5300, 192, fp8=2614.9),
+        _gpu("rtx-3090", 35.6, 71, 284, 936, 24),
+        _gpu("rtx-4090", 82.6, 330.3, 660.6, 1008, 24, fp8=660.6),
+        _gpu("rtx-4060", 15.1, 60.5, 121, 272, 8, fp8=121),
         _gpu("m1-ultra", 21, 21, 21, 800, 128),
     )
 }

@@ -38,6 +38,7 @@ from npllama.cost.formulas import (
 from npllama.cost.hardware import Hardware
 
 BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
+BYTES["fp8"] = 1.0
 # What products are computed in: 4 bits are widened, a bfloat16 is as fast as a float16.
 ARITHMETIC = {"bf16": "fp16", "int4": "fp16"}
 
