@@ -176,6 +176,9 @@ NORMAL_FORMS = {None: unchanged} | {
 def normal_form(written: Json | None) -> Callable[[str], str]:
     """The function that a normalizer of ``tokenizer.json`` stands for.
 
+    Python's own tables of Unicode are newer than those of Hugging Face's library, so
+    marks that were added since, such as U+0C3C, may be put in another order there.
+
     Raises
     ------
     ValueError

@@ -12,8 +12,8 @@ a word is, a regular expression says, and every family of models has its own:
   and Korean in runs, every digit and every line end alone.
 
 ``tokenizer.json`` writes a split as a list of steps.  Each list below becomes one
-pattern for tiktoken; a list that is not here is not guessed at.  A pattern must
-match every character: tiktoken drops what is not matched.
+pattern for tiktoken; a list that is not here (DeepSeek-LLM's is one) is not guessed
+at.  A pattern must match every character: tiktoken drops what is not matched.
 
 References
 ----------
