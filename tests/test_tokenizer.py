@@ -555,6 +555,14 @@ BROKEN = {
         edited(put("added_tokens", 1, "content", value=7)),
         "an added token is called 7",
     ),
+    "an id that is not whole": (
+        edited(put("model", "vocab", "A", value=5.0)),
+        "model.vocab gives 'A' the id 5.0",
+    ),
+    "a vocabulary that is a list": (
+        edited(put("model", "vocab", value=["a"])),
+        "model.vocab is not a mapping",
+    ),
     "an id that is text": (
         edited(put("added_tokens", 1, "id", value="x")),
         "an added token has the id 'x'",

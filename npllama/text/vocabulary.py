@@ -15,11 +15,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from npllama.text.borrowed import from_library
 from npllama.text.byte_level import from_byte_level, from_ranks, looks_like_ranks
 from npllama.text.pieces import from_llama2c, from_model, from_pieces
-from npllama.text.settings import Json, Settings, naming, read_json, read_settings
+from npllama.text.settings import (
+    LARGEST_ID,
+    Json,
+    Settings,
+    naming,
+    read_json,
+    read_settings,
+)
 from npllama.text.tokenizer import Tokenizer
 
 
@@ -74,10 +82,20 @@ def from_json(data: Json, settings: Settings) -> Tokenizer:
     try:
         if kind != "BPE":
             raise ValueError(f"a vocabulary of type {kind!r:.40} is not BPE")
+        check_ids(model["vocab"])
         read = from_pieces if model.get("byte_fallback") else from_byte_level
         return read(data, settings)
     except ValueError as error:
         return _borrowed(data, settings, error)
+
+
+def check_ids(vocabulary: Any) -> None:
+    """Raise ValueError unless tokens are named by strings and numbered by ints."""
+    if not isinstance(vocabulary, dict):
+        raise ValueError("model.vocab is not a mapping of tokens to ids")
+    for name, index in vocabulary.items():
+        if type(index) is not int or not 0 <= index <= LARGEST_ID:
+            raise ValueError(f"model.vocab gives {name!r:.40} the id {index!r:.40}")
 
 
 def _borrowed(data: Json, settings: Settings, why: ValueError) -> Tokenizer:
