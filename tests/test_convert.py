@@ -879,3 +879,48 @@ def test_an_interrupted_conversion_leaves_nothing(folder, out, signal_number):
     assert process.returncode == 130
     assert errors == "npllama convert: interrupted; nothing was written\n"
     assert os.listdir(out.parent) == ["checkpoint"]
+
+
+# ---- what a user gives in place of the result ---------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoint", "checkpoint/model.safetensors", "model.gguf", "model.bin"]
+)
+def test_another_format_given_as_weights_is_told_its_command(tmp_path, capsys, name):
+    write_folder(tmp_path / "checkpoint")
+    for file in ("model.gguf", "model.bin"):
+        (tmp_path / file).write_bytes(b"GGUF")
+    source = tmp_path / ("checkpoint" if "checkpoint" in name else name)
+    for command in (["generate", "x"], ["chat"], ["info"]):
+        assert npllama([*command, "--weights", str(tmp_path / name)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"npllama convert {source} OUT.npz" in line, command
+
+
+WISHES = [
+    ({"temperature": 0.0, "do_sample": False}, []),
+    ({"top_p": 0.0}, []),
+    ({"top_p": 0.0, "do_sample": True}, ["--top-p", "0.9"]),
+    ({"temperature": -1.0, "do_sample": True}, ["--temperature", "0.7"]),
+]
+
+
+@pytest.mark.parametrize("wishes, words", WISHES, ids=str)
+def test_wishes_without_effect_are_passed_over(folder, out, capsys, wishes, words):
+    (folder / "generation_config.json").write_text(json.dumps(wishes))
+    convert(folder, out, "float32")
+    model = load(out)
+    options = ["--weights", str(out), *words]
+    assert npllama(["generate", "x", *options]) == 1
+    # All that is wrong is that this model has no tokenizer for the text.
+    assert "generation_config" not in capsys.readouterr().err
+    assert model.generation_config == wishes
+
+
+def test_a_wish_that_has_an_effect_is_checked(folder, out, capsys):
+    text = json.dumps({"top_p": 0.0, "do_sample": True})
+    (folder / "generation_config.json").write_text(text)
+    convert(folder, out, "float32")
+    assert npllama(["generate", "x", "--weights", str(out)]) == 1
+    assert "generation_config.json: top_p" in capsys.readouterr().err

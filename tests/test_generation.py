@@ -423,7 +423,7 @@ def test_a_generation_config_is_read_as_transformers_writes_it(tmp_path):
         eos_token_id=(2, 5), temperature=0.6, top_p=0.9, do_sample=True, max_length=4096
     )
     with pytest.raises(ValueError, match="top_p is 7"):
-        options_from_hf({"top_p": 7})
+        options_from_hf({"top_p": 7, "do_sample": True})
     file.write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
         load_options(file)

@@ -140,12 +140,13 @@ def generation_config(
     model's makers, and those of the file that the user names.
     """
     given = dict(DEFAULTS)
+    named = ((f.name, getattr(options, f.name, None)) for f in fields(GenerationConfig))
+    own = {n: _in_text(n, v) for n, v in named if v is not None}
     if model is not None:
-        given = _over(given, options_of(model))
+        given = _over(given, options_of(model, own))
     if options.generation_config:
         given = _over(given, load_options(options.generation_config))
-    named = ((f.name, getattr(options, f.name, None)) for f in fields(GenerationConfig))
-    given = _over(given, {n: _in_text(n, v) for n, v in named if v is not None})
+    given = _over(given, own)
     try:
         config = _config(given)
         format_of(config)  # a malformed pattern is misuse, too

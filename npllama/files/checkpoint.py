@@ -102,6 +102,17 @@ def checked(path: Path, archive: Archive) -> tuple[Config, str, Tokenizer | None
         raise ValueError(f"{path}: {error}") from None
 
 
+def refuse_source(path: Path) -> None:
+    """Raise ValueError, with the command that converts it, for another format."""
+    if path.is_dir() or path.suffix in (".gguf", ".safetensors", ".bin", ".pth"):
+        # A file of tensors alone is converted with the config in its folder.
+        alone = path.suffix in (".safetensors", ".pth")
+        source = path.parent if alone else path
+        raise ValueError(
+            f"{path}: not an .npz of npllama; npllama convert {source} OUT.npz makes one"
+        )
+
+
 def locate(name: str | os.PathLike) -> Path:
     """Path of a weights file, given as a path or as the name of a shipped model.
 
@@ -109,9 +120,12 @@ def locate(name: str | os.PathLike) -> Path:
     ------
     FileNotFoundError
         If there is neither; the message lists the shipped models.
+    ValueError
+        If it is a model in another format, which must be converted first.
     """
     path = Path(name)
     if str(name) and path.exists():  # an empty name would be this folder
+        refuse_source(path)
         return path
     # In a checkout the files lie beside the package, installed in one of their own.
     folders = [Path(__file__).parents[2] / "weights"]

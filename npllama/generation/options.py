@@ -17,7 +17,7 @@ import dataclasses
 import difflib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -319,18 +319,35 @@ def with_options(
     return dataclasses.replace(config, **options)
 
 
-def options_from_hf(data: Mapping[str, Any]) -> dict[str, Any]:
+# What these say has no effect on a search that draws nothing.
+OF_CHANCE = "temperature top_k top_p min_p typical_p epsilon_cutoff eta_cutoff".split()
+
+
+def options_from_hf(
+    data: Mapping[str, Any], overridden: Collection[str] = ()
+) -> dict[str, Any]:
     """What a ``generation_config.json`` says, as `GenerationConfig` takes it.
 
     Entries that npllama does not know (cache and torch settings, versions) are
-    passed over; those it knows are checked.
+    passed over; those it knows are checked.  Where the file asks for no sampling,
+    values of sampling that could not be used, such as a temperature of 0, are
+    passed over, too.
+
+    Parameters
+    ----------
+    overridden : names of options
+        Given by the user, so that the file's values for them do not count.
 
     Raises
     ------
     ValueError
         If a value is out of range.
     """
-    given = {k: v for k, v in data.items() if k in OPTIONS and v is not None}
+    known = OPTIONS.keys() - set(overridden)
+    given = {k: v for k, v in data.items() if k in known and v is not None}
+    if not data.get("do_sample"):
+        idle = [k for k in OF_CHANCE if k in given and not _is_legal(k, given[k])]
+        given = {k: v for k, v in given.items() if k not in idle}
     try:
         GenerationConfig(**given)
     except (ValueError, TypeError) as error:
@@ -338,9 +355,17 @@ def options_from_hf(data: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def options_of(model: Model) -> dict[str, Any]:
+def _is_legal(name: str, value: Any) -> bool:
+    try:
+        GenerationConfig(**{name: value})
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def options_of(model: Model, overridden: Collection[str] = ()) -> dict[str, Any]:
     """What a checkpoint's makers wish, as `GenerationConfig` takes it."""
-    return options_from_hf(model.generation_config or {})
+    return options_from_hf(model.generation_config or {}, overridden)
 
 
 def load_options(path: str | os.PathLike) -> dict[str, Any]:

