@@ -15,21 +15,22 @@ DOLA = "decoding/dola.py"
 FAULTS = {
     "beam_search": [
         # too few candidates for as many beams to go on
-        (BEAM, "keep = max(2, 1 + len(eos)) * num_beams", "keep = num_beams"),
+        (BEAM, "return max(2, 1 + self.n_eos) * self.num_beams", "return self.num_beams"),
         # the length penalty with the wrong sign
-        (BEAM, "beam.score / len(beam.tokens) ** length_penalty",
-         "beam.score * len(beam.tokens) ** length_penalty"),
+        (BEAM, "beam.score / len(beam.tokens) ** self.length_penalty",
+         "beam.score * len(beam.tokens) ** self.length_penalty"),
         # the token that ends a text not counted
-        (BEAM, "beam.score / len(beam.tokens) ** length_penalty",
-         "beam.score / max(len(beam.tokens) - 1, 1) ** length_penalty"),
+        (BEAM, "beam.score / len(beam.tokens) ** self.length_penalty",
+         "beam.score / max(len(beam.tokens) - 1, 1) ** self.length_penalty"),
         # the prompt counted in the length penalty
-        (BEAM, "        finished = ranked(finished + ended)[:num_beams]\n",
-         "        share = [len(h.tokens) / (len(h.tokens) + len(prompt)) for h in ended]\n"
-         "        ended = [h._replace(score=h.score * s**length_penalty)\n"
+        (BEAM, "        finished = ranked(finished + ended)[: rules.num_beams]\n",
+         "        n = len(job.prompt)\n"
+         "        share = [len(h.tokens) / (len(h.tokens) + n) for h in ended]\n"
+         "        ended = [h._replace(score=h.score * s**rules.length_penalty)\n"
          "                 for h, s in zip(ended, share)]\n"
-         "        finished = ranked(finished + ended)[:num_beams]\n"),
+         "        finished = ranked(finished + ended)[: rules.num_beams]\n"),
         # a text may end at any rank
-        (BEAM, "zip(candidates[:num_beams], reasons)", "zip(candidates, reasons)"),
+        (BEAM, "zip(candidates[: rules.num_beams], reasons)", "zip(candidates, reasons)"),
         (BEAM, "key=lambda hypothesis: -hypothesis.score",
          "key=lambda hypothesis: hypothesis.score"),
         # the first finished text ends the search
@@ -38,16 +39,16 @@ FAULTS = {
          "may_rise = False"),
         (BEAM, "<= finished[-1].score", "<= finished[0].score"),
         (BEAM, "if rules.early_stopping is True:", "if rules.early_stopping is None:"),
-        # what follows a beam that is not there fills the list of finished texts
-        (BEAM, "if reason and beam.score > NOWHERE / 2", "if reason"),
         # beams exchange their texts, the cache keeps the old ones
         (BEAM, "array[:, :n, :, :S] = array[:, rows, :, :S]",
          "array[:, :n, :, :S] = array[:, :n, :, :S]"),
         # logits added up that were never normalised
-        (BEAM, "process(history, log_softmax(logits))", "process(history, logits)"),
+        (BEAM, "job.process(histories(job, beams), log_softmax(logits))",
+         "job.process(histories(job, beams), logits)"),
         # all beams begin with the same text
-        (BEAM, "0.0 if b == 0 else NOWHERE", "0.0"),
-        (BEAM, "ranked(finished + ended)[:num_beams]", "ranked(ended)[:num_beams]"),
+        (BEAM, "return [Beam([], 0.0, 0)], cache", "return [Beam([], 0.0, 0)] * 2, cache"),
+        (BEAM, "ranked(finished + ended)[: rules.num_beams]\n        if",
+         "ranked(ended)[: rules.num_beams]\n        if"),
         (BEAM, '("length" if len(tokens) >= longest else None)',
          '("length" if len(tokens) > longest else None)'),
         (BEAM, "float(total[i]), int(i // V))", "float(total[i]), int(i % len(beams)))"),
@@ -160,16 +161,17 @@ MUTANTS += [
     (CONSTRAINED, "if c.progress.complete][: rules.num_beams]",
      "if c.reason][: rules.num_beams]", LOST),
     # the best score first, whatever the text lacks
-    (CONSTRAINED, "some(finished + ranked(cut))", "some(ranked(finished + cut))", LOST),
+    (CONSTRAINED, "require_texts(finished + ranked(cut))",
+     "require_texts(ranked(finished + cut))", LOST),
     # the emptiest bank first
     (CONSTRAINED, "(taken[bank], -bank, candidate.beam)",
      "(taken[bank], bank, candidate.beam)", LOST),
     # no text ends at the last step: those that are open are not looked at
-    (CONSTRAINED, "found = [*successors(beams, log_probs, keep)]",
-     "found = [*successors(beams, log_probs, num_beams)]", FREE),
+    (CONSTRAINED, "found = [*successors(beams, log_probs, rules.keep)]",
+     "found = [*successors(beams, log_probs, rules.num_beams)]", FREE),
     # a token that was forced ends no text
-    (CONSTRAINED, "return Candidate(beam, read, stop(beam.tokens) or length)",
-     "return Candidate(beam, read, stop(beam.tokens[:-1]) or length)", ENDS),
+    (CONSTRAINED, "return Candidate(beam, read, job.stop(beam.tokens) or length)",
+     "return Candidate(beam, read, job.stop(beam.tokens[:-1]) or length)", ENDS),
     # a phrase that the end token completes comes too late for it (transformers 4)
     (CONSTRAINED, "progress([*before, *beam.tokens], constraints)",
      "progress([*before, *beam.tokens[:-1]], constraints)", ENDS),

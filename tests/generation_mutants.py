@@ -53,4 +53,11 @@ MUTANTS = [
     # an error stands behind the text on its line
     (MAIN, 'show("" if pending else "\\n")', 'show("")',
      C + "what_goes_wrong_in_a_text_begins_a_new_line"),
+    # the cache of one text goes to all that branch from it
+    ("decoding/follower.py", "if alone and len(self.rows) == 1:",
+     "if len(self.rows) == 1:",
+     T + "second_opinion_on_texts_that_branch_is_that_of_each_text_alone"),
+    # tokens that were removed go on
+    ("decoding/beam.py", "        if total[i] > -np.inf\n", "        if True\n",
+     T + "beams_that_cannot_go_on_leave_the_others_alone"),
 ]  # fmt: skip

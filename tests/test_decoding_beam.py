@@ -6,6 +6,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from beams import asked
+from exhaustive import exhaustive_search
 from goldens.tiny_models import npllama_model, tiny
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -14,14 +16,13 @@ import npllama
 from npllama.config import Config
 from npllama.decoding import constrained_beam, constrained_beam_4
 from npllama.decoding.beam import beam_search, draw_without_replacement
-from npllama.decoding.common import Job, top, unprocessed
+from npllama.decoding.common import Job, top
 from npllama.decoding.constrained_beam import (
     constrained_beam_search,
     constraints_of,
     progress,
 )
 from npllama.decoding.constrained_beam_4 import constrained_beam_search_4
-from npllama.decoding.exhaustive import exhaustive_search
 from npllama.decoding.group_beam import group_beam_search
 from npllama.decoding.logprobs import text_logprobs
 from npllama.decoding.sample import sample
@@ -53,14 +54,16 @@ def test_a_beam_as_wide_as_the_tree_finds_the_likeliest_text(seed, T):
     stop, width = at_tokens(model.config.eos_token_id), 4 ** (T - 1)
     best = exhaustive_search(model, [1, 2], stop, T)[0]
     found = beam_search(
-        model,
-        [1, 2],
-        stop,
-        T,
-        width,
-        eos=model.config.eos_token_id,
-        length_penalty=0.0,
-        early_stopping="never",
+        *asked(
+            model,
+            [1, 2],
+            stop,
+            T,
+            width,
+            eos=model.config.eos_token_id,
+            length_penalty=0.0,
+            early_stopping="never",
+        )
     )
     assert found[0].tokens == best.tokens
     assert math.isclose(found[0].score, best.score, rel_tol=1e-4, abs_tol=1e-4)
@@ -84,7 +87,7 @@ def test_exhaustive_search_refuses_what_it_cannot_hold():
 def test_one_beam_is_greedy_search(seed):
     made = tiny(seed)
     model, stop = npllama_model(made), at_tokens([3])
-    found = beam_search(model, made.prompt, stop, 8, 1, eos=[3])
+    found = beam_search(*asked(model, made.prompt, stop, 8, 1, eos=[3]))
     assert found[0].tokens == greedy(model, made.prompt, stop, 8)
 
 
@@ -93,7 +96,14 @@ def test_scores_are_those_of_teacher_forcing(seed, length_penalty, num_beams):
     made = tiny(seed)
     model = npllama_model(made)
     found = beam_search(
-        model, made.prompt, at_tokens([3]), 6, num_beams, length_penalty=length_penalty
+        *asked(
+            model,
+            made.prompt,
+            at_tokens([3]),
+            6,
+            num_beams,
+            length_penalty=length_penalty,
+        )
     )
     assert [h.score for h in found] == sorted((h.score for h in found), reverse=True)
     assert len({tuple(h.tokens) for h in found}) == len(found)
@@ -116,8 +126,8 @@ def test_renaming_the_words_renames_the_texts(seed):
         renamed[name] = np.empty_like(made.tensors[name])
         renamed[name][rename] = made.tensors[name]
     other = made._replace(tensors=renamed, prompt=rename[made.prompt].tolist())
-    a = beam_search(npllama_model(made), made.prompt, at_tokens([3]), 5, 3)
-    b = beam_search(npllama_model(other), other.prompt, at_tokens([3]), 5, 3)
+    a = beam_search(*asked(npllama_model(made), made.prompt, at_tokens([3]), 5, 3))
+    b = beam_search(*asked(npllama_model(other), other.prompt, at_tokens([3]), 5, 3))
     assert [rename[h.tokens].tolist() for h in a] == [h.tokens for h in b]
 
 
@@ -128,8 +138,8 @@ def test_renaming_the_words_renames_the_texts(seed):
 def test_groups_that_do_not_mind_each_other_find_the_same(seed):
     made = tiny(seed)
     model, stop = npllama_model(made), at_tokens([])
-    alone = beam_search(model, made.prompt, stop, 5, 2, early_stopping="never")
-    groups = group_beam_search(model, made.prompt, stop, 5, 4, 2, 1e-9)
+    alone = beam_search(*asked(model, made.prompt, stop, 5, 2, early_stopping="never"))
+    groups = group_beam_search(*asked(model, made.prompt, stop, 5, 4), 2, 1e-9)
     assert [h.tokens for h in groups[::2]] == [h.tokens for h in alone]
     assert [h.tokens for h in groups[1::2]] == [h.tokens for h in alone]
 
@@ -138,7 +148,7 @@ def test_groups_that_do_not_mind_each_other_find_the_same(seed):
 def test_groups_that_mind_each_other_never_choose_the_same_token(seed):
     made = tiny(seed)
     model = npllama_model(made)
-    found = group_beam_search(model, made.prompt, at_tokens([]), 5, 3, 3, 1e4)
+    found = group_beam_search(*asked(model, made.prompt, at_tokens([]), 5, 3), 3, 1e4)
     for step in range(5):
         chosen = [h.tokens[step] for h in found]
         assert len(set(chosen)) == 3
@@ -158,7 +168,7 @@ def test_group_that_loses_beams_to_endings_leaves_the_others_their_rows(seed):
             assert math.isclose(row[5], told, abs_tol=1e-3)
         return log_probs
 
-    group_beam_search(model, [1, 2], stop, 5, 6, 2, 1e-9, compared)
+    group_beam_search(*asked(model, [1, 2], stop, 5, 6, process=compared), 2, 1e-9)
 
 
 #  ---- constrained beams ------------------------------------------------------
@@ -172,13 +182,8 @@ def test_constrained_beams_hold_every_phrase(seed, data):
     phrase = st.lists(word, min_size=1, max_size=2)
     phrases = data.draw(st.lists(phrase, min_size=1, max_size=2))
     found = constrained_beam_search(
-        model,
-        made.prompt,
-        at_tokens([3]),
-        12,
-        5,
+        *asked(model, made.prompt, at_tokens([3]), 12, 5, eos=[3]),
         constraints_of(phrases),
-        eos=[3],
         prompt_counts=False,
     )[0]
     text = found.tokens
@@ -206,13 +211,8 @@ def test_no_text_that_holds_every_phrase_is_lost(seed):
     beams = int(rng.integers(2, 6))
     constraints = constraints_of(phrases)
     found = constrained_beam_search(
-        model,
-        made.prompt,
-        at_tokens([3]),
-        longest,
-        beams,
+        *asked(model, made.prompt, at_tokens([3]), longest, beams, eos=[3]),
         constraints,
-        eos=[3],
         prompt_counts=False,
     )
     whole = [all(holds(text.tokens, phrase) for phrase in phrases) for text in found]
@@ -237,15 +237,17 @@ def test_beams_as_wide_as_the_tree_find_the_likeliest_text_with_the_phrases(
     every = exhaustive_search(model, [1, 2], stop, T)
     whole = [h for h in every if all(holds(h.tokens, p) for p in phrases)]
     found = constrained_beam_search(
-        model,
-        [1, 2],
-        stop,
-        T,
-        4 ** (T - 1),
+        *asked(
+            model,
+            [1, 2],
+            stop,
+            T,
+            4 ** (T - 1),
+            eos=[3],
+            length_penalty=0.0,
+            early_stopping="never",
+        ),
         constraints_of(phrases),
-        eos=[3],
-        length_penalty=0.0,
-        early_stopping="never",
         prompt_counts=False,
     )
     assert found[0].tokens == whole[0].tokens
@@ -260,14 +262,10 @@ def test_a_forced_token_may_end_the_text(seed, length_penalty):
 
     def search(stop, phrases, eos=()):
         return constrained_beam_search(
-            model,
-            made.prompt,
-            stop,
-            9,
-            3,
+            *asked(
+                model, made.prompt, stop, 9, 3, eos=eos, length_penalty=length_penalty
+            ),
             constraints_of(phrases),
-            eos=eos,
-            length_penalty=length_penalty,
             prompt_counts=False,
         )
 
@@ -318,8 +316,9 @@ def test_the_old_way_can_be_asked_for():
     options = {"num_beams": 4, "force_words_ids": phrases, "max_new_tokens": 10}
     config = npllama.GenerationConfig(**options, force_words_rule="transformers 4")
     found = npllama.generate(model, [made.prompt], config)[0]
-    args = model, made.prompt, at_tokens([3]), 10, 4, constraints_of(phrases)
-    assert found.tokens == constrained_beam_search_4(*args, eos=[3])[0].tokens
+    search = asked(model, made.prompt, at_tokens([3]), 10, 4, eos=[3])
+    old = constrained_beam_search_4(*search, constraints_of(phrases))
+    assert found.tokens == old[0].tokens
     with pytest.raises(ValueError, match="force_words_rule"):
         npllama.GenerationConfig(force_words_rule="transformers")
 
@@ -327,11 +326,13 @@ def test_the_old_way_can_be_asked_for():
 def test_texts_that_time_cuts_short_are_returned_after_all():
     made = tiny(0)
     found = constrained_beam_search(
-        npllama_model(made),
-        made.prompt,
-        lambda tokens: "time" if len(tokens) == 2 else None,
-        9,
-        3,
+        *asked(
+            npllama_model(made),
+            made.prompt,
+            lambda tokens: "time" if len(tokens) == 2 else None,
+            9,
+            3,
+        ),
         constraints_of([[7, 8, 9]]),
     )
     assert len(found) == 3 and {text.reason for text in found} == {"time"}
@@ -444,7 +445,7 @@ def test_stochastic_beams_draw_the_first_text_as_the_model_does():
     seen: Counter = Counter()
     pairs = 0
     for _ in range(N):
-        drawn = stochastic_beam_search(model, [1], stop, 2, 3, rng)
+        drawn = stochastic_beam_search(Job(model, [1], 2, stop, rng=rng), 3)
         texts = [tuple(d.tokens) for d in drawn]
         assert len(set(texts)) == 3
         seen[texts[0]] += 1
@@ -461,12 +462,11 @@ def test_stochastic_beams_draw_the_first_text_as_the_model_does():
 def test_all_texts_are_drawn_when_as_many_are_asked_for(seed):
     model, stop = small_model(seed), at_tokens([3])
     truth = {tuple(h.tokens): h.score for h in exhaustive_search(model, [1], stop, 2)}
-    drawn = stochastic_beam_search(
-        model, [1], stop, 2, 20, np.random.default_rng(seed), unprocessed
-    )
+    job = Job(model, [1], 2, stop, rng=np.random.default_rng(seed))
+    drawn = stochastic_beam_search(job, 20)
     assert {tuple(d.tokens) for d in drawn} == set(truth)
     for d in drawn:
-        assert math.isclose(d.log_prob, truth[tuple(d.tokens)], abs_tol=1e-4)
+        assert math.isclose(d.score, truth[tuple(d.tokens)], abs_tol=1e-4)
 
 
 @given(SEEDS)
@@ -475,7 +475,14 @@ def test_beam_sampling_depends_on_its_seed_alone(seed):
     model = npllama_model(made)
     runs = [
         beam_search(
-            model, made.prompt, at_tokens([3]), 5, 3, rng=np.random.default_rng(seed)
+            *asked(
+                model,
+                made.prompt,
+                at_tokens([3]),
+                5,
+                3,
+                rng=np.random.default_rng(seed),
+            )
         )
         for _ in range(2)
     ]

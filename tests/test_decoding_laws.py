@@ -1,6 +1,7 @@
 """Properties that tie the strategies to each other."""
 
 import numpy as np
+from beams import asked
 from goldens.tiny_models import npllama_model, tiny
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -22,9 +23,9 @@ def test_one_group_is_beam_search(seed, num_beams, length_penalty):
     options = {"eos": [3], "length_penalty": length_penalty}
     # Stopped early, the two forget other texts: that of transformers 5, and that of 4.
     options["early_stopping"] = "never"
-    plain = beam_search(model, made.prompt, stop, 6, num_beams, **options)
+    plain = beam_search(*asked(model, made.prompt, stop, 6, num_beams, **options))
     groups = group_beam_search(
-        model, made.prompt, stop, 6, num_beams, 1, 0.5, **options
+        *asked(model, made.prompt, stop, 6, num_beams, **options), 1, 0.5
     )
     assert [h.tokens for h in groups] == [h.tokens for h in plain]
 
@@ -39,9 +40,9 @@ def test_without_constraints_it_is_beam_search(seed, num_beams, early_stopping):
     made = tiny(seed)
     model, stop = npllama_model(made), at_tokens([3])
     options = {"eos": [3], "early_stopping": early_stopping}
-    plain = beam_search(model, made.prompt, stop, 6, num_beams, **options)
+    plain = beam_search(*asked(model, made.prompt, stop, 6, num_beams, **options))
     free = constrained_beam_search(
-        model, made.prompt, stop, 6, num_beams, [], **options
+        *asked(model, made.prompt, stop, 6, num_beams, **options), []
     )
     assert free == plain
 
@@ -52,8 +53,10 @@ def test_constraints_that_the_prompt_fulfils_change_nothing_at_the_end(seed, num
     made = tiny(seed)
     model, stop = npllama_model(made), at_tokens([])
     phrases = constraints_of([made.prompt[1:3], made.prompt[2:4]])
-    plain = beam_search(model, made.prompt, stop, 6, num_beams)
-    held = constrained_beam_search(model, made.prompt, stop, 6, num_beams, phrases)
+    plain = beam_search(*asked(model, made.prompt, stop, 6, num_beams))
+    held = constrained_beam_search(
+        *asked(model, made.prompt, stop, 6, num_beams), phrases
+    )
     assert held == plain
 
 

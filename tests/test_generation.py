@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import npllama
 from npllama import GenerationConfig, Helpers, generate, pieces, stream
+from npllama.decoding.follower import Follower
 from npllama.decoding.logprobs import text_logprobs
 from npllama.generation.options import (
     OPTIONS,
@@ -592,6 +593,19 @@ def test_every_option_has_a_sentence_a_range_and_a_step_that_its_default_leaves_
     for name, option in OPTIONS.items():
         assert option.says and option.range.legal and name in GenerationConfig.__doc__
         assert option.says in GenerationConfig.__doc__
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_second_opinion_on_texts_that_branch_is_that_of_each_text_alone(seed):
+    model, prompt = model_of(seed)
+    # One text, then three that go on from it, then three that go on from those.
+    histories = [[prompt], [[*prompt, token] for token in (7, 8, 9)]]
+    histories.append([[*text, 10] for text in histories[1]])
+    follower = Follower(model, 40)
+    for texts in histories:
+        alone = [Follower(model, 40).logits([text]) for text in texts]
+        found = follower.logits(texts)
+        np.testing.assert_allclose(found, np.concatenate(alone), rtol=0, atol=1e-5)
 
 
 #  ---- what transformers does in corners ---------------------------------------

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from beams import asked
 from goldens.tiny_models import npllama_model, tiny
 
 from npllama.decoding.beam import beam_search
@@ -26,14 +27,15 @@ def search(seed, setting):
         "length_penalty": setting["length_penalty"],
         "early_stopping": setting["early_stopping"],
     }
-    args = (model, made.prompt, at_tokens(eos), NEW, setting["num_beams"])
+    stop, num_beams = at_tokens(eos), setting["num_beams"]
+    args = asked(model, made.prompt, stop, NEW, num_beams, **common)
     if "force_words_ids" in setting:
         constraints = constraints_of(setting["force_words_ids"])
-        return constrained_beam_search_4(*args, constraints, **common)[:1], eos
+        return constrained_beam_search_4(*args, constraints)[:1], eos
     if "num_beam_groups" in setting:
         groups = setting["num_beam_groups"], setting["diversity_penalty"]
-        return group_beam_search(*args, *groups, **common), eos
-    return beam_search(*args, **common), eos
+        return group_beam_search(*args, *groups), eos
+    return beam_search(*args), eos
 
 
 @pytest.mark.parametrize("version, least", [("5.23", 300), ("4.49", 500)])

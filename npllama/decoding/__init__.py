@@ -19,7 +19,6 @@ Several texts compared
     `constrained_beam`  texts that hold given phrases
     `constrained_beam_4`  the same as transformers 4 did it
     `stochastic_beam`   several texts drawn, no two equal
-    `exhaustive`        every text there is: the yardstick
 
 Several tokens at once
     `rejection`         the rule that makes guessing exact

@@ -17,27 +17,15 @@ top: *beam sampling*.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from npllama.cache import KVCache
-from npllama.decoding.common import (
-    Hypothesis,
-    Process,
-    Stop,
-    extend,
-    prefill,
-    room,
-    top,
-    unprocessed,
-)
+from npllama.decoding.common import Hypothesis, Job, Stop, extend, prefill, top
 from npllama.sampling import NothingLeft, log_softmax, softmax
 from npllama.weights import Model
-
-# Far below any score: beams that are not there yet.
-NOWHERE = -1.0e9
 
 
 class Beam(NamedTuple):
@@ -48,51 +36,39 @@ class Beam(NamedTuple):
     parent: int  # row of the cache that holds all but its last token
 
 
-class Rules(NamedTuple):
+class BeamRules(NamedTuple):
     """How a search compares texts of several lengths, and when it has seen enough."""
 
     num_beams: int
-    longest: int  # new tokens that a text may have
-    length_penalty: float
-    early_stopping: bool | str
+    # Exponent of the length; 0 compares plain sums.
+    length_penalty: float = 1.0
+    # Stop once `num_beams` texts are finished (True); once the best beam, at its
+    # present length, scores no better than the worst of them (False, a good guess);
+    # once no beam can beat the worst of them ("never").
+    early_stopping: bool | str = False
+    n_eos: int = 0  # number of end tokens, of which each may take a candidate's place
+
+    @property
+    def keep(self) -> int:
+        """Candidates to keep at each step, so that `num_beams` of them can go on."""
+        return max(2, 1 + self.n_eos) * self.num_beams
+
+    def finished(self, beam: Beam, reason: str) -> Hypothesis:
+        """A text that ends here, scored for comparison with texts of other lengths."""
+        score = beam.score / len(beam.tokens) ** self.length_penalty
+        return Hypothesis(beam.tokens, score, reason)
 
 
-def beam_search(
-    model: Model,
-    prompt: Sequence[int],
-    stop: Stop,
-    max_new_tokens: int,
-    num_beams: int,
-    process: Process = unprocessed,
-    *,
-    eos: Collection[int] = (),
-    length_penalty: float = 1.0,
-    early_stopping: bool | str = False,
-    rng: np.random.Generator | None = None,
-) -> list[Hypothesis]:
+def beam_search(job: Job, rules: BeamRules) -> list[Hypothesis]:
     """Search for the likeliest continuations of one prompt.
 
     Parameters
     ----------
-    model : Model
-    prompt : token ids
-    stop : function
-        New tokens of a beam to the reason for ending, or None.
-    max_new_tokens, num_beams : int
-    process : function
-        Is given log-probabilities in place of logits, as in transformers; what it
-        returns is added up without normalising again.
-    eos : token ids
-        Only their number matters: with n of them, (1 + n) * num_beams candidates
-        are kept each step, so that num_beams of them can go on.
-    length_penalty : float
-        Exponent of the length; 0 compares plain sums.
-    early_stopping : True, False or "never"
-        When to stop: once `num_beams` texts are finished (True); once the best
-        beam, at its present length, scores no better than the worst of them
-        (False, a good guess); once no beam can beat the worst of them ("never").
-    rng : np.random.Generator
-        Draw the candidates instead of taking the best.
+    job : Job
+        `process` is given log-probabilities in place of logits, as in transformers;
+        what it returns is added up without normalising again.  With `rng`, the
+        candidates are drawn instead of taken from the top.
+    rules : BeamRules
 
     Returns
     -------
@@ -101,7 +77,7 @@ def beam_search(
 
     Raises
     ------
-    ValueError
+    NothingLeft
         If `process` leaves no beam any token before a text is finished.
 
     References
@@ -110,52 +86,41 @@ def beam_search(
     with a score of -1e9.  Canonical beam search is "never" with a length penalty of
     0.  vLLM counts the prompt in the length and the token that ends the text not.
     """
-    longest, cache, logits = begin(model, prompt, max_new_tokens, num_beams)
-    rules = Rules(num_beams, longest, length_penalty, early_stopping)
-    keep = max(2, 1 + len(eos)) * num_beams
-    beams = first_beams(num_beams)
+    beams, cache, logits, longest = start_beams(job)
     finished: list[Hypothesis] = []
 
     def ends(tokens: Sequence[int]) -> str | None:
-        return stop(tokens) or ("length" if len(tokens) >= longest else None)
+        return job.stop(tokens) or ("length" if len(tokens) >= longest else None)
 
     while True:
-        history = histories(prompt, beams)
-        candidates = successors(beams, process(history, log_softmax(logits)), keep, rng)
-        ended, beams = split(candidates, ends, num_beams, length_penalty)
-        finished = ranked(finished + ended)[:num_beams]
-        if not beams or done(finished, beams[0], rules):
-            return some(finished)
-        cache, logits = advance(model, cache, beams)
+        log_probs = job.process(histories(job, beams), log_softmax(logits))
+        candidates = successors(beams, log_probs, rules.keep, job.rng)
+        ended, beams = part_ended(candidates, ends, rules)
+        finished = ranked(finished + ended)[: rules.num_beams]
+        if not beams or found_enough(finished, beams[0], rules, longest):
+            return require_texts(finished)
+        cache, logits = advance(job.model, cache, beams)
 
 
-def begin(
-    model: Model, prompt: Sequence[int], max_new_tokens: int, num_beams: int
-) -> tuple[int, KVCache, np.ndarray]:
-    """Run the prompt once, then give every beam its copy of the cache.
+def start_beams(job: Job) -> tuple[list[Beam], KVCache, np.ndarray, int]:
+    """Run the prompt; a search begins with one beam, the empty text.
 
     Returns
     -------
+    beams : list of one Beam
+    cache : KVCache
+        Of one row.
+    logits : (1, V) float
     longest : int
         New tokens that a text may have: `max_new_tokens`, or what the context holds.
-    cache : KVCache
-    logits : (B, V) float
     """
-    capacity = room(model, len(prompt), max_new_tokens)
-    cache, logits = prefill(model, [prompt], capacity)
-    k, v = (np.repeat(array, num_beams, axis=1) for array in (cache.k, cache.v))
-    cache = KVCache(k, v, np.repeat(cache.length, num_beams))
-    return capacity - len(prompt), cache, np.repeat(logits, num_beams, axis=0)
+    cache, logits = prefill(job.model, [job.prompt], job.capacity)
+    return [Beam([], 0.0, 0)], cache, logits, job.capacity - len(job.prompt)
 
 
-def first_beams(num_beams: int) -> list[Beam]:
-    """All beams begin equal, so only the first one may have successors."""
-    return [Beam([], 0.0 if b == 0 else NOWHERE, b) for b in range(num_beams)]
-
-
-def histories(prompt: Sequence[int], beams: Sequence[Beam]) -> list[list[int]]:
+def histories(job: Job, beams: Sequence[Beam]) -> list[list[int]]:
     """What `process` is told of every beam: all tokens so far."""
-    return [[*prompt, *beam.tokens] for beam in beams]
+    return [[*job.prompt, *beam.tokens] for beam in beams]
 
 
 def successors(
@@ -216,29 +181,22 @@ def draw_without_replacement(
     return possible[top(noisy, keep)]
 
 
-def split(
-    candidates: Sequence[Beam], ends: Stop, num_beams: int, length_penalty: float
+def part_ended(
+    candidates: Sequence[Beam], ends: Stop, rules: BeamRules
 ) -> tuple[list[Hypothesis], list[Beam]]:
     """Part the candidates into texts that end here and beams that go on.
 
     A text may only end among the first `num_beams`; the other candidates are
-    understudies, so that as many beams can go on.  What follows a beam that is not
-    there is no text, and must not fill the list of finished ones.
+    understudies, so that as many beams can go on.
     """
     reasons = [ends(beam.tokens) for beam in candidates]
     ended = [
-        finish(beam, reason, length_penalty)
-        for beam, reason in zip(candidates[:num_beams], reasons)
-        if reason and beam.score > NOWHERE / 2
+        rules.finished(beam, reason)
+        for beam, reason in zip(candidates[: rules.num_beams], reasons)
+        if reason
     ]
     going = [beam for beam, reason in zip(candidates, reasons) if not reason]
-    return ended, sorted(going, key=lambda beam: -beam.score)[:num_beams]
-
-
-def finish(beam: Beam, reason: str, length_penalty: float) -> Hypothesis:
-    """Close a text, and score it for comparison with texts of other lengths."""
-    score = beam.score / len(beam.tokens) ** length_penalty
-    return Hypothesis(beam.tokens, score, reason)
+    return ended, sorted(going, key=lambda beam: -beam.score)[: rules.num_beams]
 
 
 def ranked(finished: Sequence[Hypothesis]) -> list[Hypothesis]:
@@ -246,22 +204,24 @@ def ranked(finished: Sequence[Hypothesis]) -> list[Hypothesis]:
     return sorted(finished, key=lambda hypothesis: -hypothesis.score)
 
 
-def some(finished: list[Hypothesis]) -> list[Hypothesis]:
-    """The texts found; ValueError if there are none."""
+def require_texts(finished: list[Hypothesis]) -> list[Hypothesis]:
+    """The texts found; NothingLeft if there are none."""
     if not finished:
         raise NothingLeft("every token of every beam is removed: no text can be found")
     return finished
 
 
-def close(
-    beams: Sequence[Beam], finished: list[Hypothesis], rules: Rules
+def finish_open(
+    beams: Sequence[Beam], finished: list[Hypothesis], rules: BeamRules
 ) -> list[Hypothesis]:
     """Finish the beams that are still open as they stand, and rank all texts."""
-    ended = [finish(beam, "length", rules.length_penalty) for beam in beams]
+    ended = [rules.finished(beam, "length") for beam in beams]
     return ranked(finished + ended)[: rules.num_beams]
 
 
-def done(finished: Sequence[Hypothesis], best: Beam, rules: Rules) -> bool:
+def found_enough(
+    finished: Sequence[Hypothesis], best: Beam, rules: BeamRules, longest: int
+) -> bool:
     """Whether enough texts are finished, and the growing ones may be given up."""
     if len(finished) < rules.num_beams:
         return False
@@ -269,14 +229,14 @@ def done(finished: Sequence[Hypothesis], best: Beam, rules: Rules) -> bool:
         return True
     # A positive penalty forgives length, so a text may still rise until the end.
     may_rise = rules.early_stopping == "never" and rules.length_penalty > 0
-    length = rules.longest if may_rise else len(best.tokens)
+    length = longest if may_rise else len(best.tokens)
     return best.score / length**rules.length_penalty <= finished[-1].score
 
 
 def advance(
     model: Model, cache: KVCache, beams: Sequence[Beam]
 ) -> tuple[KVCache, np.ndarray]:
-    """One more token for every beam, behind what its parent's row holds.
+    """One more token for every beam, after what its parent's row holds.
 
     Writes into the cache.
 

@@ -29,29 +29,25 @@ constraint, such as the forms of a verb); a list of one phrase demands just that
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from npllama.decoding.beam import (
-    NOWHERE,
     Beam,
-    Rules,
+    BeamRules,
     advance,
-    begin,
-    done,
-    finish,
-    first_beams,
+    found_enough,
     histories,
     ranked,
-    some,
+    require_texts,
+    start_beams,
     successors,
 )
-from npllama.decoding.common import Hypothesis, Process, Stop, top, unprocessed
+from npllama.decoding.common import Hypothesis, Job, top
 from npllama.sampling import log_softmax
-from npllama.weights import Model
 
 Phrase = tuple[int, ...]
 Constraint = tuple[Phrase, ...]
@@ -172,29 +168,20 @@ def overlap(text: Phrase, phrase: Phrase) -> int:
 
 
 def constrained_beam_search(
-    model: Model,
-    prompt: Sequence[int],
-    stop: Stop,
-    max_new_tokens: int,
-    num_beams: int,
+    job: Job,
+    rules: BeamRules,
     constraints: Sequence[Constraint],
-    process: Process = unprocessed,
-    *,
-    eos: Collection[int] = (),
-    length_penalty: float = 1.0,
-    early_stopping: bool | str = False,
     prompt_counts: bool = True,
 ) -> list[Hypothesis]:
     """Search for likely continuations that contain the phrases.
 
     Parameters
     ----------
+    job, rules
+        As in `beam_search`, but nothing is drawn.
     constraints : from `constraints_of`
     prompt_counts : bool
         Whether a phrase in the prompt fulfils its constraint, as in transformers.
-    model, prompt, stop, max_new_tokens, num_beams, process, eos, length_penalty,
-    early_stopping
-        As in `beam_search`.
 
     Returns
     -------
@@ -214,34 +201,34 @@ def constrained_beam_search(
     ``LexicallyConstrainedBeamSearch``.  `constrained_beam_4` shows how transformers
     4 differs.
     """
-    check_tokens(constraints, model.config.vocab_size)
-    longest, cache, logits = begin(model, prompt, max_new_tokens, num_beams)
-    rules = Rules(num_beams, longest, length_penalty, early_stopping)
-    keep = max(2, 1 + len(eos)) * num_beams
-    before = list(prompt) if prompt_counts else []
-    beams = first_beams(num_beams)
+    check_tokens(constraints, job.model.config.vocab_size)
+    beams, cache, logits, longest = start_beams(job)
+    before = list(job.prompt) if prompt_counts else []
     finished: list[Hypothesis] = []
 
     def judged(beam: Beam) -> Candidate:
         length = "length" if len(beam.tokens) >= longest else None
         read = progress([*before, *beam.tokens], constraints)
-        return Candidate(beam, read, stop(beam.tokens) or length)
+        return Candidate(beam, read, job.stop(beam.tokens) or length)
 
     while True:
-        log_probs = process(histories(prompt, beams), log_softmax(logits))
-        found = [*successors(beams, log_probs, keep)]
+        log_probs = job.process(histories(job, beams), log_softmax(logits))
+        found = [*successors(beams, log_probs, rules.keep)]
         if constraints:
             found += forced(beams, log_probs, judged)
-            found += best_of_each(beams, log_probs, keep // num_beams, judged)
+            tries = rules.keep // rules.num_beams
+            found += best_of_each(beams, log_probs, tries, judged)
         candidates = [judged(beam) for beam in distinct(found)]
         ended, cut = endings(candidates, rules)
-        finished = ranked(finished + ended)[:num_beams]
-        beams = take_in_turn([c for c in candidates if c.reason is None], num_beams)
+        finished = ranked(finished + ended)[: rules.num_beams]
+        going = [c for c in candidates if c.reason is None]
+        beams = take_in_turn(going, rules.num_beams)
         if not beams:
-            return some(finished + ranked(cut))[:num_beams]
-        if done(finished, max(beams, key=lambda beam: beam.score), rules):
+            return require_texts(finished + ranked(cut))[: rules.num_beams]
+        best = max(beams, key=lambda beam: beam.score)
+        if found_enough(finished, best, rules, longest):
             return finished
-        cache, logits = advance(model, cache, beams)
+        cache, logits = advance(job.model, cache, beams)
 
 
 def forced(beams: Sequence[Beam], log_probs: np.ndarray, judged: Judge) -> list[Beam]:
@@ -292,18 +279,15 @@ def too_early(candidate: Candidate) -> bool:
 
 
 def distinct(found: Sequence[Beam]) -> list[Beam]:
-    """Best first, each text once, without those that are impossible.
-
-    Beams that are not there yet have equal texts, so only the first can extend one.
-    """
+    """Best first, each text once, without those that are impossible."""
     possible = {
-        tuple(beam.tokens): beam for beam in reversed(found) if beam.score > NOWHERE / 2
+        tuple(beam.tokens): beam for beam in reversed(found) if beam.score > -np.inf
     }
     return sorted(reversed(possible.values()), key=lambda beam: -beam.score)
 
 
 def endings(
-    candidates: Sequence[Candidate], rules: Rules
+    candidates: Sequence[Candidate], rules: BeamRules
 ) -> tuple[list[Hypothesis], list[Hypothesis]]:
     """Find the texts that end here: those with all phrases, and the others.
 
@@ -313,7 +297,7 @@ def endings(
     whole = [c for c in candidates if c.progress.complete][: rules.num_beams]
     short = [c for c in candidates if too_early(c)]
     ended, cut = (
-        [finish(c.beam, c.reason, rules.length_penalty) for c in group if c.reason]
+        [rules.finished(c.beam, c.reason) for c in group if c.reason]
         for group in (whole, short)
     )
     return ended, cut

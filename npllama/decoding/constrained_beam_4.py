@@ -17,25 +17,24 @@ every phrase:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from npllama.decoding.beam import (
     Beam,
-    Rules,
+    BeamRules,
     advance,
-    begin,
-    close,
-    done,
-    first_beams,
+    finish_open,
+    found_enough,
     histories,
+    part_ended,
     ranked,
-    some,
-    split,
+    require_texts,
+    start_beams,
     successors,
 )
-from npllama.decoding.common import Hypothesis, Process, Stop, unprocessed
+from npllama.decoding.common import Hypothesis, Job
 from npllama.decoding.constrained_beam import (
     Candidate,
     Constraint,
@@ -45,7 +44,6 @@ from npllama.decoding.constrained_beam import (
     take_in_turn,
 )
 from npllama.sampling import log_softmax
-from npllama.weights import Model
 
 Read = Callable[[Sequence[int]], Progress]  # of the new tokens of a text
 
@@ -93,28 +91,19 @@ def following(constraint: Constraint, matched: Phrase) -> list[int]:
 
 
 def constrained_beam_search_4(
-    model: Model,
-    prompt: Sequence[int],
-    stop: Stop,
-    max_new_tokens: int,
-    num_beams: int,
+    job: Job,
+    rules: BeamRules,
     constraints: Sequence[Constraint],
-    process: Process = unprocessed,
-    *,
-    eos: Collection[int] = (),
-    length_penalty: float = 1.0,
-    early_stopping: bool | str = False,
     num_return_sequences: int = 1,
 ) -> list[Hypothesis]:
     """Search for likely continuations that contain the phrases.
 
     Parameters
     ----------
+    job, rules, constraints
+        As in `constrained_beam_search`.
     num_return_sequences : int
         If fewer open texts fulfil the constraints, the best of the others are added.
-    model, prompt, stop, max_new_tokens, num_beams, constraints, process, eos,
-    length_penalty, early_stopping
-        As in `constrained_beam_search`.
 
     Returns
     -------
@@ -130,33 +119,29 @@ def constrained_beam_search_4(
     ----------
     transformers 4.49 `GenerationMixin._constrained_beam_search`.
     """
-    check_tokens(constraints, model.config.vocab_size)
-    longest, cache, logits = begin(model, prompt, max_new_tokens, num_beams)
-    rules = Rules(num_beams, longest, length_penalty, early_stopping)
-    keep = max(2, 1 + len(eos)) * num_beams
-    beams = first_beams(num_beams)
+    check_tokens(constraints, job.model.config.vocab_size)
+    beams, cache, logits, longest = start_beams(job)
     finished: list[Hypothesis] = []
 
     def read(tokens: Sequence[int]) -> Progress:
-        return one_at_a_time([*prompt, *tokens], constraints)
+        return one_at_a_time([*job.prompt, *tokens], constraints)
 
     for step in range(longest):
         if step > 0:
-            cache, logits = advance(model, cache, beams)
-        log_probs = process(histories(prompt, beams), log_softmax(logits))
-        candidates = successors(beams, log_probs, keep)
-        ended, going = split(candidates, stop, num_beams, length_penalty)
+            cache, logits = advance(job.model, cache, beams)
+        log_probs = job.process(histories(job, beams), log_softmax(logits))
+        candidates = successors(beams, log_probs, rules.keep)
+        ended, going = part_ended(candidates, job.stop, rules)
         ended = [text for text in ended if read(text.tokens[:-1]).complete]
-        finished = ranked(finished + ended)[:num_beams]
+        finished = ranked(finished + ended)[: rules.num_beams]
         going = sorted(going + forced(beams, going, log_probs, read), key=_worst_last)
         judged = [Candidate(beam, read(beam.tokens), None) for beam in going]
-        beams = take_in_turn(judged, num_beams)
-        if not beams or done(finished, candidates[0], rules):
-            return some(finished)
+        beams = take_in_turn(judged, rules.num_beams)
+        if not beams or found_enough(finished, candidates[0], rules, longest):
+            return require_texts(finished)
     whole = [beam for beam in beams if read(beam.tokens).complete]
-    return close(
-        whole if len(whole) >= num_return_sequences else beams, finished, rules
-    )
+    enough = len(whole) >= num_return_sequences
+    return finish_open(whole if enough else beams, finished, rules)
 
 
 def _worst_last(beam: Beam) -> float:

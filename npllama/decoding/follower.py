@@ -18,7 +18,7 @@ from npllama.weights import Model
 
 
 class Follower:
-    """Logits behind any histories, at the price of what changed since the last.
+    """Logits after any histories, at the price of what changed since the last.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class Follower:
         self.rows: list[tuple[list[int], KVCache]] = []
 
     def logits(self, histories: Sequence[Sequence[int]]) -> np.ndarray:
-        """Logits behind every history.
+        """Logits after every history.
 
         Parameters
         ----------
@@ -42,29 +42,32 @@ class Follower:
         -------
         (B, V) float
         """
-        rows = [self._row(list(history)) for history in histories]
+        alone = len(histories) == 1
+        rows = [self._row(list(history), alone) for history in histories]
         self.rows = [(tokens, cache) for tokens, cache, _ in rows]
         return np.concatenate([logits for _, _, logits in rows])
 
-    def _row(self, history: list[int]) -> tuple[list[int], KVCache, np.ndarray]:
+    def _row(
+        self, history: list[int], alone: bool
+    ) -> tuple[list[int], KVCache, np.ndarray]:
         """Go on from the known row that shares the longest beginning."""
         best, known = 0, None
         for tokens, cache in self.rows:
             shared = common_prefix(tokens, history)
             if shared > best:
                 best, known = shared, cache
-        cache = self._copy(known)
-        # At least one token must be run, to have logits behind it.
+        cache = self._copy(known, alone)
+        # At least one token must be run, to have logits after it.
         cache.length[0] = min(best, len(history) - 1)
         cache, logits = prefill(self.model, [history], self.capacity, cache)
         return history, cache, logits
 
-    def _copy(self, cache: KVCache | None) -> KVCache:
+    def _copy(self, cache: KVCache | None, alone: bool) -> KVCache:
         if cache is None:
             config, dtype = self.model.config, self.model.embed.dtype.name
             return new_cache(config, 1, self.capacity, dtype)
-        # With one row nobody else needs the old state.
-        if len(self.rows) == 1:
+        # With a single row the cache can be used in place; nothing else refers to it.
+        if alone and len(self.rows) == 1:
             return cache
         return KVCache(*(array.copy() for array in cache))
 

@@ -12,28 +12,27 @@ Each group is a beam search of its own, with its own list of finished texts.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from npllama.decoding.beam import (
     Beam,
-    Rules,
+    BeamRules,
     advance,
-    begin,
-    close,
-    done,
-    first_beams,
+    finish_open,
+    found_enough,
     histories,
+    part_ended,
     ranked,
-    some,
-    split,
+    reorder,
+    require_texts,
+    start_beams,
     successors,
 )
-from npllama.decoding.common import Hypothesis, Process, Stop, unprocessed
+from npllama.decoding.common import Hypothesis, Job
 from npllama.sampling import log_softmax
-from npllama.weights import Model
 
 
 @dataclass
@@ -42,23 +41,6 @@ class Group:
 
     beams: list[Beam]
     finished: list[Hypothesis] = field(default_factory=list)
-    done: bool = False
-
-    def choose(
-        self, candidates: Sequence[Beam], stop: Stop, rules: Rules, first: int
-    ) -> None:
-        """Go on with the best of the candidates, if the group is to go on.
-
-        Parameters
-        ----------
-        first : int
-            Row of the cache that holds the group's first beam.
-        """
-        size = rules.num_beams
-        ended, beams = split(candidates, stop, size, rules.length_penalty)
-        self.beams = [b._replace(parent=first + b.parent) for b in beams]
-        self.finished = ranked(self.finished + ended)[:size]
-        self.done = not beams or done(self.finished, candidates[0], rules)
 
 
 def group_size(num_beams: int, num_beam_groups: int) -> int:
@@ -92,29 +74,18 @@ def distanced(
 
 
 def group_beam_search(
-    model: Model,
-    prompt: Sequence[int],
-    stop: Stop,
-    max_new_tokens: int,
-    num_beams: int,
-    num_beam_groups: int,
-    diversity_penalty: float,
-    process: Process = unprocessed,
-    *,
-    eos: Collection[int] = (),
-    length_penalty: float = 1.0,
-    early_stopping: bool | str = False,
+    job: Job, rules: BeamRules, num_beam_groups: int, diversity_penalty: float
 ) -> list[Hypothesis]:
     """Search with `num_beam_groups` groups of ``num_beams / num_beam_groups`` beams.
 
     Parameters
     ----------
+    job, rules
+        As in `beam_search`, but nothing is drawn.
+    num_beam_groups : int
     diversity_penalty : float
         Cost, in log-probability, of a token for each beam of an earlier group that
         chose it at the same step.  Above 0, else all groups find the same.
-    model, prompt, stop, max_new_tokens, num_beams, process, eos, length_penalty,
-    early_stopping
-        As in `beam_search`.
 
     Returns
     -------
@@ -135,28 +106,35 @@ def group_beam_search(
     beams still open at the end are scored as they stand.  transformers lets a
     group that is done choose the padding token, which then costs later groups.
     """
-    size = group_size(num_beams, num_beam_groups)
-    longest, cache, logits = begin(model, prompt, max_new_tokens, num_beams)
-    rules = Rules(size, longest, length_penalty, early_stopping)
-    keep = max(2, 1 + len(eos)) * size
-    groups = [Group(first_beams(size)) for _ in range(num_beam_groups)]
+    own = rules._replace(num_beams=group_size(rules.num_beams, num_beam_groups))
+    beams, cache, logits, longest = start_beams(job)
+    groups = [Group(beams) for _ in range(num_beam_groups)]
+    cache = reorder(cache, [0] * num_beam_groups)
+    logits = np.repeat(logits, num_beam_groups, axis=0)  # (B, V)
     going = groups
     for step in range(longest):
         if step > 0:
             beams = [beam for group in going for beam in group.beams]
-            cache, logits = advance(model, cache, beams)
+            cache, logits = advance(job.model, cache, beams)
         taken: list[int] = []
-        first = 0
+        first, still = 0, []
         for group in going:
             rows = logits[first : first + len(group.beams)]  # (B, V)
             log_probs = distanced(rows, taken, diversity_penalty)
-            log_probs = process(histories(prompt, group.beams), log_probs)
-            group.choose(successors(group.beams, log_probs, keep), stop, rules, first)
+            log_probs = job.process(histories(job, group.beams), log_probs)
+            candidates = successors(group.beams, log_probs, own.keep)
+            ended, beams = part_ended(candidates, job.stop, own)
+            # The row of the cache that holds the group's first beam is `first`.
+            group.beams = [b._replace(parent=first + b.parent) for b in beams]
+            group.finished = ranked(group.finished + ended)[: own.num_beams]
             first += len(rows)
             taken += [beam.tokens[-1] for beam in group.beams]
-        going = [group for group in going if not group.done]
+            if beams and not found_enough(group.finished, candidates[0], own, longest):
+                still.append(group)
+        going = still
         if not going:
             break
     for group in going:
-        group.finished = close(group.beams, group.finished, rules)
-    return some(ranked([text for g in groups for text in g.finished]))[:num_beams]
+        group.finished = finish_open(group.beams, group.finished, own)
+    texts = ranked([text for group in groups for text in group.finished])
+    return require_texts(texts)[: rules.num_beams]

@@ -11,23 +11,13 @@ leaves exactly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from npllama.decoding.beam import reorder
-from npllama.decoding.common import (
-    Process,
-    Stop,
-    extend,
-    prefill,
-    room,
-    top,
-    unprocessed,
-)
+from npllama.decoding.common import Hypothesis, Job, Stop, extend, prefill, top
 from npllama.sampling import log_softmax
-from npllama.weights import Model
 
 
 class Draw(NamedTuple):
@@ -40,58 +30,50 @@ class Draw(NamedTuple):
     parent: int = 0
 
 
-def stochastic_beam_search(
-    model: Model,
-    prompt: Sequence[int],
-    stop: Stop,
-    max_new_tokens: int,
-    num_beams: int,
-    rng: np.random.Generator,
-    process: Process = unprocessed,
-) -> list[Draw]:
+def stochastic_beam_search(job: Job, num_beams: int) -> list[Hypothesis]:
     """Draw `num_beams` different continuations, each as likely as the model says.
 
     Parameters
     ----------
-    model, prompt, stop, max_new_tokens, process
-        As in `beam_search`, but `process` is given logits, and what it returns is
-        normalised.
+    job : Job
+        With `rng`.  `process` is given logits, and what it returns is normalised.
     num_beams : int
         How many texts to draw; fewer are returned if there are not as many.
-    rng : np.random.Generator
 
     Returns
     -------
-    list of Draw
-        Largest noisy value first: the first is an ordinary sample, the second one
-        of what is left without the first, and so on.
+    list of Hypothesis
+        The score of each is its log-probability under the processed distributions.
+        They come in the order of the draw: the first is an ordinary sample, the
+        second one of what is left without the first, and so on.
 
     References
     ----------
     Kool, van Hoof and Welling 2019, arXiv:1903.06059, algorithm 1.
     """
-    capacity = room(model, len(prompt), max_new_tokens)
-    longest = capacity - len(prompt)
-    cache, logits = prefill(model, [prompt], capacity)
+    longest = job.capacity - len(job.prompt)
+    cache, logits = prefill(job.model, [job.prompt], job.capacity)
     growing, ended = [Draw([], 0.0, 0.0)], list[Draw]()
     while growing:
-        history = [[*prompt, *draw.tokens] for draw in growing]
-        log_probs = log_softmax(process(history, logits)).astype(np.float64)  # (B, V)
+        history = [[*job.prompt, *draw.tokens] for draw in growing]
+        processed = job.process(history, logits)
+        log_probs = log_softmax(processed).astype(np.float64)  # (B, V)
         children = [
             child
             for parent, draw in enumerate(growing)
-            for child in grow(draw, parent, log_probs[parent], num_beams, rng)
+            for child in grow(draw, parent, log_probs[parent], num_beams, job.rng)
         ]
         # Texts that have ended go on competing, with the noise they have.
         kept = sorted(ended + children, key=lambda draw: -draw.noisy)[:num_beams]
-        kept = [_judge(draw, stop, longest) for draw in kept]
+        kept = [_judge(draw, job.stop, longest) for draw in kept]
         ended = [draw for draw in kept if draw.reason]
         growing = [draw for draw in kept if not draw.reason]
         if growing:
             cache = reorder(cache, [draw.parent for draw in growing])
             last = np.array([draw.tokens[-1] for draw in growing])
-            logits = extend(model, last, cache)
-    return sorted(ended, key=lambda draw: -draw.noisy)
+            logits = extend(job.model, last, cache)
+    ended.sort(key=lambda draw: -draw.noisy)
+    return [Hypothesis(draw.tokens, draw.log_prob, draw.reason) for draw in ended]
 
 
 def grow(

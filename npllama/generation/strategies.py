@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 
 from npllama.cache import KVCache
-from npllama.decoding.beam import beam_search
+from npllama.decoding.beam import BeamRules, beam_search
 from npllama.decoding.common import Hypothesis, Step
 from npllama.decoding.constrained_beam import constrained_beam_search, constraints_of
 from npllama.decoding.constrained_beam_4 import constrained_beam_search_4
@@ -133,34 +132,15 @@ def search(task: Task, rng: Rng) -> list[Hypothesis]:
 def compared(task: Task, rng: Rng) -> list[Hypothesis]:
     """The same, by the kind of search that the config asks for."""
     c, (job,) = task.plan.config, jobs_of([task], [rng])
-    common: dict[str, Any] = {
-        "model": job.model,
-        "prompt": job.prompt,
-        "stop": job.stop,
-        "max_new_tokens": job.max_new_tokens,
-        "num_beams": c.num_beams,
-        "process": job.process,
-    }
+    n_eos = len(task.plan.eos)
+    rules = BeamRules(c.num_beams, c.length_penalty, c.early_stopping, n_eos)
     if c.stochastic_beams:
-        drawn = stochastic_beam_search(**common, rng=rng)
-        return [Hypothesis(d.tokens, d.log_prob, d.reason) for d in drawn]
-    common |= {
-        "eos": task.plan.eos,
-        "length_penalty": c.length_penalty,
-        "early_stopping": c.early_stopping,
-    }
-    if c.force_words_ids:
-        phrases = constraints_of(c.force_words_ids)
-        if c.force_words_rule == "kept":
-            return constrained_beam_search(**common, constraints=phrases)
-        number = c.num_return_sequences
-        return constrained_beam_search_4(
-            **common, constraints=phrases, num_return_sequences=number
-        )
+        return stochastic_beam_search(job._replace(rng=rng), c.num_beams)
     if c.num_beam_groups > 1:
-        return group_beam_search(
-            **common,
-            num_beam_groups=c.num_beam_groups,
-            diversity_penalty=c.diversity_penalty,
-        )
-    return beam_search(**common, rng=job.rng)
+        return group_beam_search(job, rules, c.num_beam_groups, c.diversity_penalty)
+    if not c.force_words_ids:
+        return beam_search(job, rules)
+    phrases = constraints_of(c.force_words_ids)
+    if c.force_words_rule == "kept":
+        return constrained_beam_search(job, rules, phrases)
+    return constrained_beam_search_4(job, rules, phrases, c.num_return_sequences)

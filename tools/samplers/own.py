@@ -9,7 +9,7 @@ import numpy as np
 
 from npllama import sampling as s
 from npllama.decoding import rejection
-from npllama.decoding.beam import beam_search
+from npllama.decoding.beam import BeamRules, beam_search
 from npllama.decoding.common import Job
 from npllama.decoding.contrastive_decoding import contrast as contrast_models
 from npllama.decoding.contrastive_search import most_contrastive
@@ -234,34 +234,19 @@ def greedy_search(model: Callable, prompt: Sequence[int], *, max_new_tokens, eos
 
 def beams(model: Callable, prompt: Sequence[int], *, max_new_tokens, eos, **options):
     """Beam search over the texts of a function."""
-    num_beams = options.pop("num_beams")
+    stop, rules = at_tokens(ending(eos)), BeamRules(n_eos=len(ending(eos)), **options)
+    job = Job(scripted(model, size_of(model)), prompt, max_new_tokens, stop)
     with instead_of_the_model():
-        found = beam_search(
-            scripted(model, size_of(model)),
-            prompt,
-            at_tokens(ending(eos)),
-            max_new_tokens,
-            num_beams,
-            eos=ending(eos),
-            **options,
-        )
-    return [(text.tokens, text.score) for text in found]
+        return [(text.tokens, text.score) for text in beam_search(job, rules)]
 
 
 def group_beams(model: Callable, prompt: Sequence[int], *, max_new_tokens, **options):
     """Group beam search over the texts of a function."""
-    power = options.pop("length_penalty")
+    rules = BeamRules(options["num_beams"], options["length_penalty"])
+    groups = options["num_beam_groups"], options["diversity_penalty"]
+    job = Job(scripted(model, size_of(model)), prompt, max_new_tokens)
     with instead_of_the_model():
-        found = group_beam_search(
-            scripted(model, size_of(model)),
-            prompt,
-            at_tokens([]),
-            max_new_tokens,
-            options["num_beams"],
-            options["num_beam_groups"],
-            options["diversity_penalty"],
-            length_penalty=power,
-        )
+        found = group_beam_search(job, rules, *groups)
     return [(text.tokens, text.score) for text in found]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from npllama.decoding.beam import Beam, finish, ranked, reorder, successors
+from npllama.decoding.beam import Beam, BeamRules, ranked, reorder, successors
 from npllama.decoding.common import (
     Hypothesis,
     Process,
@@ -40,7 +40,7 @@ def exhaustive_search(
     Parameters
     ----------
     model, prompt, stop, max_new_tokens, process, length_penalty
-        As in `beam_search`.
+        As in a `Job` and its `BeamRules`.
 
     Returns
     -------
@@ -61,6 +61,7 @@ def exhaustive_search(
     capacity = room(model, len(prompt), max_new_tokens)
     longest = capacity - len(prompt)
     cache, logits = prefill(model, [prompt], capacity)
+    rules = BeamRules(1, length_penalty)
     growing, finished = [Beam([], 0.0, 0)], []
     while growing:
         history = [[*prompt, *beam.tokens] for beam in growing]
@@ -72,7 +73,7 @@ def exhaustive_search(
             reason = stop(text.tokens)
             reason = reason or ("length" if len(text.tokens) >= longest else None)
             if reason:
-                finished.append(finish(text, reason, length_penalty))
+                finished.append(rules.finished(text, reason))
             else:
                 growing.append(text)
         if growing:
