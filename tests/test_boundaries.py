@@ -15,7 +15,7 @@ from test_weights import random_tensors
 import npllama
 from npllama.cli import chat
 from npllama.decoding.automaton import compile_regex
-from npllama.decoding.guided import Guide
+from npllama.decoding.guided import Guide, vocabulary_tree
 from npllama.decoding.stopping import at_strings
 from npllama.files.checkpoint import load, save
 from npllama.files.npz import read_npz, write_text, writing
@@ -49,7 +49,8 @@ def test_a_string_that_ends_in_the_middle_of_the_last_token_is_seen():
 
 
 def test_an_end_token_whose_text_fits_the_format_comes_only_at_its_end():
-    guide = Guide(compile_regex("ab*a"), [b"a", b"b", b"c"], [1])
+    vocabulary = vocabulary_tree([b"a", b"b", b"c"])
+    guide = Guide(compile_regex("ab*a"), vocabulary, [1])
     assert guide.allowed(guide.after([])).tolist() == [True, False, False]
     assert guide.allowed(guide.after([0])).tolist() == [True, False, False]
     assert guide.allowed(guide.after([0, 0])).tolist() == [False, True, False]
