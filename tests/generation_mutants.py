@@ -59,5 +59,5 @@ MUTANTS = [
      T + "second_opinion_on_texts_that_branch_is_that_of_each_text_alone"),
     # tokens that were removed go on
     ("decoding/beam.py", "        if total[i] > -np.inf\n", "        if True\n",
-     T + "beams_that_cannot_go_on_leave_the_others_alone"),
+     T + "no_token_is_made_up_where_all_are_removed"),
 ]  # fmt: skip
