@@ -107,7 +107,9 @@ def backend(model, tokens, prompt, dtype="float32", fault=None, layer=1):
         scores = r(np.einsum("bthd,bshd->bhts", q, k[:, :, kv]))
         if fault != "scale":
             scores = r(scores / np.float32(np.sqrt(D)))
-        reach = np.arange(S)[:, None] + (fault == "mask")
+        # What comes after a step is not there yet.
+        ends = np.maximum(np.arange(1, S + 1), prompt)[:, None] - 1
+        reach = np.minimum(np.arange(S)[:, None] + (fault == "mask"), ends)
         scores = np.where(np.arange(S) > reach, -np.inf, scores)
         p = np.exp(scores - scores.max(-1, keepdims=True))
         p = r(p / p.sum(-1, keepdims=True))

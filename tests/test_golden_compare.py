@@ -351,7 +351,7 @@ def test_report_says_how_far_it_reaches(traced):
     assert "not in the candidate: prefill/model.norm" in text
     assert "only logits were compared" in text and "--weights" in text
     assert "not in the golden trace: mine" in text
-    assert "none of the known faults" in text
+    assert "cause unknown" in text
     known = to_text(examine(exact, Trace(logits, {}), model))
     assert "tiled" in known
 

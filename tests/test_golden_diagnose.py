@@ -11,7 +11,7 @@ from npllama.golden.compare import compare, judge
 from npllama.golden.diagnose import diagnose, left_by
 from npllama.golden.floor import floor
 from npllama.golden.report import examine
-from npllama.golden.suspects import Scene, Suspicion, made_from
+from npllama.golden.scene import Scene, made_from
 from npllama.golden.trace import Trace
 
 LAYER, NEXT = "prefill/model.layers.0.", "prefill/model.layers.1."
@@ -47,11 +47,11 @@ def made(fault, dtype, seed=7):
 
 def found_in(model, exact, floors, candidate, dtype, weights=True):
     """The first tensor outside, and the diagnosis."""
-    first = compare(exact, candidate, floors, dtype).first
-    if first is None:
+    result = compare(exact, candidate, floors, dtype)
+    if (first := result.first) is None:
         return None, None
-    model_or_not = model if weights else None
-    scene = Scene(exact, candidate, first, dtype, 2.0, model.config, model_or_not)
+    known = model if weights else None
+    scene = Scene(exact, candidate, first, dtype, 2.0, model.config, known, result.rows)
     return first.name, diagnose(scene)
 
 
@@ -186,7 +186,10 @@ def test_error_where_a_suspicion_is_open_is_not_explained_by_it():
     y, tensor = exact.copy(), exact.copy()
     y[0, 0, 7] += 3
     tensor[0, 0] = np.nan
-    left, before = left_by(Suspicion("mask", "", tensor), y, exact)
+    name, config = LAYER + "mlp.up_proj", random_model(1).config
+    row = judge(name, y, exact, 1e-3, "float32")
+    scene = Scene({name: exact}, {name: y}, row, "float32", 2.0, config)
+    left, before = left_by(tensor, y, scene)
     assert left == before == 0
 
 
@@ -222,12 +225,30 @@ def test_what_no_fault_explains_is_not_explained():
     assert found_in(*case, candidate, "float32") == (name, None)
 
 
-def test_nan_and_other_shapes_get_a_verdict_without_a_diagnosis():
+def test_other_shapes_get_a_verdict_without_a_diagnosis():
     model, exact, floors, candidate = made(None, "float32")
     name = NEXT + "mlp.down_proj"
-    for wrong in (np.full_like(candidate[name], np.nan), candidate[name][..., :-1]):
-        broken = candidate | {name: wrong}
-        assert found_in(model, exact, floors, broken, "float32") == (name, None)
+    broken = candidate | {name: candidate[name][..., :-1]}
+    assert found_in(model, exact, floors, broken, "float32") == (name, None)
+
+
+@pytest.mark.parametrize("number, said", [(np.nan, "(NaN)"), (np.inf, "(infinite)")])
+def test_what_is_not_finite_is_told_as_that_and_where_it_begins(number, said):
+    model, exact, floors, candidate = made(None, "float32")
+    name = NEXT + "mlp.down_proj"
+    wrong = candidate[name].copy()
+    wrong[0, 4:, 7] = number
+    for weights in (True, False):
+        at, finding = found_in(
+            model, exact, floors, candidate | {name: wrong}, "float32", weights
+        )
+        assert at == name and finding.fault == "not finite" and not finding.proved
+        assert said in finding.text and "(0, 4, 7): they begin here" in finding.text
+    wrong[0, :, 7] = number
+    broken = candidate | {name: wrong}
+    assert (
+        "as a weight does" in found_in(model, exact, floors, broken, "float32")[1].text
+    )
 
 
 def test_tensor_is_made_from_what_the_forward_pass_says():

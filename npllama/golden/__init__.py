@@ -15,8 +15,12 @@ Where do mine first differ?  And is that more than rounding?
     `prompts`    the same for many prompts, on many machines
     `measures`   how a tensor differs, in numbers
     `compare`    walk two such files side by side
-    `faults`     the usual mistakes, made on purpose
+    `scene`      the first tensor outside, and what it was made from
+    `wrong`      the model with parts that can be exchanged
+    `slips`      the usual mistakes: a part that is another, and the table of names
+    `faults`     and weights that are others
     `suspects`   what a tensor would be with each of them
+    `signs`      what the numbers themselves show
     `diagnose`   which of them explains the difference
     `report`     the verdict as text and JSON
     `page`       the verdict as a page with a plot

@@ -1,146 +1,231 @@
 """What went wrong: the usual faults, tried one after the other.
 
 Each suspicion about the first tensor outside says what the tensor would be (`suspects`).
-It is *likely* if the distance from there to the candidate is within the floor again, or
-falls to a quarter or less, and *proved* if both; of several, the closest counts.  One
-that was fitted to the candidate comes close to anything a little: only the quarter
-counts for it.
+It *explains* the candidate if the distance from there is within the floor again, or
+near it and a quarter or less of what it was; it is *proved* if both.  Faults that lie between two
+tensors that the candidate does not have can be told only with the model at hand: then
+the whole of every model of `faults` is run.  A backend that shows nothing but logits
+can be diagnosed in this way.
 
-Faults that lie between two tensors that the candidate does not have can be told only
-with the model at hand: then the whole of every model of `faults` is run up to the
-tensor.  A backend that shows nothing but logits can be diagnosed in this way.
+A wrong name is worse than none.  So a name is given only if
+
+* no other tensor of the file refutes it: the same tensor in other steps, and, where the
+  whole model was run, every tensor that the candidate shows;
+* no other fault explains the numbers as well;
+* for a fault with a number fitted to the candidate, nothing but rounding is left.
+
+What was ruled out for the first two reasons is told with the verdict.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from npllama.golden.compare import LEANS_DOWN, relative_error
-from npllama.golden.faults import (
-    TEXTS,
-    Fault,
-    faults,
-    faults_of_one_block,
-    run_fault,
-)
+from npllama.golden.compare import aligned
+from npllama.golden.distance import by_position, units
+from npllama.golden.faults import faults, faults_of_one_block
 from npllama.golden.floor import split_name, steps_of
-from npllama.golden.precision import FORMATS, activations_in, rounded, truncated
-from npllama.golden.suspects import (
-    Scene,
-    Suspicion,
-    candidate_of,
-    kind_of,
-    made_from,
-    suspicions,
+from npllama.golden.scene import Scene, candidate_of, kind_of, made_from
+from npllama.golden.signs import (
+    ENOUGH,
+    Finding,
+    cut_off,
+    leaning,
+    not_finite,
+    not_written,
+    other_order,
+    sums_cut_off,
+    unlike,
 )
+from npllama.golden.slips import FITTED, Fault
+from npllama.golden.suspects import HIDDEN, Suspicion, suspicions
+from npllama.golden.wrong import compute
 
 # A whole model is run per suspicion: up to so many products of weight and position.
 WORK = 5e9
-LIKELY = 0.25
-# Near the limit a suspicion must at least make it better, and not by chance.
-BETTER = 0.6
-FITTED = ("other gain", "scaled")
-# The share of numbers that must agree to the last digit.
-SAME_DIGITS = 0.9
-# So many numbers have to agree with a suspicion.
-ENOUGH = 16
+# How much of the error a fault may leave, and how many limits that may be: a wrong model
+# may be more sensitive to rounding than the right one.
+LIKELY, NEAR = 0.25, 4
+# Of a large error so little may be left anyway.
+LITTLE = 1e-3
+# Near the limit a fault must at least make it better, and not by chance.
+BETTER = 0.65
+# Of two faults, one that leaves so much more is no other explanation.
+CLEARLY = 2.0
+# An operation is right for its inputs only if these are off by so many floors.
+OFF = 0.75
+# Faults that say no more than another would: they count only if no other does.
+VAGUE = (*FITTED, "hidden")
 
 
-class Finding(NamedTuple):
-    """A suspicion that the candidate's numbers confirm."""
-
-    fault: str
-    text: str
-    left: float  # relative error that remains under it
-    proved: bool
-
-
-#  ---- numbers that were cut off ----------------------------------------------
-
-
-def cut_off(scene: Scene) -> Finding | None:
-    """Truncation, or a narrower format than was said, seen in the very digits."""
-    y, exact = candidate_of(scene), scene.exact
-    # Scores are minus infinity where they are masked.
-    shown = np.isfinite(y) & np.isfinite(exact)
-    y, exact = y[shown], exact[shown]
-    for dtype in ("bfloat16", "float16"):
-        if not (rounded(y, dtype) == y).all():
-            continue
-        cut, near = truncated(exact, dtype), rounded(exact, dtype)
-        differ = cut != near
-        if differ.sum() < ENOUGH:
-            continue
-        if (y == cut)[differ].mean() > SAME_DIGITS:
-            return Finding("truncated", TEXTS["truncated"].format(dtype), 0.0, True)
-        if scene.dtype == "float32" and (y == near)[differ].mean() > SAME_DIGITS:
-            text = TEXTS["narrow"].format(dtype, dtype)
-            return Finding("narrow", text, 0.0, True)
-        # Cut more than once the digits are others, but still all numbers are smaller.
-        error = relative_error(y, exact)
-        small = scene.dtype == "float32" and error < 2.0 ** (2 - FORMATS[dtype].digits)
-        if small and (np.abs(y) < np.abs(exact))[differ].mean() > SAME_DIGITS:
-            return Finding("truncated", TEXTS["truncated"].format(dtype), error, False)
-    return None
+# What is true of the tensor itself, whatever others are.
+DESCRIPTIONS = ("scaled", "swapped", "inputs")
+# Faults of one part, which may be told together where they do the same.
+FAMILIES = {
+    "eps outside": "eps",
+    "position in decode": "position",
+    "position restarts": "position",
+    "window": "mask",
+    "no mask": "mask",
+    "hidden": "mask",
+    "scale twice": "scale",
+    "scale of width": "scale",
+}
+# So many of them are said.
+MOST = 3
 
 
-def sums_cut_off(scene: Scene) -> Finding | None:
-    """Truncation, seen where the candidate added two of its tensors.
+class Diagnosis(NamedTuple):
+    """The fault, if one is left; and those that were not, and why."""
 
-    Other faults can make numbers smaller too; but the residual stream is a plain sum,
-    and shows how its result was shortened.  Asked only where an error is small.
+    finding: Finding | None
+    refuted: tuple[str, ...] = ()  # explained this tensor, but not others
+    tied: tuple[str, ...] = ()  # explain it equally well
+
+
+#  ---- what is left under a suspicion ----------------------------------------------
+
+
+def left_by(tensor: np.ndarray | None, y: np.ndarray, scene: Scene):
+    """Even error that remains under a suspicion, and that before.
+
+    A suspicion that leaves numbers open (NaN) explains none of the error in them, and
+    what it hides must be hidden, and nothing else.
+
+    Returns
+    -------
+    left, before : float
+        Infinite where it cannot be the explanation.
     """
-    measures, floor = scene.row.measures, scene.row.floor
-    if not (measures and floor and measures.error < 10 * floor):
-        return None
-    for name in scene.candidate:
-        if (
-            not name.endswith((".post_attention", ".output"))
-            or name not in scene.golden
-        ):
-            continue
-        sources = made_from(name, scene.config.num_hidden_layers)
-        if any(source not in scene.candidate for source in sources):
-            continue
-        a, b, y = (scene.given(part) for part in (*sources, name))
-        dtype = activations_in(scene.dtype)
-        cut, near = truncated(a + b, dtype), rounded(a + b, dtype)
-        differ = cut != near
-        if differ.sum() >= ENOUGH and (y == cut)[differ].mean() > SAME_DIGITS:
-            text = TEXTS["truncated"].format(dtype)
-            return Finding("truncated", text, measures.error, True)
-    return None
-
-
-def leaning(scene: Scene) -> Finding | None:
-    """Truncation, seen in what many errors add up to."""
-    row = scene.row
-    if row.note != LEANS_DOWN or row.measures is None:
-        return None
-    text = TEXTS["truncated"].format(activations_in(scene.dtype))
-    return Finding("truncated", text, row.measures.error, False)
-
-
-#  ---- the verdict ------------------------------------------------------------
-
-
-def left_by(suspicion: Suspicion, y: np.ndarray, exact: np.ndarray):
-    """Relative error that remains, and that before, where all three are finite.
-
-    A suspicion that leaves numbers open (NaN) explains none of the error in them.
-    """
-    tensor = suspicion.tensor
-    if tensor.shape != y.shape:
+    exact = scene.exact
+    if tensor is None or tensor.shape != y.shape:
         return math.inf, math.inf
-    shown = np.isfinite(y) & np.isfinite(exact) & np.isfinite(tensor)
+    valid = np.isfinite(exact)
+    if kind_of(scene.module) == "self_attn.scores":
+        if ((y < HIDDEN) != (tensor < HIDDEN))[valid].any():
+            return math.inf, math.inf
+        broken = valid & np.isnan(y)
+    else:
+        broken = valid & ~np.isfinite(y)
+    if (broken & np.isfinite(tensor)).any():
+        return math.inf, math.inf
+    shown = valid & np.isfinite(y) & np.isfinite(tensor)
     if shown.sum() < min(ENOUGH, exact.size / 2):
         return math.inf, math.inf
-    before = relative_error(y[shown], exact[shown])
-    return relative_error(y[shown], tensor[shown]), before
+    hides = (valid & ~np.isfinite(y)).any()
+    before = math.inf if hides else apart(y, exact, shown, scene)
+    return apart(y, tensor, shown, scene), before
+
+
+def apart(y: np.ndarray, tensor: np.ndarray, shown: np.ndarray, scene: Scene) -> float:
+    """Even error of the numbers that are shown; of the worst place, if only that is off."""
+    name, exact = scene.row.name, scene.exact
+    unit = units(by_position(name, np.where(np.isfinite(exact), exact, 0.0)))
+    shown = by_position(name, shown)  # (P, H, N)
+    with np.errstate(invalid="ignore"):
+        parts = np.where(shown, by_position(name, y - tensor), 0.0)  # (P, H, N)
+    parts = np.divide(parts, unit, out=np.zeros_like(parts), where=unit > 0)
+    if (spot := only_spot(scene)) is not None and shown[spot].any():
+        parts, shown = parts[spot], shown[spot]
+    return float(np.sqrt(np.square(parts).sum() / shown.sum()))
+
+
+def only_spot(scene: Scene) -> tuple[int, int] | None:
+    """The worst position and head, if the tensor as a whole is within."""
+    evenness = scene.row.evenness
+    if evenness is None or not evenness.even_floor or not evenness.spot_floors:
+        return None
+    whole = evenness.even_error > scene.factor * evenness.even_floor
+    return None if whole or evenness.spot_floors <= scene.factor else evenness.spot
+
+
+def limit_of(scene: Scene, before: float) -> float:
+    """Up to which even error nothing but rounding is left."""
+    evenness = scene.row.evenness
+    if evenness is None or not evenness.even_floor:
+        return scene.factor * (scene.row.floor or 0.0)
+    if only_spot(scene) is not None:
+        return scene.factor * before / evenness.spot_floors
+    return scene.factor * evenness.even_floor
+
+
+def explained(key: str, text: str, left: float, before: float, limit: float):
+    """The finding, if what is left is little enough; else None."""
+    within = left <= limit
+    much = left <= min(LIKELY * before, LIKELY, max(NEAR * limit, LITTLE * before))
+    if left >= before or not (much or (within and left <= BETTER * before)):
+        return None
+    if key in FITTED and not (much and left <= max(limit, LITTLE * before)):
+        return None
+    return Finding(key, text, left, within and much)
+
+
+#  ---- from the operation that went wrong ----------------------------------------------
+
+
+def recomputed(scene: Scene) -> Iterator[tuple[Finding, bool]]:
+    """Every suspicion that explains the tensor, and whether other steps refute it."""
+    y = candidate_of(scene)
+    for suspicion in suspicions(scene):
+        if suspicion.fault == "inputs" and not inputs_are_off(scene):
+            continue
+        with np.errstate(all="ignore"):
+            left, before = left_by(suspicion.tensor(scene), y, scene)
+        limit = limit_of(scene, before)
+        finding = explained(suspicion.fault, suspicion.text, left, before, limit)
+        if finding:
+            describes = suspicion.fault in DESCRIPTIONS
+            yield finding, not describes and refuted_elsewhere(scene, suspicion, limit)
+
+
+def inputs_are_off(scene: Scene) -> bool:
+    """Whether something that the tensor is made from is missing or near its limit."""
+    names = made_from(scene.row.name, scene.config.num_hidden_layers)
+    if any(name not in scene.candidate for name in names):
+        return False
+    closeness = [scene.closeness.get(name, 1.0) for name in names]
+    return not closeness or max(closeness) >= OFF
+
+
+def refuted_elsewhere(scene: Scene, suspicion: Suspicion, limit: float) -> bool:
+    """Whether the same tensor in another step is not what the suspicion makes of it."""
+    for step in steps_of(scene.golden):
+        there = scene.at(step.name)
+        if step.name == scene.step or there.row.name not in scene.candidate:
+            continue
+        if there.row.name not in scene.golden:
+            continue
+        there = there._replace(row=there.row._replace(evenness=None))
+        if refutes(there, suspicion, limit):
+            return True
+    return False
+
+
+def refutes(there: Scene, suspicion: Suspicion, limit: float) -> bool:
+    """Whether a tensor speaks against a suspicion that should change it."""
+    names = made_from(there.row.name, there.config.num_hidden_layers)
+    later = order_of(there.golden, there.row.name) > order_of(there.golden, there.first)
+    if later and any(name not in there.candidate for name in names):
+        return False  # its inputs went wrong, and are not known
+    try:
+        y = candidate_of(there)
+    except ValueError:
+        return False
+    with np.errstate(all="ignore"):
+        left, before = left_by(suspicion.tensor(there), y, there)
+    return not (left <= limit or left <= BETTER * before)
+
+
+def order_of(golden, name: str) -> int:
+    """Place of a tensor in the order of execution."""
+    return list(golden).index(name)
+
+
+#  ---- from the whole model --------------------------------------------------------------
 
 
 def work(scene: Scene) -> int:
@@ -155,32 +240,68 @@ def too_large(scene: Scene) -> bool:
     return work(scene) > WORK
 
 
-def from_the_whole(scene: Scene) -> Finding | None:
-    """What the model itself shows, run up to the tensor once per fault.
+def from_the_whole(scene: Scene) -> Iterator[tuple[Finding, bool]]:
+    """What the model itself shows, run once per fault.
 
     First with a wrong weight in every block that may have it, as a backend would that
     reads all blocks alike; then, where time allows, in each of them alone.
     """
     names = [step.name for step in steps_of(scene.golden)]
     if scene.model is None or scene.step not in names or too_large(scene):
-        return None
+        return
     blocks = unproved_blocks(scene)
-    found = closest(scene, shown_by(scene, faults(scene.model, blocks)))
-    if found is None and 1 < len(blocks) <= WORK / work(scene):
-        alone = faults_of_one_block(scene.model, blocks)
-        found = closest(scene, shown_by(scene, alone))
+    found = list(shown_by(scene, faults(scene.model, blocks)))
+    yield from found
+    if not found and 1 < len(blocks) <= WORK / work(scene):
+        yield from shown_by(scene, faults_of_one_block(scene.model, blocks))
+
+
+def shown_by(scene: Scene, wrong: Iterator[Fault]) -> Iterator[tuple[Finding, bool]]:
+    """Every faulty model that explains the tensor, and whether others refute it."""
+    y = candidate_of(scene)
+    for fault in wrong:
+        tensors = run_fault(scene, fault)
+        with np.errstate(all="ignore"):
+            left, before = left_by(tensors.get(scene.row.name), y, scene)
+            limit = limit_of(scene, before)
+            finding = explained(fault.key, fault.text, left, before, limit)
+            if finding:
+                yield finding, refuted_by_any(scene, tensors)
+
+
+def run_fault(scene: Scene, fault: Fault) -> dict[str, np.ndarray]:
+    """Those tensors of a faulty model that the candidate shows, too."""
+    steps = steps_of(scene.golden)
+    tokens = np.asarray(scene.golden["tokens"])
+    tokens = tokens.reshape(-1, tokens.shape[-1])
+    bounds = [0, *(step.end for step in steps)]
+    found = {}
+    with np.errstate(all="ignore"):
+        for module, y in compute(
+            fault.parts, fault.model or scene.model, tokens, bounds
+        ):
+            for step in steps:
+                name = f"{step.name}/{module}"
+                if name in scene.candidate and name in scene.golden:
+                    part = y[:, step.first : step.end]
+                    last = scene.golden[name].shape[1]
+                    found[name] = part[:, -last:] if module == "lm_head" else part
     return found
 
 
-def shown_by(scene: Scene, models: Iterator[Fault]) -> Iterator[Suspicion]:
-    """The tensor that each faulty model computes."""
-    steps = steps_of(scene.golden)
-    last = [step.name for step in steps].index(scene.step)
-    tokens = np.asarray(scene.golden["tokens"])
-    for fault in models:
-        tensor = run_fault(fault, tokens, steps[: last + 1], scene.module)
-        if tensor is not None:
-            yield Suspicion(fault.key, fault.text, tensor)
+def refuted_by_any(scene: Scene, tensors: dict[str, np.ndarray]) -> bool:
+    """Whether a tensor of the candidate is nearer to the golden one than to the fault's."""
+    for name, tensor in tensors.items():
+        there = scene._replace(row=scene.row._replace(name=name, evenness=None))
+        try:
+            y = aligned(name, scene.candidate[name], there.exact).astype(np.float64)
+        except ValueError:
+            continue
+        left, before = left_by(tensor, y, there)
+        floors = 4 * scene.factor * scene.floors.get(name, scene.row.floor or 0.0)
+        if not (left <= floors or left <= BETTER * before):
+            return True
+    return False
 
 
 def unproved_blocks(scene: Scene) -> range:
@@ -207,63 +328,83 @@ def block_of(module: str, otherwise: int) -> int:
     return int(words[2]) if words[:2] == ["model", "layers"] else otherwise
 
 
-def closest(scene: Scene, found: Iterator[Suspicion]) -> Finding | None:
-    """The suspicion that leaves least, if it explains anything.
+#  ---- the verdict --------------------------------------------------------------------
 
-    One that has a number fitted for every coordinate fits whatever there is: it counts
-    only if no other does.
+
+def ranked(found: list[tuple[Finding, bool]]) -> Diagnosis:
+    """One fault of all that explain the tensor, or none.
+
+    Refuted ones are out, and vague ones count only if no other does.  Of the rest the
+    closest is named, unless another fault is as close: two of one family (of one part of
+    the model) are named together, others not at all.
     """
-    y, exact = candidate_of(scene), scene.exact
-    limit = scene.factor * (scene.row.floor or 0.0)
-    best: dict[bool, Finding] = {}
-    for suspicion in found:
-        left, before = left_by(suspicion, y, exact)
-        fitted = suspicion.fault in FITTED
-        # Anything is nearer than the exact tensor to one that is far too large.
-        explained = left <= LIKELY * min(before, 1.0)
-        near = left <= min(limit, BETTER * before) and not fitted
-        if left >= before or not (explained or near):
-            continue
-        # Two that leave as little are told apart by their order.
-        if fitted not in best or left < 0.9 * best[fitted].left:
-            proved = explained and left <= limit
-            best[fitted] = Finding(suspicion.fault, suspicion.text, left, proved)
-    return best.get(False, best.get(True))
+    refuted = tuple(dict.fromkeys(f.text for f, out in found if out))
+    left = [f for f, out in found if not out]
+    clear = [f for f in left if f.fault not in VAGUE]
+    left = sorted(clear or left, key=lambda f: f.left)
+    if not left:
+        return Diagnosis(None, refuted)
+    best = left[0]
+    close = [f for f in left if f.left <= CLEARLY * best.left]
+    texts = tuple(dict.fromkeys(f.text for f in close))
+    families = {FAMILIES.get(f.fault, f.fault) for f in close}
+    if len(families) > 1:
+        return Diagnosis(None, refuted, texts)
+    key = best.fault if all(f.fault == best.fault for f in close) else families.pop()
+    said = "; or ".join(texts[:MOST])
+    return Diagnosis(best._replace(fault=key, text=said), refuted)
 
 
-def diagnose(scene: Scene) -> Finding | None:
-    """Say which of the usual faults explains the first tensor outside.
+def plain(detector: Callable) -> Callable:
+    """A detector of signs, whose findings nothing else can refute."""
+
+    def detect(scene: Scene) -> Iterator[tuple[Finding, bool]]:
+        yield from ((finding, False) for finding in detector(scene))
+
+    return detect
+
+
+# What is asked in turn; the first that finds anything has the word.
+DETECTORS: tuple[Callable, ...] = (
+    plain(cut_off),
+    plain(not_written),
+    plain(sums_cut_off),
+    recomputed,
+    plain(not_finite),
+    plain(other_order),
+    plain(leaning),
+)
+
+
+def explain(scene: Scene) -> Diagnosis:
+    """Say which fault explains the first tensor outside, and which do not.
 
     Parameters
     ----------
     scene : Scene
-
-    Returns
-    -------
-    Finding, or None if none of them does
     """
     try:
-        finding = cut_off(scene) or sums_cut_off(scene)
-        finding = finding or closest(scene, suspicions(scene)) or leaning(scene)
+        candidate_of(scene)
     except ValueError:  # another shape: nothing can be computed with it
-        return None
+        return Diagnosis(None)
+    found: list[tuple[Finding, bool]] = []
+    for detector in DETECTORS:
+        found += detector(scene)
+        if any(not out for _, out in found):
+            break
     sources = made_from(scene.row.name, scene.config.num_hidden_layers)
     missing = any(name not in scene.candidate for name in sources)
-    guessed = finding is None or not finding.proved or finding.fault in FITTED
-    if finding is None or (missing and guessed):
-        whole = from_the_whole(scene)
-        if whole and (finding is None or whole.proved or whole.left < finding.left):
-            finding = whole
-    if finding is None and kind_of(scene.module) == "lm_head":
-        return untied(scene)
-    return finding
+    if missing or not found:
+        whole = list(from_the_whole(scene))
+        found = [pair for pair in found if pair[0].proved or not whole] + whole
+    return ranked(found or [(finding, False) for finding in unlike(scene)])
 
 
-def untied(scene: Scene) -> Finding | None:
-    """Logits without any likeness to the golden ones, the norm before them right."""
-    measures = scene.row.measures
-    norm = f"{scene.step}/model.norm"
-    alike = measures is None or abs(measures.cosine) > 0.5
-    if alike or norm not in scene.candidate or not scene.config.tie_word_embeddings:
-        return None
-    return Finding("head untied", TEXTS["head untied"], measures.error, False)
+def diagnose(scene: Scene) -> Finding | None:
+    """The fault that explains the first tensor outside, if one does and no other.
+
+    Parameters
+    ----------
+    scene : Scene
+    """
+    return explain(scene).finding

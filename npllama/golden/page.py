@@ -184,7 +184,7 @@ def verdict(report: Report) -> Iterator[str]:
             yield f"<p>Made from:</p><ul>{items}</ul>"
         finding = report.finding
         text = f"{finding.text} ({certainty(finding)})" if finding else None
-        yield f"<p>Diagnosis: {escape(text or 'none of the known faults explains it')}.</p>"
+        yield f"<p>Diagnosis: {escape(text or 'cause unknown: no known fault explains it alone')}.</p>"
     for remark in report.remarks:
         yield f'<p class="soft">Note: {escape(remark)}.</p>'
     yield "</div>"

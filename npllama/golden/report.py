@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 from npllama.config import config_from_hf
 from npllama.golden.compare import FACTOR, Comparison, Row, compare, seen_dtype
-from npllama.golden.diagnose import Finding, diagnose, too_large
+from npllama.golden.diagnose import Diagnosis, explain, too_large
 from npllama.golden.floor import floor, split_name
 from npllama.golden.precision import check_dtype
-from npllama.golden.suspects import Scene, kind_of, made_from
+from npllama.golden.scene import Scene, kind_of, made_from
+from npllama.golden.signs import Finding
 from npllama.golden.trace import Trace
 from npllama.weights import Model
 
@@ -79,12 +80,14 @@ def examine(
     if first is None:
         return Report(comparison, (), None, tuple(remarks(comparison)))
     config = config_from_hf(golden.meta["config"])
-    scene = Scene(golden, candidate, first, dtype, factor, config, model)
+    scene = Scene(
+        golden, candidate, first, dtype, factor, config, model, comparison.rows
+    )
     names = made_from(first.name, config.num_hidden_layers)
     sources = tuple(row for row in comparison.rows if row.name in names)
-    finding = diagnose(scene)
-    said = remarks(comparison) + limits(scene, sources, finding)
-    return Report(comparison, sources, finding, tuple(said))
+    diagnosis = explain(scene)
+    said = remarks(comparison) + limits(scene, sources, diagnosis)
+    return Report(comparison, sources, diagnosis.finding, tuple(said))
 
 
 def floors_for(golden: Trace, model: Model | None, dtype: str):
@@ -136,9 +139,11 @@ def remarks(comparison: Comparison) -> list[str]:
     return said
 
 
-def limits(scene: Scene, sources: tuple[Row, ...], finding) -> list[str]:
-    """How far the diagnosis reaches."""
-    said = []
+def limits(scene: Scene, sources: tuple[Row, ...], diagnosis: Diagnosis) -> list[str]:
+    """How far the diagnosis reaches, and what was ruled out."""
+    said = [f"ruled out by other tensors: {text}" for text in diagnosis.refuted[:3]]
+    said += [f"would explain it as well: {text}" for text in diagnosis.tied[:4]]
+    finding = diagnosis.finding
     missing = [row.name for row in sources if row.verdict == "missing"]
     if missing:
         said.append(
@@ -261,7 +266,9 @@ def to_text(report: Report) -> str:
             lines.append(f"{'diagnosis':<16}{report.finding.text}")
             lines.append(f"{'':<16}({certainty(report.finding)})")
         else:
-            lines.append(f"{'diagnosis':<16}none of the known faults explains it")
+            lines.append(
+                f"{'diagnosis':<16}outside, cause unknown: no known fault explains it alone"
+            )
     lines += [f"note            {remark}" for remark in report.remarks]
     return "\n".join([*lines, "", *table(report.comparison)]) + "\n"
 

@@ -10,8 +10,9 @@ from candidates.text import Text, text_of
 from npllama.config import Config, Rope
 from npllama.files.checkpoint import load
 from npllama.golden.compare import compare
-from npllama.golden.diagnose import Scene, diagnose
+from npllama.golden.diagnose import diagnose
 from npllama.golden.record import Wanted, record
+from npllama.golden.scene import Scene
 from npllama.golden.trace import read_golden
 from npllama.weights import Model, assemble, tensor_shapes
 
@@ -83,6 +84,6 @@ def verdict(run, tensors, dtype, only=None):
         return result, None
     scene = Scene(
         run.golden, candidate, result.first, dtype, result.factor,
-        run.model.config, run.exact,
+        run.model.config, run.exact, result.rows,
     )  # fmt: skip
     return result, diagnose(scene)
