@@ -347,7 +347,7 @@ FAULTS = {
     "queries not turned": (shows("q_rope", lambda x: x), set()),
     "no scaling": (with_rope(), {"rope scaling"}),
     "theta 1e4": (with_rope(rope_theta=1e4), {"rope theta", "rope scaling"}),
-    "theta 1e6": (with_rope(rope_theta=1e6), {"rope theta"}),
+    "theta 1e6": (with_rope(rope_theta=1e6), {"rope theta", "rope scaling"}),
     "exponent D - 2": (with_powers(lambda i, D: 2 * i / (D - 2)), {"rope exponent"}),
     "exponent i / D": (with_powers(lambda i, D: i / D), {"rope exponent"}),
     "exponent i": (with_powers(lambda i, D: 2 * (i + 1) / D), set()),

