@@ -9,8 +9,9 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from needs import needs
 
-pytest.importorskip("transformers")
+needs("transformers")
 
 from golden_sweep import drawn, loaded, planted_runs, right_runs  # noqa: E402
 
@@ -47,7 +48,7 @@ def smollm2(tmp_path_factory):
 @pytest.mark.parametrize("backend", ["transformers", "jax"])
 def test_right_run_of_a_trained_model_is_within(smollm2, backend, dtype):
     if backend == "jax":
-        pytest.importorskip("jax")
+        needs("jax")
     samples = [loaded(smollm2, seed) for seed in (0, 1)]
     name = "prefill/model.layers.12.output"
     for sample, _, outside, _ in right_runs(samples, backend, (dtype,)):
