@@ -18,7 +18,7 @@ from npllama.cli.options import UsageError
 from npllama.config import PRESETS, Config
 from npllama.cost import cache_bytes, parameters
 from npllama.decoding import context_length
-from npllama.files.checkpoint import checked, locate, lost_on_the_way
+from npllama.files.checkpoint import checked, locate, lost_on_the_way, refuse_source
 from npllama.files.npz import Reading, read_npz
 from npllama.text.chat import detect_format
 from npllama.text.tokenizer import Tokenizer
@@ -88,6 +88,7 @@ def of_file(name: str, check: bool) -> Facts:
         If it is not a whole model, or a checksum is wrong.
     """
     path = locate(name)
+    refuse_source(path)
     config, stored, tokenizer = checked(path, read_npz(path, Reading(check)))
     file = {"path": str(path), "bytes": path.stat().st_size, "stored in": stored}
     if check:

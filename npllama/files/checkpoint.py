@@ -61,6 +61,7 @@ def load(path: str | os.PathLike, dtype: str = "float32") -> Model:
             f"dtype {dtype!r}: the forward pass runs in float32 or float64"
         )
     path = locate(path)
+    refuse_source(path)
     archive = read_npz(path)
     config, stored, tokenizer = checked(path, archive)
     wishes = _json_object(archive.files, "generation_config.json")
@@ -120,12 +121,9 @@ def locate(name: str | os.PathLike) -> Path:
     ------
     FileNotFoundError
         If there is neither; the message lists the shipped models.
-    ValueError
-        If it is a model in another format, which must be converted first.
     """
     path = Path(name)
     if str(name) and path.exists():  # an empty name would be this folder
-        refuse_source(path)
         return path
     # In a checkout the files lie beside the package, installed in one of their own.
     folders = [Path(__file__).parents[2] / "weights"]

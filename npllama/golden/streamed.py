@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from npllama.config import Config
-from npllama.files.checkpoint import checked, locate, widen
+from npllama.files.checkpoint import checked, locate, refuse_source, widen
 from npllama.files.npz import read_npz
 from npllama.weights import Layer, assemble
 
@@ -87,6 +87,7 @@ class StreamedModel:
 
     def __init__(self, path: str | os.PathLike, dtype: str = "float64"):
         path = locate(path)
+        refuse_source(path)
         archive = read_npz(path)
         self.config, self.kind, self.tokenizer = checked(path, archive)
         self.tensors, self.dtype = archive.tensors, dtype
