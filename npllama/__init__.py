@@ -90,7 +90,7 @@ from npllama.generation.generate import Generation, generate, pieces, stream
 from npllama.generation.options import GenerationConfig
 from npllama.generation.task import Helpers
 from npllama.model import forward
-from npllama.ops import observing
+from npllama.ops import observing, rowwise
 from npllama.weights import Model
 
 __version__ = "0.1.0"
@@ -112,6 +112,7 @@ __all__ = [
     "observing",
     "pieces",
     "preset",
+    "rowwise",
     "save",
     "stream",
 ]
