@@ -49,14 +49,19 @@ class EngineGuide:
     Parameters
     ----------
     matcher : llguidance.LLMatcher
-    vocabulary_size : int
+    contents : sequence of bytes
+        What each token adds to a text.
     eos : token ids
         Allowed only where the text matches as it stands.
     """
 
-    def __init__(self, matcher: Any, vocabulary_size: int, eos: Collection[int] = ()):
-        self.matcher, self.V = matcher, vocabulary_size
-        self.eos = [token for token in eos if token < vocabulary_size]
+    def __init__(
+        self, matcher: Any, contents: Sequence[bytes], eos: Collection[int] = ()
+    ):
+        self.matcher, self.V = matcher, len(contents)
+        self.eos = [token for token in eos if token < self.V]
+        # The engine has an end token of its own among those that add no text.
+        self.silent = [i for i, content in enumerate(contents) if not content]
         self.read: list[int] = []  # what the matcher has read so far
 
     def look(self, tokens: Sequence[int]) -> Look:
@@ -71,6 +76,7 @@ class EngineGuide:
         bits = np.unpackbits(words.view(np.uint8), bitorder="little")
         allowed = bits[: self.V].astype(bool)
         whole = self.matcher.is_accepting()
+        allowed[self.silent] = False
         allowed[self.eos] = whole
         return Look(allowed, whole)
 
@@ -83,7 +89,7 @@ class EngineGuide:
             self.matcher.rollback(len(self.read) - same)
             del self.read[same:]
         for token in tokens[same:]:
-            if token in self.eos:
+            if token in self.eos or token in self.silent:
                 return False  # nothing may follow it
             if not self.matcher.try_consume_tokens([token]):
                 return False
@@ -166,7 +172,7 @@ def guide_of(
     matcher = LLMatcher(engine_tokenizer(tokenizer), compiled.text, log_level=0)
     if matcher.is_error():
         raise ValueError(f"format: llguidance: {matcher.get_error():.200}")
-    return EngineGuide(matcher, tokenizer.vocab_size, eos)
+    return EngineGuide(matcher, vocabulary_of(tokenizer).contents, eos)
 
 
 _ENGINES: dict[int, Any] = {}

@@ -136,6 +136,18 @@ def test_a_grammar_nests_as_no_pattern_can():
         engine.compile_grammar("start: ???")
 
 
+def test_the_engine_s_own_end_token_never_comes():
+    class Silent(Bytes):  # two more tokens without text, before the end token
+        def token_bytes(self, index):
+            return b"" if index in (0, 1) else super().token_bytes(index)
+
+    grammar = engine.compile_grammar('start: "yes" | "no"')
+    guide = engine.guide_of(Silent(), grammar, [Bytes.eos])
+    assert not guide.look([]).allowed[[0, 1]].any()
+    assert np.flatnonzero(guide.look(list(b"yes")).allowed).tolist() == [Bytes.eos]
+    assert guide.finished(list(b"yes")) and not guide.look([0]).allowed.any()
+
+
 def test_the_engine_goes_from_any_text_to_any_other():
     grammar = engine.compile_grammar("start: /(ab|ba){2,4}/")
     guide = engine.guide_of(Bytes(), grammar, [Bytes.eos])
