@@ -172,12 +172,9 @@ def top_p(
     p : float
         In [0, 1]. 0 keeps one token, 1 keeps all.
     ties : {"highest", "lowest"}
-        Which ids are kept first among equally probable tokens: the highest, or
-        the lowest (llama.cpp, Meta; vLLM's kernel for batches of 8 and more). The
-        highest are the last ones of an upward sort that keeps equals in order, as
-        Hugging Face sorts, and vLLM in smaller batches; but torch's sort keeps
-        them in order up to 16 elements only (measured, version 2.13), so on a
-        real vocabulary their choice among ties is any.
+        Which of equally probable ids are kept first: the highest (last in an
+        upward sort: Hugging Face, vLLM; but torch's keeps equals in order only up
+        to 16, so theirs is any) or lowest (llama.cpp, Meta, vLLM from 8 rows on).
     crossing : {"exclusive", "inclusive"}
         A token stays while the mass *before* it is < p ("exclusive": Hugging
         Face, vLLM, llama.cpp) or <= p ("inclusive": Meta, llama2.c), which is
