@@ -91,8 +91,10 @@ def test_batches_long_contexts_beams_and_start_are_measured(tiny, tmp_path):
     some = [cells.Cell(3, 5, 1), cells.Cell(1, 70, 4)]
     found = cells.measure(path, 1, 1, {}, lambda text: None, some)
     assert list(found["passes"]) == ["decode of 3 after 5", "prefill 4 after 70"]
+    for rows in found["passes"].values():
+        assert set(rows) == {"npllama", "npllama rowwise"}
     for rows in (*found["passes"].values(), found["4 beams"], found["start"]):
-        assert set(rows) == {"npllama"} and rows["npllama"]["median"] > 0
+        assert rows["npllama"]["median"] > 0
     results = {"machine": machine(1), "sizes": {}, "cells": {"size": "tiny"} | found}
     assert "decode of 3 after 5" in table(results) and "4 beams" in table(results)
 

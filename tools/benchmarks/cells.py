@@ -40,6 +40,7 @@ CELLS = [
     Cell(1, 16384, 1),
 ]
 BEAMS, BEAM_TOKENS = 4, 32
+OUR_NAMES = {"forward": OURS, "rowwise": "npllama rowwise"}
 Progress = Callable[[str], None]
 
 
@@ -78,8 +79,8 @@ def _in_turn(
             for variant, seconds in worker.ask(
                 "time", **cell._asdict(), repeats=repeats
             ).items():
-                ours = program == "npllama"
-                yield program if ours else f"{hello['name']} ({variant})", seconds
+                theirs = f"{hello['name']} ({variant})"
+                yield OUR_NAMES[variant] if program == OURS else theirs, seconds
 
 
 def measure_beams(
