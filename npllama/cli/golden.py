@@ -52,7 +52,7 @@ def add_record(commands) -> None:
     option("-o", "--output", required=True, metavar="PATH",
            help="the .npz to write; with --prompts, the folder")
     option("--new-tokens", type=int, default=0, metavar="N",
-           help="tokens to decode behind the prompt (default: 0)")
+           help="tokens to decode after the prompt (default: 0)")
     option("--only", action="append", default=[], metavar="PATTERN",
            help="keep these modules, such as 'model.layers.0.*'; may be repeated")
     option("--scores", action="store_true", help="keep attention's scores as well")

@@ -308,7 +308,7 @@ def prefill(
 def decode(
     config: Config, batch: int, cached: int, steps: int = 1, *, causal: str = "square"
 ) -> tuple[Operator, ...]:
-    """What `steps` tokens per row cost, one pass each, behind `cached` positions."""
+    """What `steps` tokens per row cost, one pass each, after `cached` positions."""
     check_pass(batch, steps, cached, causal)
     return tabulate(config, decode_steps(config, batch, steps, cached, causal), causal)
 

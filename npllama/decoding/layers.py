@@ -1,4 +1,4 @@
-"""What goes on inside: the residual stream behind any layer.
+"""What goes on inside: the residual stream after any layer.
 
 Some strategies do not only look at the logits but at how the model came to them.
 `forward` shows every array to whoever observes it, so it needs no change for that.
@@ -17,7 +17,7 @@ from npllama.weights import Model
 
 
 class Stream(Observer):
-    """Observer that keeps the residual stream behind some of the layers.
+    """Observer that keeps the residual stream after some of the layers.
 
     Layer 0 is the embedding, layer i what leaves block number i, counted from 1.
     """

@@ -29,7 +29,7 @@ def continuation(
 
     As many last tokens as possible are looked for, at most
     `max_matching_ngram_size`; of several places the leftmost counts.  (The latest
-    would do as well; behind the leftmost there is most to copy.)
+    would do as well; after the leftmost there is most to copy.)
 
     Parameters
     ----------

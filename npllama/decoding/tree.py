@@ -1,6 +1,6 @@
 """Several continuations of one text, checked in one pass.
 
-Tokens behind a text need not be one continuation.  Lay several of them out in one
+Tokens after a text need not be one continuation.  Lay several of them out in one
 block, as the branches of a tree; tell each token where it stands, for RoPE, and let
 it see the text and its own branch only.  Then every token has the keys, values and
 logits that it would have if nothing but its branch had been run: *tree attention*.
@@ -38,7 +38,7 @@ def run_tree(
     model : Model
     tokens : T token ids
     step : (T,) int64
-        Where each stands: positions behind what the cache holds.
+        Where each stands: positions after those in the cache.
     visible : (T, T) bool
         Row t is what token t sees of the block, itself included.
     cache : KVCache
@@ -95,7 +95,7 @@ def follow(
     Parameters
     ----------
     branches : sequence of tuples of token ids
-        All of one length, and one behind the other in the block.
+        All of one length, one after the other in the block.
     offset : int
         Where in the block the first of them begins.
     logits : (T, V) float

@@ -1,11 +1,11 @@
 """The inputs on which kernels go wrong: seeded, small, and each for a reason.
 
 A wrong kernel is right on most numbers.  A mask that is off by one only shows where the
-key behind the query differs, swapped heads only where there are several, a missing
+key after the query differs, swapped heads only where there are several, a missing
 subtraction of the maximum only where scores are large, a wrong epsilon only where the
 input is as small as it is, and positions in half precision only beyond 256.  So each
 entry of `KINDS` names a danger and draws inputs that have it.  Sizes are odd where odd
-is possible, and pairwise different.  What a cache holds behind a row's last position
+is possible, and pairwise different.  What a cache holds after a row's last position
 is stale but finite, as in a cache that was used before: reading it changes the result.
 
 `ops` rounds these numbers to the dtype asked for and says what a kernel has to return.
@@ -168,7 +168,7 @@ def score_rows(rng, rows: int, S: int, scale=1.0, offset=0.0) -> Inputs:
 
 
 def hidden_scores(rng, rows: int, S: int) -> Inputs:
-    """Rows of a causal mask: -inf behind the diagonal, down to one that is left."""
+    """Rows of a causal mask: -inf after the diagonal, down to one that is left."""
     scores = rng.standard_normal((rows, S))  # (rows, S)
     scores[np.arange(S) > np.arange(rows)[:, None]] = -np.inf
     return {"scores": scores}

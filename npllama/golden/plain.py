@@ -136,7 +136,7 @@ def softmax(at: Arithmetic, scores) -> np.ndarray:
 
 
 def attention(at: Arithmetic, q, k, v, start) -> np.ndarray:
-    """The whole matrix of scores at once, everything behind the query hidden."""
+    """The whole matrix of scores at once, everything after the query hidden."""
     B, T, H, D = q.shape
     K, N = k.shape[1], k.shape[2]
     grouped = q.reshape(B, T, K, H // K, D)  # (B, T, K, G, D)

@@ -67,7 +67,7 @@ class Wanted(NamedTuple):
     Parameters
     ----------
     new_tokens : int
-        Steps of decode behind the prompt.
+        Steps of decode after the prompt.
     only : patterns
         Names of modules to keep, such as ``model.layers.0.*``; all, if empty.
     scores : bool

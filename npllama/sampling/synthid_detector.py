@@ -77,7 +77,7 @@ def synthid_mask(
     tokens : (T,) int
     config : SynthID
     eos_token_id : int, optional
-        n-grams that end at or behind the first of these do not count.
+        n-grams that end at or after the first of these do not count.
 
     Returns
     -------
