@@ -14,16 +14,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 from uuid import UUID
 
-import jsonschema
 import numpy as np
-import pydantic
 import pytest
-from pydantic import BaseModel, Field, StringConstraints, create_model
+from needs import needs
 from schemas import Bytes, fits, root, text_under
 
 from npllama.decoding import engine
 from npllama.decoding.guided import Guide
 from npllama.decoding.json_schema import schema_machine
+
+jsonschema = needs("jsonschema")
+pydantic = needs("pydantic")
+needs("rfc3339_validator")  # without it jsonschema takes any text for a date-time
+
+from pydantic import BaseModel, Field, StringConstraints, create_model  # noqa: E402
 
 CHECK = jsonschema.Draft202012Validator
 # On demand more: a run of 2,000 takes some ten minutes.
