@@ -8,7 +8,7 @@ from test_golden_floor import golden
 import npllama.golden.diagnose
 from npllama.config import config_to_hf
 from npllama.golden.compare import compare, judge
-from npllama.golden.diagnose import diagnose, left_by
+from npllama.golden.diagnose import diagnose, left_by, unproved_blocks
 from npllama.golden.floor import floor
 from npllama.golden.report import examine
 from npllama.golden.scene import Scene, made_from
@@ -118,6 +118,16 @@ def test_fault_of_one_block_is_found_between_the_outputs_of_two(fault):
     at, finding = found_in(*case, outputs, "float32")
     assert at == NEXT + "output"
     assert fault.startswith(finding.fault)
+
+
+def test_output_of_a_block_clears_it_and_its_inner_tensors_do_not():
+    model, exact, floors, candidate = made("no gain", "float32")
+    name = NEXT + "output"
+    row = compare(exact, {name: candidate[name]}, floors, "float32").first
+    for shown, blocks in ((LAYER + "output", [1]), (LAYER + "mlp.up_proj", [0, 1])):
+        views = {name: candidate[name], shown: candidate[shown]}
+        scene = Scene(exact, views, row, "float32", 2.0, model.config, model)
+        assert list(unproved_blocks(scene)) == blocks
 
 
 def test_model_that_is_too_large_is_not_run_per_fault(monkeypatch):

@@ -34,7 +34,6 @@ from npllama.golden.signs import (
     ENOUGH,
     Finding,
     cut_off,
-    leaning,
     not_finite,
     not_written,
     other_order,
@@ -119,7 +118,11 @@ def left_by(tensor: np.ndarray | None, y: np.ndarray, scene: Scene):
         return math.inf, math.inf
     hides = (valid & ~np.isfinite(y)).any()
     before = math.inf if hides else apart(y, exact, shown, scene)
-    return apart(y, tensor, shown, scene), before
+    # Far smaller numbers are near to any others of their size.
+    zero = np.zeros_like(y)
+    sizes = (apart(x, zero, shown, scene) for x in (y, exact))
+    smaller = next(sizes) / max(next(sizes), 1e-300)
+    return apart(y, tensor, shown, scene) / min(max(smaller, 1e-300), 1.0), before
 
 
 def apart(y: np.ndarray, tensor: np.ndarray, shown: np.ndarray, scene: Scene) -> float:
@@ -379,7 +382,6 @@ DETECTORS: tuple[Callable, ...] = (
     recomputed,
     plain(not_finite),
     plain(other_order),
-    plain(leaning),
 )
 
 

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npllama.golden.compare import LEANS_DOWN
 from npllama.golden.distance import by_position, relative_error, units
 from npllama.golden.precision import FORMATS, activations_in, rounded, truncated
 from npllama.golden.scene import Scene, candidate_of, kind_of, made_from
@@ -142,14 +141,6 @@ def sums_cut_off(scene: Scene) -> Iterator[Finding]:
             text = TEXTS["truncated"].format(dtype)
             yield Finding("truncated", text, scene.row.measures.error, True)
             return
-
-
-def leaning(scene: Scene) -> Iterator[Finding]:
-    """Truncation, seen in what many errors add up to."""
-    row = scene.row
-    if row.note == LEANS_DOWN and row.measures is not None and is_small(scene):
-        text = TEXTS["truncated"].format(activations_in(scene.dtype))
-        yield Finding("truncated", text, row.measures.error, False)
 
 
 def other_order(scene: Scene) -> Iterator[Finding]:

@@ -1,0 +1,107 @@
+"""A hundred faults, and what they are called: the right name, or none."""
+
+import os
+
+import faulty
+import numpy as np
+import pytest
+from backend import random_model
+from test_golden_floor import golden
+
+from npllama.golden.compare import compare
+from npllama.golden.diagnose import diagnose, explain
+from npllama.golden.floor import floor
+from npllama.golden.scene import Scene
+
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "ci"
+PROMPT = 20
+# A plain run takes every sixth fault, the profile `ci` all.
+CHOSEN = sorted(faulty.FAULTS) if THOROUGH else sorted(faulty.FAULTS)[::6]
+
+
+@pytest.fixture(scope="module")
+def traced():
+    """A model, its trace with the scores, and its floors."""
+    model = random_model(7, H=6, K=3, D=8, E=48, L=3)
+    exact = golden(model, 7, scores=True)
+    dtypes = ("float32", "bfloat16")
+    return model, exact, {dtype: floor(exact, model, dtype) for dtype in dtypes}
+
+
+def scene_of(traced, change, dtype, ends=()):
+    """The first tensor outside of a faulty run, or None if all are within."""
+    model, exact, floors = traced
+    tokens = exact["tokens"]
+    with np.errstate(all="ignore"):
+        candidate = faulty.run(model, tokens, PROMPT, dtype, change)
+    shown = {n: x for n, x in candidate.items() if not ends or n.endswith(ends)}
+    result = compare(exact, shown, floors[dtype], dtype)
+    if result.first is None:
+        return None
+    config, rows = model.config, result.rows
+    return Scene(exact, shown, result.first, dtype, 2.0, config, model, rows)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("fault", CHOSEN)
+def test_fault_gets_its_own_name_or_none(traced, fault, dtype):
+    change, keys = faulty.FAULTS[fault]
+    if fault.endswith("in float32") and dtype != "float32":
+        return  # right in its own format
+    for view, ends in faulty.VIEWS.items():
+        scene = scene_of(traced, change, dtype, ends)
+        finding = scene and diagnose(scene)
+        assert finding is None or finding.fault in keys, (view, finding)
+
+
+# What the diagnosis has to name, and where it shows.
+NAMED = {
+    "bend: gelu": "activation",
+    "bend: tanh gelu": "activation",
+    "bend: relu": "activation",
+    "logits: log-probabilities": "log-probabilities",
+    "logits: ids up one": "shifted ids",
+    "logits: one position late": "shifted positions",
+    "norm: eps outside": "eps outside",
+    "norm: l2 norm": "l2 norm",
+    "exponent D - 2": "rope exponent",
+    "1 / sqrt(E)": "scale of width",
+    "window 4": "window",
+    "first key hidden": "hidden",
+    "decode from 0": "position restarts",
+    "positions unwritten": "not written",
+    "int8 rows": "quantised",
+    "int4 rows": "quantised",
+    "other wv": "unlike",
+    "nan weight": "not finite",
+}
+
+
+@pytest.mark.parametrize("fault", NAMED)
+def test_fault_is_named_where_all_is_shown(traced, fault):
+    change, _ = faulty.FAULTS[fault]
+    finding = diagnose(scene_of(traced, change, "float32"))
+    assert finding is not None and finding.fault == NAMED[fault]
+
+
+def test_name_that_the_prefill_refutes_is_not_given_but_told():
+    model = random_model(7)
+    exact = golden(model, 7)
+    floors = floor(exact, model, "float32")
+    change, _ = faulty.FAULTS["decode at 0"]
+    candidate = faulty.run(model, exact["tokens"], PROMPT, "float32", change)
+    result = compare(exact, candidate, floors, "float32")
+    assert result.first.name == "decode.0/model.layers.0.self_attn.q_rope"
+    scene = Scene(
+        exact, candidate, result.first, "float32", 2.0, model.config, None, result.rows
+    )
+    said = explain(scene)
+    assert said.finding.fault == "position restarts"
+    assert "RoPE is not applied" in said.refuted
+
+
+def test_an_operation_is_not_right_for_inputs_that_are_right(traced):
+    for fault in ("window 7", "fifth key hidden", "nan weight"):
+        change, _ = faulty.FAULTS[fault]
+        finding = diagnose(scene_of(traced, change, "bfloat16"))
+        assert finding is not None and finding.fault != "inputs"
