@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks import programs
 from benchmarks.worker import interleaved
 
-ROOM = 300  # positions that a measurement may add
+ROOM = 1100  # positions that a measurement may add: four pieces of a prompt
 
 
 class NpLlama(programs.NpLlama):
