@@ -62,7 +62,7 @@ def test_a_signal_ends_a_command_with_one_line_and_code_130(number):
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_recording_that_is_ended_leaves_nothing(tmp_path, number):
-    words = ("golden", "record", "stories", "--tokens", ",".join(["1"] * 300))
+    words = ("golden", "record", "stories", "--tokens", ",".join(["1"] * 500))
     with command(
         *words, "-o", str(tmp_path / "g.npz"), stderr=subprocess.PIPE
     ) as process:
@@ -95,7 +95,7 @@ sys.exit(npllama_command.main())
 def test_an_interrupt_in_the_first_second_is_one_line():
     rng = random.Random(0)
     # Eight beams that may not end: on a fast machine a story would be told in time.
-    long = ["--num-beams", "8", "--min-new-tokens", "400"]
+    long = ["--num-beams", "8", "--min-new-tokens", "500", "--max-new-tokens", "500"]
     for i in range(8):
         arguments = [sys.executable, "-c", FIRST, "generate", "Once", *long]
         with started(
