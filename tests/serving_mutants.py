@@ -1,6 +1,7 @@
 """Faults of the openings of the core, and of what serves many texts at once."""
 
 ROWWISE, PACKED = "test_rowwise.py::test_", "test_serving_packed.py::test_"
+SAVED = "test_serving_saved.py::test_"
 WEIGHT, ATTENTION = "test_weight.py::test_", "test_attention.py::test_"
 COSTS = PACKED + "what_a_packed_pass_costs_is_what_is_predicted"
 ALONE = PACKED + "every_text_of_a_packed_row_has_the_logits_it_has_alone"
@@ -52,4 +53,36 @@ MUTANTS = [
     ("attention.py", ", initial=least)", ")", ATTENTION + "blocked_equals_naive"),
     ("attention.py", "        scores -= peak\n", "",
      ATTENTION + "scores_around_the_limit_neither_overflow_nor_vanish"),
+    # ---- a cache that outlives its request
+    ("serving/saved.py", "min(common(saved.tokens, prompt), len(prompt) - 1)",
+     "common(saved.tokens, prompt)", SAVED + "one_token_is_always_left_to_run"),
+    ("serving/saved.py", "min(common(saved.tokens, prompt), len(prompt) - 1)",
+     "min(len(saved.tokens), len(prompt) - 1)",
+     SAVED + "a_prompt_that_shares_a_beginning_has_the_logits_it_has_alone"),
+    ("serving/saved.py", "    cache.v[:, 0, :, :S] = saved.v[:, :, :S]",
+     "    cache.v[:, 0, :, :S] = saved.k[:, :, :S]",
+     SAVED + "saved_loaded_and_continued_is_continued"),
+    ("serving/saved.py", "np.array(tokens[:S], dtype=np.int64)", "np.array(tokens, dtype=np.int64)",
+     SAVED + "the_token_that_was_not_run_is_not_saved"),
+    ("serving/saved.py", "        if file.read() != found:", "        if False:",
+     SAVED + "a_file_with_any_bit_flipped_is_refused"),
+    ("serving/saved.py", '        "dtype": model.embed.dtype.name,\n', "",
+     SAVED + "a_cache_of_another_model_is_refused_and_the_field_named"),
+    ("serving/saved.py", '        "config": config_to_hf(model.config),\n', "",
+     SAVED + "a_cache_of_another_model_is_refused_and_the_field_named"),
+    ("serving/saved.py", '        "weights": fingerprint(model),\n', "",
+     SAVED + "a_cache_of_another_model_is_refused_and_the_field_named"),
+    ("serving/saved.py", '        "format": FORMAT,\n', "",
+     SAVED + "a_cache_of_another_format_is_refused"),
+    ("serving/saved.py", "        if here == there:", "        if here == there or there is None:",
+     SAVED + "a_forged_file_is_refused_in_one_line"),
+    ("serving/saved.py", "    elif isinstance(weight, tuple):", "    elif False:",
+     SAVED + "weights_that_are_no_arrays_can_be_saved_with"),
+    ("serving/saved.py", "for start in np.linspace(0, flat.size - SAMPLE, SAMPLES, dtype=np.int64)",
+     "for start in (0, flat.size - SAMPLE)",
+     SAVED + "a_changed_weight_changes_the_fingerprint_where_it_is_sampled"),
+    ("serving/saved.py", "    with new_file(path) as file:\n", "    with open(path, 'wb+') as file:\n",
+     SAVED + "a_save_that_fails_leaves_the_old_file_and_nothing_beside_it"),
+    ("serving/saved.py", "    if kind in BY_LENGTH:", "    if False:",
+     SAVED + "keys_that_turn_by_the_length_are_refused"),
 ]  # fmt: skip

@@ -27,6 +27,7 @@ from npllama.cli import convert as convert_cli
 from npllama.cli import cost as cost_cli
 from npllama.cli import golden as golden_cli
 from npllama.cli import info as info_cli
+from npllama.cli import saving
 from npllama.cli.options import (
     UsageError,
     add_generation_options,
@@ -43,6 +44,7 @@ from npllama.cost import FlopCounter
 from npllama.files.checkpoint import load
 from npllama.files.ending import INTERRUPTED, Ended, ending_tidily
 from npllama.generation.generate import Generation, Piece, generate, pieces
+from npllama.generation.options import GenerationConfig
 from npllama.generation.task import encode_prompt
 from npllama.weights import Model
 
@@ -98,6 +100,7 @@ def add_generate(commands) -> argparse.ArgumentParser:
     make.add_argument(
         "--flops", action="store_true", help="count the products, tell on stderr"
     )
+    saving.add_cache_options(make)
     return make
 
 
@@ -147,39 +150,57 @@ def continue_text(options: argparse.Namespace) -> None:
         if config.logprobs is not None or config.prompt_logprobs:
             raise UsageError("log-probabilities are shown with --json")
         config = replace(config, echo=False)  # the prompt is shown in any case
+    saving.check_cache_options(options, config)
     tokens = encode_prompt(model, prompt, config.allowed_special)
-    watch, shown = Stopwatch(len(tokens)), shown_prompt(model, prompt)
+    cache = saving.cache_of(options, model, tokens, config, help_)
+    held = 0 if cache is None else int(cache.length[0])
+    watch, shown = Stopwatch(len(tokens) - held), shown_prompt(model, prompt)
     if options.json or not streams(config):
         begin = time.perf_counter()
-        found = generate(model, [prompt], config, rng, help_)
+        found = generate(model, [prompt], config, rng, help_, cache)
         assert isinstance(found, list)
         watch.whole(time.perf_counter() - begin, sum(len(f.tokens) for f in found))
+        new = found[0].tokens
         if options.json:
             answer: dict[str, Any] = {"prompt": prompt, "seed": options.seed}
             answer["texts"] = [as_json(text) for text in found]
             print(json.dumps(answer | {"statistics": watch.statistics()}))
-            return
-        show("\n\n".join(shown + text.text for text in found))
+        else:
+            show("\n\n".join(shown + text.text for text in found))
     else:
-        growing = pieces(model, prompt, config, rng, None, help_)
-        show_as_it_comes(shown, watch.time(growing))
+        growing = pieces(model, prompt, config, rng, cache, help_)
+        new = show_as_it_comes(shown, watch.time(growing))
+    saving.keep(options, model, cache, tokens + new)
+    if not options.json:
+        tell_about(options, config, watch)
+
+
+def tell_about(
+    options: argparse.Namespace, config: GenerationConfig, watch: Stopwatch
+) -> None:
+    """End a text that was shown; say how fast it came, and what repeats it."""
     show("\n")
     print(watch.summary(), file=sys.stderr)
     if config.do_sample or config.stochastic_beams:
         print(f"[--seed {options.seed} repeats this text]", file=sys.stderr)
 
 
-def show_as_it_comes(prompt: str, growing: Iterable[Piece]) -> None:
-    """Show a prompt and its text; what goes wrong meanwhile begins a new line."""
+def show_as_it_comes(prompt: str, growing: Iterable[Piece]) -> list[int]:
+    """Show a prompt and its text; what goes wrong meanwhile begins a new line.
+
+    Returns the new tokens.
+    """
     # The prompt is shown with the first token: then nothing was wrong with it.
-    pending = prompt
+    pending, tokens = prompt, []
     try:
         for piece in growing:
             show(pending + piece.text)
             pending = ""
+            tokens.append(piece.token)
     except (ValueError, KeyboardInterrupt):
         show("" if pending else "\n")
         raise
+    return tokens
 
 
 def read_ids(options: argparse.Namespace) -> list[int]:

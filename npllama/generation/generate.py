@@ -63,6 +63,7 @@ def generate(
     config: GenerationConfig | None = None,
     rng: np.random.Generator | None = None,
     helpers: Helpers = NO_HELPERS,
+    cache: KVCache | None = None,
     **options: Any,
 ) -> Generation | list[Generation]:
     """Continue one prompt, or several side by side.
@@ -79,6 +80,8 @@ def generate(
         child of its own, so its text does not depend on its neighbours.
     helpers : Helpers
         A draft model, an amateur, a rule of one's own for stopping.
+    cache : KVCache
+        Of one row, for one text of one prompt: as for `pieces`.
     **options
         Fields of a `GenerationConfig` that take the place of those of `config`, such
         as ``max_new_tokens=5``.
@@ -104,10 +107,14 @@ def generate(
     texts: Sequence[Any] = [prompts] if single else prompts
     if not len(texts):
         raise ValueError("prompts: the list is empty; give at least one")
+    if cache is not None and (
+        len(texts) > 1 or searches(config) or _copies(config)[0] > 1
+    ):
+        raise ValueError("a cache is for one text of one prompt, without a search")
     plan = plan_of(model, config, helpers)
     tasks = [prepare(plan, text) for text in texts]
     with naming_options(config, len(tasks)):
-        found = searched(tasks, rng) if searches(config) else written(tasks, rng)
+        found = searched(tasks, rng) if searches(config) else written(tasks, rng, cache)
     return found[0] if single and config.num_return_sequences == 1 else found
 
 
@@ -244,7 +251,9 @@ def searched(tasks: Sequence[Task], rng: np.random.Generator) -> list[Generation
     ]
 
 
-def written(tasks: Sequence[Task], rng: np.random.Generator) -> list[Generation]:
+def written(
+    tasks: Sequence[Task], rng: np.random.Generator, cache: KVCache | None = None
+) -> list[Generation]:
     """Collect the steps of all prompts, each continued as often as the config asks.
 
     With `best_of`, those of a prompt whose tokens have the largest summed
@@ -256,7 +265,7 @@ def written(tasks: Sequence[Task], rng: np.random.Generator) -> list[Generation]
     steps: list[list[Step]] = [[] for _ in rows]
     entries: list[list[TokenLogprob]] = [[] for _ in rows]
     observe = config.logprobs is not None or copies > wanted
-    for step in write(rows, rng.spawn(len(rows))):
+    for step in write(rows, rng.spawn(len(rows)), cache):
         if observe and step.logits is not None:
             entries[step.row].append(_entry(step, config.logprobs or 0))
         steps[step.row].append(step._replace(logits=None, processed=None))
