@@ -53,7 +53,7 @@ Part V, the golden reference
     19  `conformance`  all of it on one package, and a report
 
 Part VI, many at once
-    20  `serving`      one pass over pieces of several texts
+    20  `serving`      pages, turns and an engine for many texts
 
 Letters stand for sizes, and only for sizes:
 
@@ -63,6 +63,7 @@ Letters stand for sizes, and only for sizes:
     N  positions a cache can hold   D  size of a head
     E  width of the residual stream F  width of the feed-forward
     V  words in the vocabulary      L  layers
+    P  positions of a page          Q  pages of a pool
     R  rank of an adapter
 
 What others call the weights of a block:

@@ -37,7 +37,7 @@ MUTANTS = [
     ("serving/packed.py", "        t += n\n", "", ALONE),
     ("serving/packed.py", "values, piece.start)", "values, 0 * piece.start)", ALONE),
     ("serving/packed.py", "[: s + n]", "[: s + n + 1]", ALONE),
-    ("serving/packed.py", "run = np.array_equal(places, np.arange(first, first + n))",
+    ("serving/pages.py", "run = np.array_equal(places, np.arange(first, first + n))",
      "run = n > 0 and places[-1] == first + n - 1", ALONE),
     ("cost/counter.py", "new * (start + new) for", "new * start for", COSTS),
     ("cost/counter.py", '"mixed" if len(steps) > 1 else ', "", COSTS),

@@ -1,5 +1,11 @@
 """Chapter 20: many at once.
 
-`packed`   one pass over pieces of several texts
-`saved`    a cache that outlives its request
+`pages`      memory for keys and values, dealt out in pieces of one size
+`packed`     one pass over pieces of several texts
+`blocks`     who holds which page
+`scheduler`  which text gets how many positions in a step
+`writing`    what is kept of a text, and how it goes on
+`requests`   what can be asked
+`engine`     requests in, tokens out
+`saved`      a cache that outlives its request
 """

@@ -30,6 +30,7 @@ import numpy as np
 from npllama.attention import blocked
 from npllama.cache import KVCache
 from npllama.model import forward
+from npllama.serving.pages import as_run, gather
 from npllama.weights import Model
 
 
@@ -74,7 +75,7 @@ class Packed(NamedTuple):
         """
         y = np.empty_like(q)  # (1, T, H, D)
         for piece in self.pieces:
-            keys, values = k[:, :, piece.all], v[:, :, piece.all]
+            keys, values = gather(k, piece.all), gather(v, piece.all)
             y[:, piece.row] = blocked(q[:, piece.row], keys, values, piece.start)
         return y
 
@@ -107,13 +108,6 @@ def packed(
         pieces.append(Piece(np.array([s]), row, as_run(where[s:]), as_run(where)))
         t += n
     return Packed(tuple(piece for piece in pieces if piece.row.start < piece.row.stop))
-
-
-def as_run(places: np.ndarray) -> np.ndarray | slice:
-    """Consecutive places as a slice, which is read without a copy; others as given."""
-    first, n = int(places[0]) if len(places) else 0, len(places)
-    run = np.array_equal(places, np.arange(first, first + n))
-    return slice(first, first + n) if run else places
 
 
 def forward_packed(
