@@ -1,6 +1,7 @@
 """Faults of the openings of the core, and of what serves many texts at once."""
 
 ROWWISE, PACKED = "test_rowwise.py::test_", "test_serving_packed.py::test_"
+TRACE, WASTE = "test_serving_trace.py::test_", "test_serving_waste.py::test_"
 SAVED = "test_serving_saved.py::test_"
 WEIGHT, ATTENTION = "test_weight.py::test_", "test_attention.py::test_"
 COSTS = PACKED + "what_a_packed_pass_costs_is_what_is_predicted"
@@ -85,4 +86,34 @@ MUTANTS = [
      SAVED + "a_save_that_fails_leaves_the_old_file_and_nothing_beside_it"),
     ("serving/saved.py", "    if kind in BY_LENGTH:", "    if False:",
      SAVED + "keys_that_turn_by_the_length_are_refused"),
+    # ---- traffic, and how long people wait
+    ("serving/trace.py", "rng.gamma(burstiness, 1 / (rate * burstiness), n)", "rng.gamma(1.0, 1 / rate, n)",
+     TRACE + "gaps_are_gamma_of_the_shape_that_was_asked_for"),
+    ("serving/trace.py", "times * (n / rate / times[-1])", "times",
+     TRACE + "requests_come_in_order_and_take_exactly_n_over_rate"),
+    ("serving/trace.py", "        location += math.log(mean / lengths.mean())\n", "",
+     TRACE + "traces_have_the_published_means_and_fit_the_context"),
+    ("serving/trace.py", "        spread *= math", "        1 * math",
+     TRACE + "lengths_have_the_mean_and_the_spread_that_were_asked_for"),
+    ("serving/trace.py", "room = lengths.context - prompt", "room = lengths.context",
+     TRACE + "traces_have_the_published_means_and_fit_the_context"),
+    ("serving/latency.py", "several = np.where(tokens > 1, tokens - 1, np.nan)", "several = tokens",
+     TRACE + "latencies_of_three_requests_worked_by_hand"),
+    ("serving/latency.py", "ttft=first - arrival", "ttft=first",
+     TRACE + "latencies_of_three_requests_worked_by_hand"),
+    ("serving/latency.py", "(self.e2el / self.tokens).mean()", "self.e2el.mean() / self.tokens.mean()",
+     TRACE + "latencies_of_three_requests_worked_by_hand"),
+    ("serving/latency.py", "np.nan_to_num(found.tpot)", "found.tpot",
+     TRACE + "goodput_counts_requests_that_keep_all_limits"),
+    ("serving/latency.py", "    good &= found.e2el <= limits.e2el\n", "",
+     TRACE + "goodput_counts_requests_that_keep_all_limits"),
+    # ---- the buddy allocator
+    ("serving/buddy.py", "1 << (n - 1).bit_length()", "1 << n.bit_length()",
+     WASTE + "blocks_tile_the_memory_whatever_is_taken_and_given_back"),
+    ("serving/buddy.py", "    while address ^ size in", "    if address ^ size in",
+     WASTE + "blocks_tile_the_memory_whatever_is_taken_and_given_back"),
+    ("serving/buddy.py", "min(address, address ^ size), 2 * size", "address, 2 * size",
+     WASTE + "blocks_tile_the_memory_whatever_is_taken_and_given_back"),
+    ("serving/buddy.py", "        address += size", "        address += 0",
+     WASTE + "blocks_tile_the_memory_whatever_is_taken_and_given_back"),
 ]  # fmt: skip

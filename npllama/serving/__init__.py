@@ -8,4 +8,7 @@
 `requests`   what can be asked
 `engine`     requests in, tokens out
 `saved`      a cache that outlives its request
+`trace`      traffic: who comes when, with how long a text
+`latency`    how long people wait
+`buddy`      memory in blocks of powers of two
 """
