@@ -7,6 +7,7 @@
 `writing`    what is kept of a text, and how it goes on
 `requests`   what can be asked
 `engine`     requests in, tokens out
+`collect`    from events to whole texts
 `saved`      a cache that outlives its request
 `trace`      traffic: who comes when, with how long a text
 `latency`    how long people wait

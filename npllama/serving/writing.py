@@ -36,8 +36,9 @@ class Event(NamedTuple):
     logprob: TokenLogprob | None = None  # if the config asks for it
     cached: int = 0  # tokens of the prompt that were found in pages of others
     error: Exception | None = None  # of a text that ends with "error"
-    # On the first event of each text, if the config asks for it: one per token of
-    # the prompt; nothing comes before the first, so that is None.
+    # The first event of each text tells of its prompt: the tokens; and, if the config
+    # asks for it, one entry per token, of which the first is None.
+    prompt_tokens: list[int] | None = None
     prompt_logprobs: list[TokenLogprob | None] | None = None
     logits: np.ndarray | None = None  # (V,), if the request asks for them
     prompt_logits: np.ndarray | None = None  # (S, V), with prompt_logprobs
@@ -164,15 +165,32 @@ def _event(
 ) -> Event:
     """Tell of one token; writes into `text` that something was told."""
     shown = text.shower.push(token) + (text.shower.flush() if reason else "")
-    top = text.task.plan.config.logprobs
-    logprob = None if top is None else token_logprob(logits, token, top, processed)
-    event = Event(text.request, text.choice, token, shown, reason, logprob)
-    event = event._replace(cached=text.cached or 0)
-    if text.keep_logits:
-        event = event._replace(logits=logits.copy())
-    if not text.begun and text.prompt_logprobs is not None:
-        event = event._replace(prompt_logprobs=text.prompt_logprobs)
-        if text.keep_logits:
-            event = event._replace(prompt_logits=np.stack(text.prompt_logits))
-    text.begun = True
-    return event
+    event = Event(
+        text.request,
+        text.choice,
+        token,
+        shown,
+        reason,
+        _logprob(text, token, logits, processed),
+        cached=text.cached or 0,
+        logits=logits.copy() if text.keep_logits else None,
+    )
+    if text.begun:
+        return event
+    text.begun, rows = True, text.prompt_logits
+    return event._replace(
+        prompt_tokens=text.task.given,
+        prompt_logprobs=text.prompt_logprobs,
+        prompt_logits=np.stack(rows) if rows else None,
+    )
+
+
+def _logprob(
+    text: Writing, token: int, logits: np.ndarray, processed: np.ndarray
+) -> TokenLogprob | None:
+    """How likely the token was, if anybody asks, or several texts are compared."""
+    config = text.task.plan.config
+    compared = (config.best_of or 0) > config.num_return_sequences
+    if config.logprobs is None and not compared:
+        return None
+    return token_logprob(logits, token, config.logprobs or 0, processed)
