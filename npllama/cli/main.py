@@ -28,6 +28,7 @@ from npllama.cli import cost as cost_cli
 from npllama.cli import golden as golden_cli
 from npllama.cli import info as info_cli
 from npllama.cli import saving
+from npllama.cli import serve as serve_cli
 from npllama.cli.options import (
     UsageError,
     add_generation_options,
@@ -122,6 +123,7 @@ def parser() -> Parser:
     cost_cli.add_commands(commands)
     golden_cli.add_commands(commands)
     info_cli.add_commands(commands)
+    serve_cli.add_commands(commands)
     return top
 
 
@@ -254,6 +256,7 @@ RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {
     **cost_cli.RUN,
     **golden_cli.RUN,
     **info_cli.RUN,
+    "serve": serve_cli.run_serve,
 }
 
 

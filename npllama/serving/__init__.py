@@ -12,4 +12,12 @@
 `trace`      traffic: who comes when, with how long a text
 `latency`    how long people wait
 `buddy`      memory in blocks of powers of two
+`fields`     what a field of a request means
+`offered`    what a server offers: a model, its words, its ends
+`protocol`   what a client asks
+`answers`    what it is answered
+`metrics`    what a server tells of itself
+`desk`       the thread that owns the model
+`clients`    who has come, and who has left
+`http`       the routes
 """
