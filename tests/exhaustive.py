@@ -13,11 +13,11 @@ import numpy as np
 from npllama.decoding.beam import Beam, BeamRules, ranked, reorder, successors
 from npllama.decoding.common import (
     Hypothesis,
+    Job,
     Process,
     Stop,
     extend,
     prefill,
-    room,
     unprocessed,
 )
 from npllama.sampling import log_softmax
@@ -58,7 +58,7 @@ def exhaustive_search(
             f"{V} tokens, {max_new_tokens} steps: more than {MOST_TEXTS} texts; "
             "exhaustive search is for tiny vocabularies"
         )
-    capacity = room(model, len(prompt), max_new_tokens)
+    capacity = Job(model, prompt, max_new_tokens).capacity
     longest = capacity - len(prompt)
     cache, logits = prefill(model, [prompt], capacity)
     rules = BeamRules(1, length_penalty)

@@ -16,15 +16,15 @@ MUTANTS = [
     (SPECULATIVE, "if draft.stop(guessed[start:]):", "if draft.stop([]):",
      T + "draft_guesses_nothing_after_the_end_of_a_format"),
     # the text keeps the end token, and so leaves its own format
-    (TASK, "if self.decoder is None or token in self.silent:", "if self.decoder is None:",
+    (TASK, "for i in tokens if i not in self.silent)", "for i in tokens)",
      T + "draft_guesses_nothing_after_the_end_of_a_format"),
     # what comes after the stop string is shown, if it comes in another piece
     (STOPPING, 'self.held, self.ended = "", True', 'self.held = ""',
      "test_decoding_stopping.py::"
      "test_nothing_is_shown_after_the_stop_string_not_even_half_a_character"),
     # the echo of a prompt that ends within a character
-    (TASK, '"".join(map(self.decoder.push, task.prompt)) if echo',
-     "tokenizer.decode(task.prompt) if echo",
+    (TASK, '"".join(map(self.decoder.push, task.job.prompt)) if echo',
+     "tokenizer.decode(task.job.prompt) if echo",
      T + "echo_of_a_prompt_that_ends_within_a_character_shows_the_character"),
     # llama.cpp divides by the temperature last
     (PIPELINE, 'shape.sort(key=[*places, "temperature"].index)',

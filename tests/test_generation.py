@@ -21,7 +21,7 @@ from npllama.generation.options import (
     options_of,
 )
 from npllama.generation.pipeline import order
-from npllama.generation.task import plan_of, prepare, process_of
+from npllama.generation.task import jobs_of, plan_of, prepare
 from npllama.sampling import GreenList, SynthID
 from npllama.text.tokenizer import Token
 
@@ -566,7 +566,7 @@ eta_cutoff watermarking_config renormalize_logits""".split()
 
 
 def test_steps_come_in_the_order_of_transformers():
-    names = [name for name, option in OPTIONS.items() if option.make]
+    names = [name for name, option in OPTIONS.items() if option.step]
     assert [name for name in names if name in ORDER] == ORDER
     shape = [name for name in names if OPTIONS[name].chapter == SHAPE]
     first = names.index(shape[0])
@@ -678,9 +678,10 @@ def test_beams_that_are_drawn_keep_more_tokens_than_can_end_the_text():
     config = GenerationConfig(
         num_beams=2, do_sample=True, top_k=1, max_new_tokens=3, sequence_bias=bias
     )
-    process = process_of([prepare(plan_of(model, config, Helpers()), prompt)])
+    task = prepare(plan_of(model, config, Helpers()), prompt)
+    (job,) = jobs_of([task], [np.random.default_rng(0)])
     V = model.config.vocab_size
-    left = process([prompt], np.arange(V, dtype=np.float32)[None])
+    left = job.process([prompt], np.arange(V, dtype=np.float32)[None])
     assert np.isfinite(left).sum() == 4
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from npllama.files.checkpoint import load
+from npllama.generation.generate import most_texts
 from npllama.generation.limits import FLAG
 from npllama.generation.options import DEFAULTS as FIELD_DEFAULTS
 from npllama.generation.options import (
@@ -27,7 +28,6 @@ from npllama.generation.options import (
     load_options,
     options_of,
 )
-from npllama.generation.strategies import searches
 from npllama.generation.task import Helpers, format_of
 from npllama.weights import Model
 
@@ -212,4 +212,4 @@ def generator(options: argparse.Namespace) -> np.random.Generator:
 
 def streams(config: GenerationConfig) -> bool:
     """Whether one text is asked for, in a way that is known token by token."""
-    return not searches(config) and (config.best_of or config.num_return_sequences) < 2
+    return most_texts(config) == 1

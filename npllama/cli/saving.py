@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from npllama.cache import KVCache, new_cache
 from npllama.cli.options import UsageError, streams
-from npllama.decoding.common import room
 from npllama.files.whole import check_place
 from npllama.generation.options import GenerationConfig
 from npllama.generation.task import Helpers, plan_of, prepare
@@ -61,10 +60,9 @@ def cache_of(
     if options.save_cache is None and options.load_cache is None:
         return None
     task = prepare(plan_of(model, config, helpers), prompt)
-    capacity = room(model, len(prompt), task.max_new_tokens)
     if options.load_cache is None:
-        return new_cache(model.config, 1, capacity, model.embed.dtype.name)
-    cache = restore(load_cache(options.load_cache, model), prompt, model, capacity)
+        return new_cache(model.config, 1, task.capacity, model.embed.dtype.name)
+    cache = restore(load_cache(options.load_cache, model), prompt, model, task.capacity)
     print(f"[cache: {cache.length[0]} of {len(prompt)} prompt tokens]", file=sys.stderr)
     return cache
 

@@ -48,7 +48,6 @@ from npllama.decoding.common import (
     extend,
     never,
     prefill,
-    room,
     unprocessed,
 )
 from npllama.decoding.contrastive_decoding import contrastive_decoding
@@ -82,7 +81,6 @@ __all__ = [
     "prefill",
     "prompt_lookup",
     "residual",
-    "room",
     "sample",
     "short_context",
     "speculate",

@@ -56,23 +56,6 @@ def context_length(config: Config) -> int:
     return int(config.max_position_embeddings * (config.rope.factor if dynamic else 1))
 
 
-def room(model: Model, longest: int, max_new_tokens: int) -> int:
-    """Positions to reserve for the longest prompt and what shall follow it.
-
-    Raises
-    ------
-    ValueError
-        If the prompt alone fills the model's context.
-    """
-    context = context_length(model.config)
-    if longest >= context:
-        raise ValueError(
-            f"the prompt has {longest} tokens; this model's context is {context}, "
-            "and at least one must be left to generate"
-        )
-    return min(longest + max_new_tokens, context)
-
-
 class Job(NamedTuple):
     """One text to write: from where, until when, and how its tokens are chosen."""
 
@@ -87,8 +70,20 @@ class Job(NamedTuple):
 
     @property
     def capacity(self) -> int:
-        """Positions that prompt and new tokens may take."""
-        return room(self.model, len(self.prompt), self.max_new_tokens)
+        """Positions that prompt and new tokens may take.
+
+        Raises
+        ------
+        ValueError
+            If the prompt alone fills the model's context.
+        """
+        context, length = context_length(self.model.config), len(self.prompt)
+        if length >= context:
+            raise ValueError(
+                f"the prompt has {length} tokens; this model's context is {context}, "
+                "and at least one must be left to generate"
+            )
+        return min(length + self.max_new_tokens, context)
 
 
 class Step(NamedTuple):

@@ -10,7 +10,6 @@ them, sampling or greedy search.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from npllama.decoding.common import Hypothesis, Step
 from npllama.decoding.logprobs import TokenLogprob, text_logprobs, token_logprob
 from npllama.generation.options import GenerationConfig, options_of, with_options
 from npllama.generation.pipeline import removers
-from npllama.generation.strategies import search, searches, write
+from npllama.generation.strategies import search, write
 from npllama.generation.task import (
     Helpers,
     Prompt,
@@ -29,7 +28,6 @@ from npllama.generation.task import (
     is_prompt,
     plan_of,
     prepare,
-    text_of,
 )
 from npllama.sampling import NothingLeft
 from npllama.weights import Model
@@ -104,18 +102,21 @@ def generate(
     """
     config, rng = _asked(model, config, rng, options)
     single = is_prompt(prompts)
-    texts: Sequence[Any] = [prompts] if single else prompts
-    if not len(texts):
+    given: Sequence[Any] = [prompts] if single else prompts
+    if not len(given):
         raise ValueError("prompts: the list is empty; give at least one")
-    if cache is not None and (
-        len(texts) > 1 or searches(config) or _copies(config)[0] > 1
-    ):
+    if cache is not None and (len(given) > 1 or most_texts(config) > 1):
         raise ValueError("a cache is for one text of one prompt, without a search")
     plan = plan_of(model, config, helpers)
-    tasks = [prepare(plan, text) for text in texts]
-    with naming_options(config, len(tasks)):
-        found = searched(tasks, rng) if searches(config) else written(tasks, rng, cache)
-    return found[0] if single and config.num_return_sequences == 1 else found
+    tasks = [prepare(plan, prompt) for prompt in given]
+    try:
+        if config.num_beams > 1:
+            texts = searched(tasks, rng)
+        else:
+            texts = written(tasks, rng, cache)
+    except NothingLeft as error:
+        raise naming_options(error, config, len(tasks)) from None
+    return texts[0] if single and config.num_return_sequences == 1 else texts
 
 
 class Piece(NamedTuple):
@@ -157,19 +158,20 @@ def pieces(
     config, rng = _asked(model, config, rng, options)
     if not is_prompt(prompt):
         raise TypeError("a stream is of one prompt; several are for generate")
-    if searches(config) or max(_copies(config)) > 1:
+    if most_texts(config) > 1:
         raise ValueError("beams and several texts cannot be streamed; use generate")
     if config.logprobs is not None or config.prompt_logprobs:
         raise ValueError("log-probabilities are not streamed; use generate")
     task = prepare(plan_of(model, config, helpers), prompt)
     shower = Shower(task)
-    with naming_options(config):
+    try:
         for step in write([task], rng.spawn(1), cache):
             for token in step.tokens[:-1]:
-                yield Piece(token, shower.push(token), None)
-            text = shower.push(step.tokens[-1])
-            text += shower.flush() if step.reason else ""
-            yield Piece(step.tokens[-1], text, step.reason)
+                yield Piece(token, shower.push([token]), None)
+            last = step.tokens[-1]
+            yield Piece(last, shower.push([last], bool(step.reason)), step.reason)
+    except NothingLeft as error:
+        raise naming_options(error, config) from None
 
 
 def stream(
@@ -214,41 +216,39 @@ def _asked(
     return with_options(config, options) if options else config, rng
 
 
-@contextmanager
-def naming_options(config: GenerationConfig, prompts: int = 1) -> Iterator[None]:
-    """Say which options have removed every token, and of which prompt."""
-    try:
-        yield
-    except NothingLeft as error:
-        copies = 1 if searches(config) else _copies(config)[0]
-        where = f"prompt {error.row // copies}: " if prompts > 1 else ""
-        names = removers(config)
-        by = f"every token is removed by {names}" if names else str(error)
-        raise NothingLeft(f"{where}{by}; no text can go on") from None
+def most_texts(config: GenerationConfig) -> int:
+    """How many texts of one prompt are written side by side."""
+    return max(config.num_beams, config.best_of or config.num_return_sequences)
+
+
+def naming_options(
+    error: NothingLeft, config: GenerationConfig, prompts: int = 1
+) -> ValueError:
+    """The same error, with the options that removed every token, and the prompt."""
+    copies = (
+        1 if config.num_beams > 1 else config.best_of or config.num_return_sequences
+    )
+    where = f"prompt {error.row // copies}: " if prompts > 1 else ""
+    names = removers(config)
+    by = f"every token is removed by {names}" if names else str(error)
+    return NothingLeft(f"{where}{by}; no text can go on")
 
 
 #  ---- whole texts ------------------------------------------------------------
 
 
-def _copies(config: GenerationConfig) -> tuple[int, int]:
-    """How many texts to write per prompt, and how many of them to return."""
-    wanted = config.num_return_sequences
-    return config.best_of or wanted, wanted
-
-
-def numbered(tasks: Sequence[Task]) -> list[Task]:
-    """The same tasks, each with its number."""
-    return [task._replace(row=row) for row, task in enumerate(tasks)]
-
-
 def searched(tasks: Sequence[Task], rng: np.random.Generator) -> list[Generation]:
     """The best texts of a search for each prompt."""
-    wanted = tasks[0].plan.config.num_return_sequences
-    return [
-        generation_of(task, hypothesis)
-        for task, child in zip(numbered(tasks), rng.spawn(len(tasks)))
-        for hypothesis in search(task, child)[:wanted]
-    ]
+    texts: list[Generation] = []
+    for row, (task, child) in enumerate(zip(tasks, rng.spawn(len(tasks)))):
+        try:
+            best = search(task._replace(row=row), child)
+        except NothingLeft as error:
+            error.row = row
+            raise
+        most = task.plan.config.num_return_sequences
+        texts += [generation_of(task, text) for text in best[:most]]
+    return texts
 
 
 def written(
@@ -260,48 +260,42 @@ def written(
     log-probability are returned, best first.
     """
     config = tasks[0].plan.config
-    copies, wanted = _copies(config)
-    rows = numbered([task for task in tasks for _ in range(copies)])
+    wanted = config.num_return_sequences
+    copies = config.best_of or wanted
+    rows = [task for task in tasks for _ in range(copies)]
+    rows = [task._replace(row=row) for row, task in enumerate(rows)]
     steps: list[list[Step]] = [[] for _ in rows]
     entries: list[list[TokenLogprob]] = [[] for _ in rows]
     observe = config.logprobs is not None or copies > wanted
     for step in write(rows, rng.spawn(len(rows)), cache):
         if observe and step.logits is not None:
-            entries[step.row].append(_entry(step, config.logprobs or 0))
+            read = step.logits, step.tokens[0], config.logprobs or 0, step.processed
+            entries[step.row].append(token_logprob(*read))
         steps[step.row].append(step._replace(logits=None, processed=None))
-    texts = [
-        generation_of(task, collected(some, entries[row]), entries[row], some)
-        for row, (task, some) in enumerate(zip(rows, steps))
-    ]
+    texts = []
+    for task, some, logprobs in zip(rows, steps, entries):
+        tokens = [token for step in some for token in step.tokens]
+        score = sum(entry.logprob for entry in logprobs) if logprobs else None
+        text = Hypothesis(tokens, score, some[-1].reason)
+        texts.append(generation_of(task, text, logprobs, some))
     groups = [texts[i : i + copies] for i in range(0, len(texts), copies)]
     if copies > wanted:
         groups = [sorted(group, key=lambda text: -text.score) for group in groups]
     return [text for group in groups for text in group[:wanted]]
 
 
-def _entry(step: Step, top: int) -> TokenLogprob:
-    return token_logprob(step.logits, step.tokens[0], top, step.processed)
-
-
-def collected(steps: Sequence[Step], entries: Sequence[TokenLogprob]) -> Hypothesis:
-    """The steps of one text as a whole; its score if log-probabilities were noted."""
-    tokens = [token for step in steps for token in step.tokens]
-    score = sum(entry.logprob for entry in entries) if entries else None
-    return Hypothesis(tokens, score, steps[-1].reason)
-
-
 def generation_of(
     task: Task,
-    found: Hypothesis,
+    text: Hypothesis,
     entries: Sequence[TokenLogprob] = (),
     steps: Sequence[Step] = (),
 ) -> Generation:
     """Report a text; log-probabilities that were not noted are worked out."""
-    config, model = task.plan.config, task.plan.model
+    config, model, prompt = task.plan.config, task.plan.model, task.job.prompt
     logprobs = prompt_logprobs = speculation = None
     if config.logprobs is not None:
-        whole, start = [*task.prompt, *found.tokens], len(task.prompt)
-        logprobs = list(entries) or text_logprobs(model, whole, start, config.logprobs)
+        whole, top = [*prompt, *text.tokens], config.logprobs
+        logprobs = list(entries) or text_logprobs(model, whole, len(prompt), top)
     if config.prompt_logprobs:
         top = config.logprobs or 0
         prompt_logprobs = [None, *text_logprobs(model, task.given, 1, top)]
@@ -310,10 +304,10 @@ def generation_of(
         speculation = {"rounds": len(steps), "drafted": drafted, "accepted": accepted}
     return Generation(
         task.given,
-        found.tokens,
-        text_of(task, found.tokens),
-        found.reason,
-        found.score,
+        text.tokens,
+        Shower(task).push(text.tokens, ended=True),
+        text.reason,
+        text.score,
         logprobs,
         prompt_logprobs,
         speculation,

@@ -1,6 +1,6 @@
 """What a user may ask of generation: one row per option.
 
-A row holds all that is said of an option: its type and default, its range, a
+A row holds all there is to know of an option: its type and default, its range, a
 sentence, and its step in the pipeline, if it has one.  The order of the rows is the
 order of the pipeline, which is that of transformers; the function that makes a row
 is named after its chapter.  The command line's help and the docstring of
@@ -26,10 +26,11 @@ from typing import Any, NamedTuple
 from npllama import sampling
 from npllama.generation import limits as must_be
 from npllama.generation import steps
-from npllama.generation.steps import Make, leaving, on_logits, on_text, switch
+from npllama.generation.steps import Apply, leaving, on_logits, on_text, switch
 from npllama.weights import Model
 
 Ids = tuple[int, ...]
+AT_DEFAULT = object()
 SHAPE = "Shape of the distribution (only when tokens are drawn)"
 
 
@@ -39,8 +40,8 @@ class Option(NamedTuple):
     chapter: str
     range: must_be.Range
     says: str  # for the help
-    make: Make | None  # its step, if it is one
-    off: Any  # the value at which it has none
+    step: Apply | None  # what it does to a distribution, if anything
+    off: Any  # the value at which it does nothing
 
 
 def row(
@@ -48,11 +49,12 @@ def row(
     default: Any,
     range: must_be.Range,
     says: str,
-    make: Make | None = None,
-    **off: Any,
+    step: Apply | None = None,
+    off: Any = AT_DEFAULT,
 ) -> Any:
     """A field of `GenerationConfig`; it is off at its default unless `off` is given."""
-    option = Option(chapter, range, says, make, off.get("off", default))
+    off = default if off is AT_DEFAULT else off
+    option = Option(chapter, range, says, step, off)
     return field(default=default, metadata={"option": option})
 
 
@@ -140,10 +142,10 @@ class GenerationConfig:
         "what guidance leads away from, instead of no prompt")
     sequence_bias: Mapping[Ids, float] | None = guidance(None, must_be.SEQUENCE_BIAS,
         "numbers added to the logits of token sequences",
-        on_text(sampling.sequence_bias))
+        partial(on_text, sampling.sequence_bias))
     logit_bias: Mapping[int, float] | None = guidance(None, must_be.LOGIT_BIAS,
         "numbers added to the logits of tokens; -inf forbids",
-        on_logits(sampling.logit_bias))
+        partial(on_logits, sampling.logit_bias))
 
     encoder_repetition_penalty: float = penalty(1.0, must_be.FACTOR,
         "above 1 favours the prompt's words", steps.likeness_to_prompt)
@@ -151,10 +153,10 @@ class GenerationConfig:
         "above 1 makes tokens of prompt and text less likely", steps.repetition)
     frequency_penalty: float = penalty(0.0, must_be.MODERATE,
         "subtracted for each time that the new text holds a token",
-        steps.counting(sampling.frequency_penalty))
+        partial(steps.counting, sampling.frequency_penalty))
     presence_penalty: float = penalty(0.0, must_be.MODERATE,
         "subtracted once if the new text holds a token",
-        steps.counting(sampling.presence_penalty))
+        partial(steps.counting, sampling.presence_penalty))
     repeat_last_n: int | None = penalty(None, must_be.SIZE,
         "tokens that these look back, instead of all")
     dry_multiplier: float = penalty(0.0, must_be.NOT_NEGATIVE,
@@ -169,7 +171,7 @@ class GenerationConfig:
         "DRY: a passage does not reach across these")
     no_repeat_ngram_size: int = penalty(0, must_be.COUNT,
         "no sequence of so many tokens comes twice; 0: off",
-        on_text(sampling.no_repeat_ngram))
+        partial(on_text, sampling.no_repeat_ngram))
     encoder_no_repeat_ngram_size: int = penalty(0, must_be.COUNT,
         "nor any of the prompt", steps.ngrams_of_prompt)
 
@@ -181,7 +183,7 @@ class GenerationConfig:
     min_new_tokens: int | None = constraint(None, must_be.COUNT,
         "no end before so many new tokens", steps.least_new_tokens)
     allowed_token_ids: Ids | None = constraint(None, must_be.IDS,
-        "no other tokens come", on_logits(sampling.allowed_tokens))
+        "no other tokens come", partial(on_logits, sampling.allowed_tokens))
     prefix_allowed_tokens_fn: Callable | None = constraint(None, must_be.ROW_FUNCTION,
         "from (row, tokens) to the ids that may follow", steps.row_function)
     forced_bos_token_id: int | None = constraint(None, must_be.ID,
@@ -190,12 +192,12 @@ class GenerationConfig:
         "the token in the last place", steps.forced_last)
     remove_invalid_values: bool = constraint(False, must_be.FLAG,
         "replace NaN and infinity in the logits",
-        switch(sampling.remove_invalid_values))
+        partial(switch, sampling.remove_invalid_values))
     exponential_decay_length_penalty: tuple[int, float] | None = constraint(None, must_be.DECAY,
         "after START tokens, make the end likelier by FACTOR per token",
         steps.longing_for_the_end)
     suppress_tokens: Ids | None = constraint(None, must_be.IDS,
-        "tokens that must not come", on_logits(sampling.suppress))
+        "tokens that must not come", partial(on_logits, sampling.suppress))
     begin_suppress_tokens: Ids | None = constraint(None, must_be.IDS,
         "tokens that must not come first", steps.begin_suppress)
     regex: str | None = constraint(None, must_be.REGEX,
@@ -221,36 +223,36 @@ class GenerationConfig:
     dynatemp_exponent: float = shape(1.0, must_be.POSITIVE,
         "how the entropy is mapped to that range")
     mirostat: int = shape(0, must_be.among(0, 1, 2),
-        "steer to a surprise, by version 1 or 2; 0: off", steps.Mirostat)
+        "steer to a surprise, by version 1 or 2; 0: off", steps.mirostat)
     mirostat_tau: float = shape(5.0, must_be.POSITIVE, "the surprise aimed at, in bits")
     mirostat_eta: float = shape(0.1, must_be.POSITIVE, "the step of the feedback")
     top_n_sigma: float = shape(0.0, must_be.NOT_NEGATIVE,
         "logits within so many standard deviations of the best; 0: off",
-        on_logits(sampling.top_n_sigma))
+        partial(on_logits, sampling.top_n_sigma))
     top_h: float | None = shape(None, must_be.SHARE,
         "the likeliest tokens that hold this share of the entropy",
-        on_logits(sampling.top_h))
+        partial(on_logits, sampling.top_h))
     top_k: int = shape(50, must_be.COUNT,
-        "the N likeliest tokens; 0: all", leaving(sampling.top_k), off=0)
+        "the N likeliest tokens; 0: all", partial(leaving, sampling.top_k), off=0)
     top_p: float = shape(1.0, must_be.SHARE,
         "the fewest tokens that hold this probability together",
-        leaving(sampling.top_p))
+        partial(leaving, sampling.top_p))
     min_p: float | None = shape(None, must_be.PROBABILITY,
-        "tokens at least so likely, relative to the best", leaving(sampling.min_p))
+        "tokens at least so likely, relative to the best", partial(leaving, sampling.min_p))
     top_a: float = shape(0.0, must_be.NOT_NEGATIVE,
         "tokens at least so likely, times the square of the best; 0: off",
-        on_logits(sampling.top_a))
+        partial(on_logits, sampling.top_a))
     tfs_z: float = shape(1.0, must_be.SHARE,
         "tail-free: cut where the curve flattens; 1: off",
-        on_logits(sampling.tail_free))
+        partial(on_logits, sampling.tail_free))
     typical_p: float = shape(1.0, must_be.SHARE,
         "tokens of typical surprise that hold this probability together",
-        leaving(sampling.typical_p))
+        partial(leaving, sampling.typical_p))
     epsilon_cutoff: float = shape(0.0, must_be.CUTOFF,
-        "tokens of at least this probability", leaving(sampling.epsilon_cutoff))
+        "tokens of at least this probability", partial(leaving, sampling.epsilon_cutoff))
     eta_cutoff: float = shape(0.0, must_be.CUTOFF,
         "the same, with a bound that falls with the entropy",
-        leaving(sampling.eta_cutoff))
+        partial(leaving, sampling.eta_cutoff))
     xtc_probability: float = shape(0.0, must_be.PROBABILITY,
         "how often XTC removes all good tokens but the least", steps.xtc)
     xtc_threshold: float = shape(0.1, must_be.PROBABILITY,
@@ -261,7 +263,7 @@ class GenerationConfig:
     watermarking_config: Any = mark(None, must_be.MARK,
         "a mark in the choice of tokens that a detector can see", steps.watermark)
     renormalize_logits: bool = mark(False, must_be.FLAG,
-        "make log-probabilities of what is left", switch(sampling.renormalize))
+        "make log-probabilities of what is left", partial(switch, sampling.renormalize))
 
     logprobs: int | None = output(None, must_be.COUNT,
         "report log-probabilities, and those of N other tokens")

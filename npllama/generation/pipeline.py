@@ -1,19 +1,20 @@
 """From a config to the one function that shapes every distribution.
 
-Each option that is switched on becomes a step, a function from histories and logits
-to logits; run one after the other they are the `process` that strategies call.
-Their order is that of the rows in `options`, which is the order of transformers:
-guidance, biases, penalties, constraints, then (if tokens are drawn) temperature and
-truncation, and last the watermark.  Two options change the order: mirostat takes the
-place of all truncation, and llama.cpp truncates in an order of its own and divides
-by the temperature last.
+Each option that is switched on acts on the distribution by its step; run one after
+the other, the steps are the `process` that strategies call.  Their order is that of
+the rows in `options`, which is the order of transformers: guidance, biases,
+penalties, constraints, then (if tokens are drawn) temperature and truncation, and
+last the watermark.  Two options change the order: mirostat takes the place of all
+truncation, and llama.cpp truncates in an order of its own and divides by the
+temperature last.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from npllama.decoding.common import Process
 from npllama.generation.options import OPTIONS, SHAPE, GenerationConfig
 from npllama.generation.steps import History, Setting
 
@@ -25,7 +26,7 @@ def order(config: GenerationConfig) -> list[str]:
     names = [
         name
         for name, option in OPTIONS.items()
-        if option.make is not None and getattr(config, name) != option.off
+        if option.step is not None and getattr(config, name) != option.off
     ]
     shape = [name for name in names if OPTIONS[name].chapter == SHAPE]
     if not shape:
@@ -52,22 +53,25 @@ def removers(config: GenerationConfig) -> str:
     return " and ".join(name for name in on if name != "contrastive_alpha")
 
 
-def pipeline(config: GenerationConfig, setting: Setting) -> Process:
-    """All steps that `config` switches on, as one function.
+def pipeline(
+    setting: Setting, names: Sequence[str], history: History, logits: np.ndarray
+) -> np.ndarray:
+    """Run the steps of the named options, one after the other.
+
+    Parameters
+    ----------
+    setting : Setting
+    names : names of options
+        See `order`.
+    history : B sequences of token ids
+        Every token of each row so far, the prompt included.
+    logits : (B, V) float
 
     Returns
     -------
-    function of (histories, logits) to logits
+    (B, V) float
     """
-    made = [
-        OPTIONS[name].make(getattr(config, name), config, setting)
-        for name in order(config)
-    ]
-    steps = [step for step in made if step is not None]
-
-    def process(history: History, logits: np.ndarray) -> np.ndarray:
-        for step in steps:
-            logits = step(history, logits)
-        return logits
-
-    return process
+    for name in names:
+        value = getattr(setting.config, name)
+        logits = OPTIONS[name].step(value, setting, history, logits)
+    return logits

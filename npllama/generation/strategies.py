@@ -6,8 +6,8 @@ doing so; `search` compares several texts of one task and knows the best at the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -25,20 +25,11 @@ from npllama.decoding.sample import sample
 from npllama.decoding.self_speculation import early_exit, short_context
 from npllama.decoding.speculative import Propose, assisted, speculate
 from npllama.decoding.stochastic_beam import stochastic_beam_search
-from npllama.generation.options import GenerationConfig
-from npllama.generation.task import Plan, Task, jobs_of
+from npllama.generation.limits import ways
+from npllama.generation.task import Task, jobs_of, reason_to_end
 from npllama.sampling import NothingLeft
 
 Rng = np.random.Generator
-Growth = Callable[[Task, Rng, "KVCache | None"], Iterator[Step]]
-
-
-def searches(config: GenerationConfig) -> bool:
-    """Whether the config asks for texts that are known only at the end."""
-    return config.num_beams > 1
-
-
-#  ---- one text, growing ------------------------------------------------------
 
 
 def write(
@@ -53,56 +44,34 @@ def write(
     cache : KVCache
         Of B rows, which may hold beginnings of the prompts.
     """
-    grow = growing(tasks[0].plan)
-    if grow is None:
+    plan = tasks[0].plan
+    if plan.helpers.assistant is None and not ways(plan.config):
         return sample(jobs_of(tasks, rngs, cache))
-    return one_by_one(grow, tasks, rngs, cache)
+    return one_by_one(tasks, rngs, cache)
 
 
 def one_by_one(
-    grow: Growth, tasks: Sequence[Task], rngs: Sequence[Rng], cache: KVCache | None
+    tasks: Sequence[Task], rngs: Sequence[Rng], cache: KVCache | None
 ) -> Iterator[Step]:
     """Grow the texts one after the other; each step has the number of its text."""
     for task, rng in zip(tasks, rngs):
-        with numbering(task):
+        try:
             for step in grow(task, rng, cache):
                 yield step._replace(row=task.row)
+        except NothingLeft as error:
+            error.row = task.row
+            raise
 
 
-@contextmanager
-def numbering(task: Task) -> Iterator[None]:
-    """Say of which text no token was left."""
-    try:
-        yield
-    except NothingLeft as error:
-        error.row = task.row
-        raise
-
-
-def growing(plan: Plan) -> Growth | None:
-    """The strategy that grows one text in its own way; None for plain decoding."""
-    c = plan.config
-    drafts = [c.prompt_lookup_num_tokens, c.assistant_early_exit, c.assistant_window]
-    if plan.helpers.assistant is not None or any(drafts):
-        return guess_and_check
-    if c.lookahead_window or c.penalty_alpha or c.dola_layers is not None:
-        return in_another_way
-    return None
-
-
-def in_another_way(task: Task, rng: Rng, cache: KVCache | None) -> Iterator[Step]:
-    """Lookahead decoding, contrastive search or DoLa."""
+def grow(task: Task, rng: Rng, cache: KVCache | None) -> Iterator[Step]:
+    """Grow one text in a way of its own."""
     c, (job,) = task.plan.config, jobs_of([task], [rng], cache)
     if c.lookahead_window:
         return lookahead(job, c.lookahead_window, c.lookahead_ngram_size)
     if c.penalty_alpha:
         return contrastive_search(job, c.penalty_alpha, c.top_k)
-    return dola(job, c.dola_layers)
-
-
-def guess_and_check(task: Task, rng: Rng, cache: KVCache | None) -> Iterator[Step]:
-    """Speculative decoding, with whatever makes the guesses."""
-    c, (job,) = task.plan.config, jobs_of([task], [rng], cache)
+    if c.dola_layers is not None:
+        return dola(job, c.dola_layers)
     guesses = c.prompt_lookup_num_tokens or c.num_assistant_tokens
     return speculate(job, draft(task, rng), guesses)
 
@@ -113,8 +82,9 @@ def draft(task: Task, rng: Rng) -> Propose:
     if c.prompt_lookup_num_tokens:
         return prompt_lookup(c.max_matching_ngram_size, plan.eos)
     (job,) = jobs_of([task], rng.spawn(1))
-    room = task.capacity - len(task.prompt)
-    job = job._replace(stop=plan.whole, max_new_tokens=room)
+    stop = partial(reason_to_end, plan._replace(rules=()))
+    most = task.capacity - len(job.prompt)
+    job = job._replace(stop=stop, max_new_tokens=most)
     if plan.helpers.assistant is not None:
         return assisted(job._replace(model=plan.helpers.assistant))
     if c.assistant_early_exit:
@@ -122,15 +92,8 @@ def draft(task: Task, rng: Rng) -> Propose:
     return short_context(job, c.assistant_window)
 
 
-#  ---- several texts, compared ------------------------------------------------
 def search(task: Task, rng: Rng) -> list[Hypothesis]:
-    """Texts of one prompt, the best first."""
-    with numbering(task):
-        return compared(task, rng)
-
-
-def compared(task: Task, rng: Rng) -> list[Hypothesis]:
-    """The same, by the kind of search that the config asks for."""
+    """Compare several texts of one prompt; the best come first."""
     c, (job,) = task.plan.config, jobs_of([task], [rng])
     n_eos = len(task.plan.eos)
     rules = BeamRules(c.num_beams, c.length_penalty, c.early_stopping, n_eos)

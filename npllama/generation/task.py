@@ -8,13 +8,14 @@ are made.  A `Plan` holds what all prompts share, a `Task` what one prompt needs
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from npllama.cache import KVCache
 from npllama.decoding.automaton import Machine, compile_regex
-from npllama.decoding.common import Job, Process, Stop, room
+from npllama.decoding.common import Job, Process, Stop
 from npllama.decoding.engine import (
     Grammar,
     compile_grammar,
@@ -22,16 +23,10 @@ from npllama.decoding.engine import (
     guide_of,
 )
 from npllama.decoding.guided import Format, Guide, guided, heal
-from npllama.decoding.stopping import (
-    Trimmer,
-    after_seconds,
-    at_strings,
-    at_tokens,
-    first_of,
-)
+from npllama.decoding.stopping import Trimmer, after_seconds, at_strings
 from npllama.generation.limits import ways
 from npllama.generation.options import GenerationConfig
-from npllama.generation.pipeline import pipeline
+from npllama.generation.pipeline import order, pipeline
 from npllama.generation.steps import Setting
 from npllama.text.tokenizer import StreamDecoder, Tokenizer
 from npllama.weights import Model
@@ -56,8 +51,7 @@ class Plan(NamedTuple):
     helpers: Helpers
     eos: tuple[int, ...]
     guide: Format | None  # of the format that binds the new text
-    whole: Stop  # ends a text that is whole: after an end token, or a full format
-    stop: Stop  # ends it also for the other reasons that the config names
+    rules: tuple[Stop, ...]  # further reasons to end a text
 
 
 class Task(NamedTuple):
@@ -65,16 +59,11 @@ class Task(NamedTuple):
 
     plan: Plan
     given: list[int]  # the prompt as it came
-    prompt: list[int]  # the same, perhaps without a token that is to be healed
+    job: Job  # its prompt may lack a last token, which is to be healed
+    capacity: int  # tokens that prompt and text may have together
     healing: Guide | None  # restores the bytes of that token
     healed: str  # the text of that token, with which the new text will begin
-    max_new_tokens: int
     row: int = 0  # its number among those that are to be continued
-
-    @property
-    def capacity(self) -> int:
-        """Positions that the whole text may take."""
-        return room(self.plan.model, len(self.prompt), self.max_new_tokens)
 
 
 #  ---- once for a config ------------------------------------------------------
@@ -89,21 +78,29 @@ def plan_of(model: Model, config: GenerationConfig, helpers: Helpers) -> Plan:
         If a format is malformed, text is needed and the model has no tokenizer, or a
         helper does not fit.
     """
-    check_helpers(model, config, helpers)
+    if any(helper is not None for helper in helpers):
+        check_helpers(model, config, helpers)
     eos = config.eos_token_id
     eos = tuple(model.config.eos_token_id if eos is None else eos)
-    guide, whole, others = None, [at_tokens(eos)], list[Stop]()
-    if (compiled := format_of(config)) is not None:
-        guide = guide_of(tokenizer_of(model), compiled, eos)
-        whole.append(lambda tokens: "format" if guide.finished(tokens) else None)
+    guide, rules = None, list[Stop]()
+    if (config.regex, config.json_schema, config.grammar) != (None, None, None):
+        guide = guide_of(tokenizer_of(model), format_of(config), eos)
     if config.stop_strings:
-        others.append(at_strings(tokenizer_of(model), config.stop_strings))
+        rules.append(at_strings(tokenizer_of(model), config.stop_strings))
     if config.max_time is not None:
-        others.append(after_seconds(config.max_time))
+        rules.append(after_seconds(config.max_time))
     if helpers.stop is not None:
-        others.append(helpers.stop)
-    stop = first_of(whole + others)
-    return Plan(model, config, helpers, eos, guide, first_of(whole), stop)
+        rules.append(helpers.stop)
+    return Plan(model, config, helpers, eos, guide, tuple(rules))
+
+
+def reason_to_end(plan: Plan, tokens: Sequence[int]) -> str | None:
+    """Why a text ends here: after an end token, as a full format, or by a rule."""
+    if tokens and tokens[-1] in plan.eos:
+        return "eos"
+    if plan.guide is not None and plan.guide.finished(tokens):
+        return "format"
+    return next(filter(None, (rule(tokens) for rule in plan.rules)), None)
 
 
 def check_helpers(model: Model, config: GenerationConfig, helpers: Helpers) -> None:
@@ -151,21 +148,21 @@ def prepare(plan: Plan, prompt: Prompt) -> Task:
     given = encode_prompt(plan.model, prompt, plan.config.allowed_special)
     if not given:
         raise ValueError("the prompt is empty: give text, or at least one token")
-    shortened, healing, healed = given, None, ""
+    prompt, healing, healed = given, None, ""
     if plan.config.token_healing:
-        shortened, healing = heal(tokenizer_of(plan.model), given)
+        prompt, healing = heal(tokenizer_of(plan.model), given)
     if healing is not None:
         taken = tokenizer_of(plan.model).token_bytes(given[-1])
         healed = taken.decode("utf-8", "replace")
-    limit = _limit(plan.config, len(shortened))
-    room(plan.model, len(shortened), limit)
-    return Task(plan, given, shortened, healing, healed, limit)
+    limit = plan.config.max_new_tokens
+    if limit is None:
+        limit = limit_of(plan.config, len(prompt))
+    job = Job(plan.model, prompt, limit, partial(reason_to_end, plan))
+    return Task(plan, given, job, job.capacity, healing, healed)
 
 
-def _limit(config: GenerationConfig, prompt: int) -> int:
-    """New tokens at most: given directly, or by the length of the whole text."""
-    if config.max_new_tokens is not None:
-        return config.max_new_tokens
+def limit_of(config: GenerationConfig, prompt: int) -> int:
+    """New tokens at most, by the length of the whole text."""
     if config.max_length is None:
         return DEFAULT_NEW_TOKENS
     if config.max_length <= prompt:
@@ -181,32 +178,14 @@ def jobs_of(
     cache: KVCache | None = None,
 ) -> list[Job]:
     """A job for every task; as rows of one batch they share a process."""
-    plan, process = tasks[0].plan, process_of(tasks, rngs)
-    return [
-        Job(
-            plan.model,
-            task.prompt,
-            task.max_new_tokens,
-            plan.stop,
-            process,
-            rng if plan.config.do_sample else None,
-            cache,
-        )
-        for task, rng in zip(tasks, rngs)
-    ]
-
-
-def process_of(
-    tasks: Sequence[Task], rngs: Sequence[np.random.Generator] = ()
-) -> Process:
-    """The pipeline for rows that continue the prompts of these tasks."""
     plan, formats = tasks[0].plan, list[Process]()
     if plan.guide is not None:
         formats = [guided(plan.guide, [len(task.given) for task in tasks])]
     if any(task.healing for task in tasks):
-        formats.append(_healing(tasks))
+        formats.append(partial(heal_rows, tasks))
     setting = Setting(
-        prompts=[task.prompt for task in tasks],
+        config=plan.config,
+        prompts=[task.job.prompt for task in tasks],
         eos=plan.eos,
         ends=[task.capacity for task in tasks],
         model=plan.model,
@@ -214,23 +193,29 @@ def process_of(
         rngs=rngs,
         first=tasks[0].row,
         formats=formats,
+        memory={},
     )
-    return pipeline(plan.config, setting)
+    names = order(plan.config)
+    if setting.amateur is None:
+        names = [name for name in names if name != "contrastive_alpha"]
+    process, draws = partial(pipeline, setting, names), plan.config.do_sample
+    return [
+        task.job._replace(process=process, rng=rng if draws else None, cache=cache)
+        for task, rng in zip(tasks, rngs)
+    ]
 
 
-def _healing(tasks: Sequence[Task]) -> Process:
-    """Each row restores the bytes that were taken from its own prompt."""
-
-    def process(history: Sequence[Sequence[int]], logits: np.ndarray) -> np.ndarray:
-        logits = logits.copy()
-        for b, tokens in enumerate(history):
-            task = tasks[b % len(tasks)]
-            if task.healing is not None:
-                heal_row = guided(task.healing, [len(task.prompt)])
-                logits[b] = heal_row([tokens], logits[b : b + 1])[0]
-        return logits
-
-    return process
+def heal_rows(
+    tasks: Sequence[Task], history: Sequence[Sequence[int]], logits: np.ndarray
+) -> np.ndarray:
+    """Let each row restore the bytes that were taken from its own prompt."""
+    logits = logits.copy()
+    for b, tokens in enumerate(history):
+        task = tasks[b % len(tasks)]
+        if task.healing is not None:
+            heal_row = guided(task.healing, [len(task.job.prompt)])
+            logits[b] = heal_row([tokens], logits[b : b + 1])[0]
+    return logits
 
 
 #  ---- text -------------------------------------------------------------------
@@ -279,14 +264,19 @@ def encode_prompt(
         If it is text and the model has no tokenizer, an id is not a token, or a name
         is allowed that no special token has.
     """
+    V = model.config.vocab_size
     if isinstance(prompt, str):
         tokenizer = tokenizer_of(model)
-        return _embedded(
-            model, tokenizer.encode(prompt, allowed_special=allowed_special)
-        )
+        tokens = tokenizer.encode(prompt, allowed_special=allowed_special)
+        for token in tokens:
+            if token >= V:
+                raise ValueError(
+                    f"the prompt: {tokenizer.piece(token)!r} is token {token}, outside "
+                    f"the embedding's 0 to {V - 1}"
+                )
+        return tokens
     if isinstance(prompt, bytes):
         raise TypeError("a prompt is text or token ids, found bytes: decode them")
-    V = model.config.vocab_size
     for token in prompt:
         if isinstance(token, bool) or not isinstance(token, (int, np.integer)):
             raise TypeError(f"a prompt is text or token ids, found {token!r:.60} in it")
@@ -297,24 +287,11 @@ def encode_prompt(
     return [int(token) for token in prompt]
 
 
-def _embedded(model: Model, tokens: list[int]) -> list[int]:
-    """Tokens of a text; ValueError if the embedding has no row for one of them."""
-    V = model.config.vocab_size
-    for token in tokens:
-        if token >= V:
-            name = model.tokenizer.piece(token)
-            raise ValueError(
-                f"the prompt: {name!r} is token {token}, outside the embedding's "
-                f"0 to {V - 1}"
-            )
-    return tokens
-
-
 class Shower:
     """Decodes new tokens, and holds back what a stop string may still remove.
 
-    What all calls of `push` and then `flush` return is the text of the task; with
-    `echo` it begins with the prompt.  A model without a tokenizer shows nothing.
+    What all calls of `push` return, joined, is the text of the task; with `echo` it
+    begins with the prompt.  A model without a tokenizer shows nothing.
     """
 
     def __init__(self, task: Task):
@@ -322,33 +299,21 @@ class Shower:
         echo = config.echo and tokenizer is not None
         self.decoder = tokenizer and StreamDecoder(tokenizer, continuing=not echo)
         # A prompt may end within a character, so one decoder reads prompt and text.
-        self.prompt = "".join(map(self.decoder.push, task.prompt)) if echo else ""
+        self.prompt = "".join(map(self.decoder.push, task.job.prompt)) if echo else ""
         self.skip = 0 if echo else len(task.healed)
         strings = () if config.include_stop_str_in_output else config.stop_strings
         self.trimmer = Trimmer(strings) if strings else None
         # An end token is no part of a text that keeps to a format.
         self.silent = task.plan.eos if task.plan.guide is not None else ()
 
-    def push(self, token: int) -> str:
-        """What can be shown for certain now."""
-        if self.decoder is None or token in self.silent:
-            return ""
-        return self._show(self.decoder.push(token))
-
-    def flush(self) -> str:
-        """What is left at the end."""
+    def push(self, tokens: Sequence[int], ended: bool = False) -> str:
+        """What can be shown for certain now; all that is left if the text has ended."""
         if self.decoder is None:
             return ""
-        text = self._show(self.decoder.flush())
-        return text + (self.trimmer.flush() if self.trimmer else "")
-
-    def _show(self, text: str) -> str:
+        text = "".join(self.decoder.push(i) for i in tokens if i not in self.silent)
+        text += self.decoder.flush() if ended else ""
         text, self.skip = text[self.skip :], max(0, self.skip - len(text))
+        if self.trimmer is not None:
+            text = self.trimmer.push(text) + (self.trimmer.flush() if ended else "")
         prompt, self.prompt = self.prompt, ""
-        return prompt + (self.trimmer.push(text) if self.trimmer else text)
-
-
-def text_of(task: Task, tokens: Sequence[int]) -> str:
-    """The text to report for new tokens."""
-    shower = Shower(task)
-    return "".join(map(shower.push, tokens)) + shower.flush()
+        return prompt + text

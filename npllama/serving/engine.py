@@ -24,6 +24,7 @@ import numpy as np
 from npllama.cache import KVCache
 from npllama.config import BY_LENGTH
 from npllama.generation.generate import naming_options
+from npllama.sampling import NothingLeft
 from npllama.serving.blocks import chain, new_blocks, publish, shrink
 from npllama.serving.packed import forward_packed
 from npllama.serving.pages import copy_page, new_pool, places
@@ -291,8 +292,10 @@ class Engine:
     ) -> list[Event]:
         """Let a text act; an error ends this text alone."""
         try:
-            with naming_options(text.task.plan.config):
-                return act(text)
+            return act(text)
+        except NothingLeft as error:
+            known = naming_options(error, text.task.plan.config)
+            return self._ended(text, "error", known)
         except Exception as error:
             return self._ended(text, "error", error)
 

@@ -75,9 +75,9 @@ def received(
     check_request(request)
     plan = plan_of(model, request.config, request.helpers)
     task, room = prepare(plan, request.prompt), longest(model, pool)
-    if len(task.prompt) >= room:
+    if len(task.job.prompt) >= room:
         raise ValueError(
-            f"the prompt has {len(task.prompt)} tokens; all pages together hold "
+            f"the prompt has {len(task.job.prompt)} tokens; all pages together hold "
             f"{room}, and at least one must be left to generate"
         )
     rng = np.random.default_rng() if request.rng is None else request.rng
@@ -121,7 +121,7 @@ def begun(
 ) -> Writing:
     """A text of which there is nothing yet but the prompt."""
     config, (job,) = request.config, jobs_of([task], [rng])
-    lookup, prompt = config.prompt_lookup_num_tokens, list(task.prompt)
+    lookup, prompt = config.prompt_lookup_num_tokens, list(task.job.prompt)
     guesses = bool(lookup) or request.helpers.assistant is not None
     return Writing(
         id=0,

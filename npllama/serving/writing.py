@@ -164,7 +164,7 @@ def _event(
     processed: np.ndarray,
 ) -> Event:
     """Tell of one token; writes into `text` that something was told."""
-    shown = text.shower.push(token) + (text.shower.flush() if reason else "")
+    shown = text.shower.push([token], ended=reason is not None)
     event = Event(
         text.request,
         text.choice,

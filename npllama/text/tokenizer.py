@@ -181,11 +181,16 @@ class Tokenizer:
 
     def _wanted(self, allowed: Literal["all"] | Collection[str]) -> dict[str, Mark]:
         """The marks that are looked for."""
-        names = set(self.special if allowed == "all" else allowed)
-        if unknown := sorted(names - self.special.keys()):
-            raise ValueError(f"allowed_special: {unknown[0]!r} is not a special token")
-        names = names.union(n for n, mark in self.marks.items() if not mark.special)
-        return {name: self.marks[name] for name in self.marks if name in names}
+        every = allowed == "all"
+        if not every and (unknown := set(allowed) - self.special.keys()):
+            raise ValueError(
+                f"allowed_special: {min(unknown)!r} is not a special token"
+            )
+        return {
+            name: mark
+            for name, mark in self.marks.items()
+            if every or not mark.special or name in allowed
+        }
 
     def _merged(
         self, text: str, words: Mapping[str, Mark], begins: bool, guard: str
@@ -223,7 +228,7 @@ class Tokenizer:
         """An entry of the vocabulary; an empty one if no token has this id."""
         if index < 0:
             raise ValueError(f"token {index} is outside the vocabulary: ids begin at 0")
-        return self.vocabulary[index] if index < self.vocab_size else NO_TOKEN
+        return self.vocabulary[index] if index < len(self.vocabulary) else NO_TOKEN
 
     def token_bytes(self, index: int) -> bytes:
         """The bytes that a token adds in the middle of a text; none if special."""
@@ -298,8 +303,10 @@ def check_text(text: str) -> None:
 
 def split_at(text: str, marks: Mapping[str, Mark]) -> Iterator[str | Mark]:
     """Cut a text at the names of marks; of names that overlap the longest counts."""
-    start = 0
-    for begin, end, mark in _found(text, marks):
+    start, names = 0, sorted(filter(None, marks), key=len, reverse=True)
+    pattern = "|".join(map(re.escape, names))
+    for match in re.finditer(pattern, text) if names else ():
+        (begin, end), mark = match.span(), marks[match[0]]
         if mark.single_word and _in_a_word(text, begin, end):
             continue
         if mark.lstrip:
@@ -313,14 +320,6 @@ def split_at(text: str, marks: Mapping[str, Mark]) -> Iterator[str | Mark]:
         start = end
     if start < len(text):
         yield text[start:]
-
-
-def _found(text: str, marks: Mapping[str, Mark]) -> Iterator[tuple[int, int, Mark]]:
-    """Where the names of marks begin and end in a text."""
-    names = sorted(filter(None, marks), key=len, reverse=True)
-    if names:
-        for match in re.finditer("|".join(map(re.escape, names)), text):
-            yield match.start(), match.end(), marks[match[0]]
 
 
 def _in_a_word(text: str, begin: int, end: int) -> bool:
