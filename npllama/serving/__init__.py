@@ -3,6 +3,7 @@
 `pages`      memory for keys and values, dealt out in pieces of one size
 `packed`     one pass over pieces of several texts
 `blocks`     who holds which page
+`beams`      beam search on pages
 `scheduler`  which text gets how many positions in a step
 `writing`    what is kept of a text, and how it goes on
 `requests`   what can be asked

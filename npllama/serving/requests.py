@@ -106,7 +106,7 @@ def check_request(request: Request) -> None:
         raise TypeError(
             f"rng: {type(request.rng).__name__} found; see numpy.random.default_rng"
         )
-    if not is_prompt(request.prompt):
+    if not is_prompt(request.prompt) and len(request.prompt):
         raise TypeError("a request has one prompt: submit several one by one")
     others = [w for w in ways(request.config) if w != "prompt_lookup_num_tokens"]
     if others:
