@@ -1,9 +1,9 @@
 r"""Machines that read bytes and know whether a text can still match.
 
 To hold a model to a format, one must know after every byte whether the text so far
-can still become a match.  A finite automaton knows: it is in a set of states, each
-byte moves it to another set, and a text can still match as long as the set is not
-empty, since the end can be reached from every state that is built here.
+can still become a match.  A finite automaton knows this.  It is in a set of states,
+and each byte moves it to another set.  The text can still match as long as the set is
+not empty, since every state built here has a way to the end.
 
 A machine is built from the tree of a pattern (`regex`) as Thompson did: each node
 becomes a small graph with one way in and one way out.  Some arrows are taken with a
@@ -15,13 +15,13 @@ byte, others silently.  The pattern ``ab|c`` gives
 and reading "a" moves the set {0} to {2}.  Characters beyond ASCII are several bytes
 in UTF-8, so a class of characters becomes a few chains of byte ranges.
 
-Two more kinds of node make formats cheap that a pattern can hardly write.
+Two more kinds of node make formats cheap for which a pattern would be very long.
 
-``("list", entries)`` is a list with ", " between its items, of which some may be
-absent.  As a pattern each item would have to be written twice, with and without a
-comma before it, and twice again for each list around it.  Here the two ways, from
-"nothing stands yet" and from "something stands already", meet before the item, so an
-item is built once and the machine grows with the sum of its items.
+``("list", entries)`` is a list with ", " between its items, some of which may be
+absent.  A pattern would have to hold each item twice, with and without a comma before
+it, and twice again for each list around it.  Here the two ways, from "no item yet"
+and from "an item already", meet before the item.  So each item is built once, and the
+size of the machine is the sum of its items.
 
 ``("call", name)`` is a *piece*: a node that is built once and used at many places,
 as a subroutine is.  A state then needs to know where to return to, and so a *place*
@@ -94,10 +94,10 @@ def compile_node(node: Node, pieces: Mapping[Any, Node] | None = None) -> Machin
 def without_endless(node: Node, pieces: dict[Any, Node]) -> Node | None:
     """The node without the ways that never end, or None if there is no other.
 
-    A piece that must call itself never ends: an object that demands another of its
-    kind.  Who went that way could not finish, so it is closed.
+    A piece that must call itself never ends, such as an object that requires another
+    of its kind.  A text that took this way could not finish, so the way is removed.
 
-    Writes into `pieces`, which then hold no such ways either.
+    Writes into `pieces`: such ways are removed there, too.
     """
     fine: set[Any] = set()
     while True:
@@ -157,7 +157,7 @@ def _silently(machine: Machine, place: Place) -> Iterator[Place]:
 
 
 def step(machine: Machine, places: Places, byte: int) -> Places:
-    """Where the machine is after one more byte; empty if the text cannot match."""
+    """The places after one more byte; empty if the text cannot match."""
     ahead = {
         (target, back)
         for state, back in places

@@ -1,9 +1,9 @@
 r"""Beam search: keep the B best beginnings, extend all of them, keep the best again.
 
-Greedy search takes the likeliest token and may so miss the likeliest text.  Beam
-search follows `num_beams` texts at once: it scores every extension of every beam
-by its summed log-probability and goes on with the best.  Texts that end drop out
-into a list of finished ones, ranked by
+Greedy search takes the likeliest token each time, and may miss the likeliest text.
+Beam search follows `num_beams` texts at once: it scores every extension of every
+beam by its summed log-probability and continues with the best.  Texts that end move
+to a list of finished texts, ranked by
 
 $$\text{score} = \sum_t \log p(x_t \mid x_{<t}) \, / \, n^{\,\text{length\_penalty}}$$
 
@@ -46,11 +46,11 @@ class BeamRules(NamedTuple):
     # present length, scores no better than the worst of them (False, a good guess);
     # once no beam can beat the worst of them ("never").
     early_stopping: bool | str = False
-    n_eos: int = 0  # number of end tokens, of which each may take a candidate's place
+    n_eos: int = 0  # number of end tokens: each may take the place of a candidate
 
     @property
     def keep(self) -> int:
-        """Candidates to keep at each step, so that `num_beams` of them can go on."""
+        """Candidates to keep per step, so that `num_beams` of them can continue."""
         return max(2, 1 + self.n_eos) * self.num_beams
 
     def finished(self, beam: Beam, reason: str) -> Hypothesis:
@@ -65,9 +65,9 @@ def beam_search(job: Job, rules: BeamRules) -> list[Hypothesis]:
     Parameters
     ----------
     job : Job
-        `process` is given log-probabilities in place of logits, as in transformers;
-        what it returns is added up without normalising again.  With `rng`, the
-        candidates are drawn instead of taken from the top.
+        `process` takes log-probabilities in place of logits, as in transformers; its
+        result is added up without normalising again.  With `rng`, candidates are
+        drawn instead of taken from the top.
     rules : BeamRules
 
     Returns
@@ -82,9 +82,10 @@ def beam_search(job: Job, rules: BeamRules) -> list[Hypothesis]:
 
     References
     ----------
-    transformers 5 `GenerationMixin._beam_search`, which in that case returns texts
-    with a score of -1e9.  Canonical beam search is "never" with a length penalty of
-    0.  vLLM counts the prompt in the length and the token that ends the text not.
+    transformers 5 `GenerationMixin._beam_search`, which returns texts with a score
+    of -1e9 where this raises NothingLeft.  Canonical beam search is "never" with a
+    length penalty of 0.  In vLLM the length includes the prompt, but not the token
+    that ends the text.
     """
     beams, cache, logits, longest = start_beams(job)
     finished: list[Hypothesis] = []
@@ -119,7 +120,7 @@ def start_beams(job: Job) -> tuple[list[Beam], KVCache, np.ndarray, int]:
 
 
 def histories(job: Job, beams: Sequence[Beam]) -> list[list[int]]:
-    """What `process` is told of every beam: all tokens so far."""
+    """All tokens of every beam so far, the prompt included, for `process`."""
     return [[*job.prompt, *beam.tokens] for beam in beams]
 
 
@@ -134,13 +135,13 @@ def successors(
     Parameters
     ----------
     log_probs : (B, V) float
-        Of every next token of every beam.
+        For every next token of every beam.
 
     Returns
     -------
     list of Beam
-        Best first; drawn ones in the order of the draw.  Fewer if not as many are
-        left: what `process` has removed is no successor.
+        Best first; drawn ones in the order of the draw.  There may be fewer, since a
+        token that `process` has removed is not a successor.
     """
     V = log_probs.shape[1]
     scores = np.array([beam.score for beam in beams], dtype=log_probs.dtype)  # (B,)
@@ -160,7 +161,7 @@ def draw_without_replacement(
 ) -> np.ndarray:
     """Draw distinct indices from softmax(scores), one after the other.
 
-    Sorting scores to which independent Gumbel noise was added does exactly that
+    Add independent Gumbel noise to the scores and sort: that is exactly such a draw
     (the Gumbel-top-k trick).
 
     Parameters
@@ -170,7 +171,7 @@ def draw_without_replacement(
     Returns
     -------
     (C,) int64
-        In the order of the draw; indices of probability 0 are never among them.
+        In the order of the draw, without indices of probability 0.
 
     References
     ----------
@@ -184,10 +185,10 @@ def draw_without_replacement(
 def part_ended(
     candidates: Sequence[Beam], ends: Stop, rules: BeamRules
 ) -> tuple[list[Hypothesis], list[Beam]]:
-    """Part the candidates into texts that end here and beams that go on.
+    """Split the candidates into texts that end here and beams that continue.
 
-    A text may only end among the first `num_beams`; the other candidates are
-    understudies, so that as many beams can go on.
+    A text may end only if it is among the first `num_beams`; the other candidates
+    are substitutes, so that `num_beams` beams can continue.
     """
     reasons = [ends(beam.tokens) for beam in candidates]
     ended = [
@@ -200,12 +201,12 @@ def part_ended(
 
 
 def ranked(finished: Sequence[Hypothesis]) -> list[Hypothesis]:
-    """Best first; of equals the one that was finished earlier."""
+    """Sort texts, best first; of equals, the one that was finished earlier first."""
     return sorted(finished, key=lambda hypothesis: -hypothesis.score)
 
 
 def require_texts(finished: list[Hypothesis]) -> list[Hypothesis]:
-    """The texts found; NothingLeft if there are none."""
+    """Return the texts; raise NothingLeft if there are none."""
     if not finished:
         raise NothingLeft("every token of every beam is removed: no text can be found")
     return finished
@@ -222,12 +223,12 @@ def finish_open(
 def found_enough(
     finished: Sequence[Hypothesis], best: Beam, rules: BeamRules, longest: int
 ) -> bool:
-    """Whether enough texts are finished, and the growing ones may be given up."""
+    """Whether enough texts are finished, so that the search may stop."""
     if len(finished) < rules.num_beams:
         return False
     if rules.early_stopping is True:
         return True
-    # A positive penalty forgives length, so a text may still rise until the end.
+    # A positive penalty favours length, so a score may still rise until the end.
     may_rise = rules.early_stopping == "never" and rules.length_penalty > 0
     length = longest if may_rise else len(best.tokens)
     return best.score / length**rules.length_penalty <= finished[-1].score
@@ -236,7 +237,7 @@ def found_enough(
 def advance(
     model: Model, cache: KVCache, beams: Sequence[Beam]
 ) -> tuple[KVCache, np.ndarray]:
-    """One more token for every beam, after what its parent's row holds.
+    """Run the last token of every beam, each after its parent's row of the cache.
 
     Writes into the cache.
 
@@ -250,7 +251,7 @@ def advance(
 
 
 def reorder(cache: KVCache, parents: Sequence[int]) -> KVCache:
-    """Let row i of the cache go on from what row ``parents[i]`` holds.
+    """Let row i of the cache continue row ``parents[i]``.
 
     Writes into the cache, if it has as many rows.
 

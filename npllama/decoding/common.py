@@ -1,16 +1,15 @@
 """What every strategy shares: one record that goes in, one that comes out.
 
 A strategy decides which tokens to try; it does not care where the probabilities
-come from.  It is given a `Job`, which says from where a text is to be written, until
-when, and how its tokens are chosen.  Three plain functions in it connect strategies
-to the rest of the book:
+come from.  It takes a `Job`: the prompt, the limits of the text, and the way its
+tokens are chosen.  Three fields connect strategies to the rest of the book:
 
-- ``process(history, logits) -> logits``: penalties, temperature, truncation, all
-  that turns raw logits into those that are decided on.  `history` holds, for each
-  row, every token so far, the prompt included.
-- ``stop(tokens) -> reason or None``: looks at the new tokens of one text and says
-  whether, and why, it ends here.
-- ``rng``: a generator of uniform numbers, where chance decides.
+- ``process(history, logits) -> logits`` applies penalties, temperature, truncation
+  and the like to the raw logits.  `history` holds, for each row, every token so far,
+  the prompt included.
+- ``stop(tokens) -> reason or None`` looks at the new tokens of one text, and returns
+  the reason if the text ends here.
+- ``rng`` is the source of chance.
 
 A strategy that grows one text yields a `Step` whenever it has decided tokens; one
 that compares several texts returns each as a `Hypothesis` at the end.
@@ -47,7 +46,7 @@ def never(tokens: Sequence[int]) -> str | None:
 
 
 def context_length(config: Config) -> int:
-    """Positions that the model was made for.
+    """The number of positions that the model was made for.
 
     Dynamic RoPE alone keeps ``max_position_embeddings`` at the trained length and
     reaches `factor` times further.
@@ -57,20 +56,20 @@ def context_length(config: Config) -> int:
 
 
 class Job(NamedTuple):
-    """One text to write: from where, until when, and how its tokens are chosen."""
+    """One text to write: its prompt, its limits, and how its tokens are chosen."""
 
     model: Model
     prompt: Sequence[int]  # token ids, at least one
     max_new_tokens: int
     stop: Stop = never
     process: Process = unprocessed
-    rng: np.random.Generator | None = None  # None decides greedily
+    rng: np.random.Generator | None = None  # None: choose greedily
     # May hold a beginning of the prompt already; see `prefill`.
     cache: KVCache | None = None
 
     @property
     def capacity(self) -> int:
-        """Positions that prompt and new tokens may take.
+        """Positions that prompt and new tokens may take together.
 
         Raises
         ------
@@ -95,14 +94,14 @@ class Step(NamedTuple):
     drafted: int = 0  # tokens that were guessed
     accepted: int = 0  # and how many of these were kept
     logits: np.ndarray | None = None  # (V,), the model's, if a single token was decided
-    processed: np.ndarray | None = None  # (V,), those that were decided on
+    processed: np.ndarray | None = None  # (V,), those the token was chosen from
 
 
 class Hypothesis(NamedTuple):
     """One finished continuation."""
 
     tokens: list[int]  # new tokens, the one that ended it included
-    score: float | None  # what the strategy ranks by, if it ranks
+    score: float | None  # by which the strategy ranks texts, if it does
     reason: str  # "eos", "length", "context", "stop" ...
 
 
@@ -121,16 +120,16 @@ def prefill(
     model : Model
     prompts : B sequences of token ids, none of them empty
     capacity : int
-        Positions that each row of a new cache shall hold, N.
+        N, the positions that each row of a new cache can hold.
     cache : KVCache
-        May hold a beginning of each prompt already (a chat's earlier turns, a
-        shared prefix): only what follows it is computed.  New by default.
+        May hold a beginning of each prompt already (a chat's earlier turns, a shared
+        prefix); only the rest is computed.  By default a new one is made.
 
     Returns
     -------
     cache : KVCache
     logits : (B, V) float
-        Those after the last token of each prompt.
+        After the last token of each prompt.
 
     Raises
     ------
@@ -156,7 +155,7 @@ def prefill(
         chunk = tokens[:, t : t + PREFILL_CHUNK]
         count = np.clip(length - t, 0, chunk.shape[1])
         some = forward(model, chunk, cache, count, last=True)[:, 0]
-        # A row's logits are those of the last chunk that holds any of it.
+        # A row's logits come from the last chunk that holds a token of it.
         here = count > 0
         logits[here] = some[here]
     return cache, logits
@@ -173,7 +172,8 @@ def extend(
     ----------
     tokens : (B,) int64
     going : (B,) bool
-        False where a row has ended: its cache stays, its logits mean nothing.
+        False where a row has ended: its cache does not change, and its logits have
+        no meaning.
 
     Returns
     -------
@@ -184,17 +184,17 @@ def extend(
 
 
 def begin(job: Job) -> tuple[KVCache, Stop]:
-    """Run all of a prompt but its last token, and complete the stopping rule.
+    """Run all tokens of a prompt except the last, and complete the stopping rule.
 
-    A strategy that runs guesses in the same pass as the text's last token begins
-    so: between two of its steps the cache holds everything but that token.
+    Strategies that run guesses in the same pass as the text's last token begin like
+    this.  Between two of their steps the cache holds everything but that token.
 
     Writes into the cache, if the job has one.
 
     Returns
     -------
     cache : KVCache
-        Holds one position less than the prompt has tokens.
+        Holds one position fewer than the prompt has tokens.
     ends : function
         See `ending`.
     """
@@ -204,12 +204,12 @@ def begin(job: Job) -> tuple[KVCache, Stop]:
 
 
 def longest(model: Model, cache: KVCache) -> int:
-    """Tokens that a text can have: the cache's room, or the model's context."""
+    """Tokens that a text can have: limited by the cache and by the model's context."""
     return min(cache.k.shape[3], context_length(model.config))
 
 
 def ending(job: Job, cache: KVCache) -> Stop:
-    """The job's own rule, then "length" at its limit, then "context" where room ends."""
+    """The job's own rule, then "length" at its limit, then "context" at `longest`."""
     full = longest(job.model, cache) - len(job.prompt)
 
     def ends(tokens: Sequence[int]) -> str | None:

@@ -1,29 +1,28 @@
 r"""Constrained beam search: the text must contain given phrases, anywhere.
 
-The best beams rarely contain a phrase that was asked for.  So at every step the
-search looks at three kinds of candidates: the best extensions of all beams
-together, as beam search does; of each beam, the tokens that begin or continue a
-phrase that it lacks; and of each beam, its best extension.  Candidates are then
-sorted into *banks*, by the number of phrase tokens that they hold, and the new
-beams are taken from the banks in turn.  So a text that has made progress competes
-only with texts that have made as much.
+The best beams rarely contain a required phrase.  So at every step the search looks at
+three kinds of candidates: the best extensions of all beams together, as in beam
+search; for each beam, the tokens that begin or continue a phrase it lacks; and for
+each beam, its best extension.  Candidates are then sorted into *banks*, by the number
+of phrase tokens that they hold, and the new beams are taken from the banks in turn.
+So a text competes only with texts that have made as much progress.
 
-The third kind is needed because the first two can lose a text: one that holds every
-phrase wants no further token, and if it is unlikely, none of its extensions is among
-the best of all beams.
+The third kind is needed because the first two can lose a text.  A text that holds
+every phrase wants no further token, and if it is unlikely, none of its extensions is
+among the best of all beams.
 
     beam        score   best extensions of all   phrase tokens   best of each
     A           -1.0    A x, A y                 A rope          A x
     A rope      -9.0    none                     none            A rope z
 
-Without the last column no text of the bank of "rope" would be left after this step
-but ``A rope``, which has to pay for the phrase anew.
+Without the last column, ``A rope`` would be the only text left in the bank of "rope"
+after this step, and it pays for the phrase again.
 
-A text may end only when it holds all phrases: at an end token, a stop string, or
-the longest length, whichever kind of candidate brought it there.
+A text may end only when it holds all phrases: at an end token, at a stop string, or
+at the longest length, whichever kind of candidate it is.
 
 A constraint is a list of phrases of which one suffices (a *disjunctive*
-constraint, such as the forms of a verb); a list of one phrase demands just that.
+constraint, such as the forms of a verb); a list of one phrase requires that phrase.
 """
 
 from __future__ import annotations
@@ -73,19 +72,19 @@ Judge = Callable[[Beam], Candidate]
 
 
 def constraints_of(force_words_ids: Sequence[Any]) -> list[Constraint]:
-    """Read `force_words_ids` as transformers spells it.
+    """Read `force_words_ids`, written as in transformers.
 
     Parameters
     ----------
     force_words_ids : list
-        Of phrases (lists of ids), each demanded, and of lists of phrases, of each
-        of which one is demanded.
+        Its entries are phrases (lists of ids), each of them required, or lists of
+        phrases, of which one is required.
 
     Raises
     ------
     ValueError
-        If a list is empty, or a phrase begins another of its list: it would be
-        unclear which of the two is meant.
+        If a list is empty, or if a phrase is the beginning of another in its list,
+        so that it is unclear which of the two is meant.
     """
     found = []
     for entry in force_words_ids:
@@ -118,12 +117,12 @@ def check_tokens(constraints: Sequence[Constraint], V: int) -> None:
 def progress(tokens: Sequence[int], constraints: Sequence[Constraint]) -> Progress:
     """Count the phrase tokens that a text holds.
 
-    A phrase that stands anywhere in the text counts whole; phrases may overlap.  A
-    constraint that is given twice needs two occurrences.  Of the phrases that are
-    only begun, the one that is furthest counts, if the text ends with its beginning.
+    All tokens of a phrase count if it occurs anywhere in the text; phrases may
+    overlap.  A constraint that is given twice needs two occurrences.  If the text
+    ends with the beginning of phrases, the longest such beginning counts too.
 
-    Only the tokens that continue a phrase are wanted while one is begun, else those
-    that begin one.  With the phrases "a b" and "c":
+    While a phrase is begun, only the tokens that continue one are wanted; otherwise
+    those that begin one.  With the phrases "a b" and "c":
 
     >>> progress([0, 1], [((0, 1),), ((2,),)])
     Progress(bank=2, complete=False, wanted=[2])
@@ -148,7 +147,7 @@ def progress(tokens: Sequence[int], constraints: Sequence[Constraint]) -> Progre
 
 
 def occurrences(text: Phrase, phrase: Phrase) -> int:
-    """How often a phrase stands in a text."""
+    """How often a phrase occurs in a text."""
     n, first = len(phrase), phrase[0]
     return sum(
         token == first and text[i : i + n] == phrase for i, token in enumerate(text)
@@ -156,7 +155,7 @@ def occurrences(text: Phrase, phrase: Phrase) -> int:
 
 
 def overlap(text: Phrase, phrase: Phrase) -> int:
-    """Tokens of the longest beginning of a phrase, not all of it, that ends a text.
+    """Length of the longest proper beginning of a phrase with which a text ends.
 
     >>> overlap((5, 7, 8, 7), (7, 8, 7, 9))
     3
@@ -181,7 +180,7 @@ def constrained_beam_search(
         As in `beam_search`, but nothing is drawn.
     constraints : from `constraints_of`
     prompt_counts : bool
-        Whether a phrase in the prompt fulfils its constraint, as in transformers.
+        Whether a phrase in the prompt satisfies its constraint, as in transformers.
 
     Returns
     -------
@@ -248,13 +247,13 @@ def forced(beams: Sequence[Beam], log_probs: np.ndarray, judged: Judge) -> list[
 def best_of_each(
     beams: Sequence[Beam], log_probs: np.ndarray, tries: int, judged: Judge
 ) -> Iterator[Beam]:
-    """Extend each beam by its likeliest token that does not end it too early.
+    """Extend each beam by the likeliest token that does not end it too early.
 
     Parameters
     ----------
     log_probs : (B, V) float
     tries : int
-        Tokens to look at per beam; more than there are end tokens.
+        Tokens to try per beam; more than the number of end tokens.
     """
     for b in range(len(beams)):
         tokens = top(log_probs[b], tries)
@@ -279,7 +278,7 @@ def too_early(candidate: Candidate) -> bool:
 
 
 def distinct(found: Sequence[Beam]) -> list[Beam]:
-    """Best first, each text once, without those that are impossible."""
+    """Sort candidates, best first; drop duplicates and impossible texts."""
     possible = {
         tuple(beam.tokens): beam for beam in reversed(found) if beam.score > -np.inf
     }

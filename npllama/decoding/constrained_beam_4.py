@@ -5,14 +5,14 @@ every phrase:
 
 - It does not keep the best extension of each beam, so a text that holds every
   phrase is lost as soon as none of its extensions is among the best of all beams.
-- It reads a text one phrase at a time: a phrase that breaks off has to begin anew,
-  and the token that broke it is not looked at as the beginning of another.  In "a a
-  b" it does not find the phrase "a b".
-- A phrase that the last token completes comes too late for an end token, and a
-  token that was forced never ends a text.
-- Texts that are still open at the longest length are added at the end, all of them.
-- It returns the best texts by score, also those that lack a phrase if there are
-  fewer than `num_return_sequences` that are open and hold all.
+- It reads a text one phrase at a time.  A phrase that breaks off has to begin again,
+  and the token that broke it cannot begin another.  In "a a b" it does not find the
+  phrase "a b".
+- It does not let an end token complete the last phrase, and a forced token never
+  ends a text.
+- It adds all texts that are still open at the longest length.
+- It returns the best texts by score.  Some of them may lack a phrase, if fewer than
+  `num_return_sequences` open texts hold all.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def constrained_beam_search_4(
     job, rules, constraints
         As in `constrained_beam_search`.
     num_return_sequences : int
-        If fewer open texts fulfil the constraints, the best of the others are added.
+        If fewer open texts satisfy the constraints, the best of the others are added.
 
     Returns
     -------
@@ -153,7 +153,7 @@ def forced(
 ) -> list[Beam]:
     """Extend the beams by the tokens that bring a phrase further.
 
-    Leaves out the extensions that go on already.
+    Leaves out the extensions that continue already.
 
     Parameters
     ----------

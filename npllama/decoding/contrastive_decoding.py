@@ -1,16 +1,16 @@
 r"""Contrastive decoding: what an expert knows and an amateur does not.
 
-A small model makes the mistakes of a large one, only more of them: it repeats
-itself, stays vague, goes off the subject.  So listen to the difference,
+A small model makes the mistakes of a large one, but more of them: it repeats itself,
+stays vague, leaves the subject.  So use the difference of the two,
 
 $$(1 + \beta)\, e(x) - \beta\, a(x)$$
 
 with e and a the logits of the large and of the small model, the *expert* and the
-*amateur*.  A token that both find unlikely could have any difference.  Therefore
-only those are considered of which the expert thinks well, p_e(x) >= alpha max p_e.
+*amateur*.  A token that both find unlikely could have any difference, so only tokens
+that the expert finds likely are considered, p_e(x) >= alpha max p_e.
 
-It shapes the distribution before a token is chosen, and so is no search of its own
-but a `process`, to be used with `sample` and the rest.
+This shapes the distribution before a token is chosen.  So it is not a search but a
+`process`, for use with `sample` and the other strategies.
 
 O'Brien and Lewis 2023, arXiv:2309.09117, eq. 2; Li et al. 2022, arXiv:2210.15097,
 whose plain difference e - a is the case of an infinite beta.
@@ -38,9 +38,9 @@ def contrast(
     ----------
     expert, amateur : (B, V) float
     alpha : float
-        In (0, 1]: how likely a token must be to the expert, relative to its best.
+        In (0, 1]: how likely the expert must find a token, relative to its best.
     beta : float
-        At least 0, where the expert speaks alone; infinity gives the difference.
+        At least 0; 0 ignores the amateur, infinity gives the difference.
 
     Returns
     -------
@@ -83,13 +83,13 @@ def contrastive_decoding(
     Parameters
     ----------
     amateur : Model
-        Of the same vocabulary; it reads along with a cache of its own.
+        With the same vocabulary; it reads the same text, with its own cache.
     capacity : int
         Tokens that the text can have.
     alpha, beta : float
         See `contrast`.
     amateur_temperature : float
-        Li et al. divide the amateur's logits by 0.5 to 1 for a surer amateur.
+        Li et al. divide the amateur's logits by 0.5 to 1, which makes it surer.
 
     Returns
     -------

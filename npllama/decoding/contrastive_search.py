@@ -1,15 +1,14 @@
 r"""Contrastive search: likely, but not what has been said already.
 
-The likeliest text repeats itself, and so do the model's own vectors for it: after a
-token that says the same again, the last hidden state points where an earlier one
-did.  So look at the `top_k` likeliest tokens, run each, and take the one with the
-best
+The likeliest text repeats itself, and the hidden states show it: after a token that
+repeats something, the last hidden state points in the direction of an earlier one.
+So run each of the `top_k` likeliest tokens, and take the one with the best
 
 $$(1 - \alpha)\, p(v \mid \text{text})
   - \alpha \max_{s} \cos(h_v, h_s)$$
 
-with h_v the hidden state after candidate v and h_s those after all tokens so far, the
-prompt's included.  There is no chance in it; a token costs one pass over `top_k` rows.
+with h_v the hidden state after candidate v and h_s those after all tokens so far,
+including the prompt.  Nothing is drawn; a token costs one pass over `top_k` rows.
 
 Su et al. 2022, arXiv:2202.06417, eq. 5.
 """
@@ -95,9 +94,9 @@ def most_contrastive(
     p : (B,) float64
         Probabilities of the candidates, largest first.
     h : (B, E) float
-        The directions that they lead to.
+        Directions of the hidden states after them.
     seen : (S, E) float
-        Those of the text so far.
+        Directions of the hidden states of the text so far.
     penalty_alpha : float
     """
     likeness = einsum("BE,SE->BS", h, seen, "likeness").max(axis=-1)  # (B,)
@@ -153,7 +152,7 @@ def read(
 
 
 def settle(cache: KVCache, best: int) -> None:
-    """Give the last position of row `best` to all rows: the others are dropped."""
+    """Copy the last position of row `best` to all rows; the others are dropped."""
     last = int(cache.length[best]) - 1
     for array in (cache.k, cache.v):
         array[:, :, :, last] = array[:, best : best + 1, :, last]

@@ -1,15 +1,15 @@
 r"""DoLa, decoding by contrasting layers: what did the upper layers add?
 
-The head can be put on any layer, not only the last: that gives what the model would
-say if it ended there.  Facts come late; what early layers already say is grammar and
-habit.  So score tokens by how much more likely the last layer makes them,
+The head can be applied after any layer, not only the last.  That gives the prediction
+of a model that ends there.  Early layers already know grammar and habits; facts appear
+in late layers.  So score tokens by how much more likely the last layer makes them,
 
 $$\log p_L(x) - \log p_j(x)$$
 
 among those that it finds plausible at all, p_L(x) >= 0.1 max p_L.  (A token that is
-unlikely in both could have any ratio.)  The *premature* layer j is chosen anew for
-every token, out of some candidates: the one whose distribution differs most from
-the last one's.
+unlikely in both could have any ratio.)  The *premature* layer j is chosen for every
+token among some candidates: it is the one whose distribution differs most from the
+last layer's.
 
 Chuang et al. 2023, arXiv:2309.03883.
 """
@@ -92,11 +92,11 @@ def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 def reversed_divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    r"""What transformers and the authors' code compute in its place.
+    r"""The divergence that transformers and the authors' code compute instead.
 
-    The arguments of their divergence are exchanged, $(KL(m \| p) + KL(m \| q)) / 2$,
-    and it is the mean over the vocabulary, not the sum.  It has no upper bound and
-    may prefer another layer.
+    Its arguments are exchanged, $(KL(m \| p) + KL(m \| q)) / 2$, and it takes the mean
+    over the vocabulary, not the sum.  It has no upper bound, and may prefer another
+    layer.
 
     Parameters
     ----------
@@ -142,17 +142,17 @@ def contrast(final: np.ndarray, premature: np.ndarray, divergence) -> np.ndarray
 def dola(
     job: Job, dola_layers: str | Sequence[int], divergence: str = "transformers"
 ) -> Iterator[Step]:
-    """Continue one prompt with the tokens that the upper layers speak for.
+    """Continue one prompt with the tokens that the upper layers favour.
 
     Parameters
     ----------
     job : Job
-        `process` is given the differences as logits.  The authors use a repetition
+        `process` takes the differences as logits.  The authors use a repetition
         penalty of 1.2.
     dola_layers : "low", "high" or layer numbers
         See `candidate_layers`.
     divergence : "transformers" or "jensen-shannon"
-        By what the premature layer is chosen.
+        How the premature layer is chosen.
 
     Yields
     ------
@@ -167,8 +167,8 @@ def dola(
     References
     ----------
     Chuang et al. 2023, eq. 2 to 5.  As in their code and in transformers 4, the head
-    is put on premature layers without the final norm.  Where `process` removes all
-    that is plausible, the last layer decides alone (transformers takes token 0).
+    is applied to premature layers without the final norm.  If `process` removes all
+    plausible tokens, the last layer decides alone (transformers takes token 0).
     """
     if divergence not in DIVERGENCES:
         raise ValueError(f"divergence {divergence!r}: {', '.join(DIVERGENCES)}")

@@ -1,17 +1,17 @@
 r"""Formats beyond our own machine, through the library llguidance.
 
-`json_schema` is here to be read, and refuses what it cannot say in a page: patterns
-with lengths, several schemas at once, names of properties that match a pattern, and
-more.  llguidance is a well-kept engine for these, and for whole grammars.  It is the
-extra ``npllama[guide]``, and asked only where our own machine refuses a schema by
-name.
+`json_schema` is written to be read.  It refuses what would need more than a page:
+patterns with lengths, several schemas at once, names of properties that match a
+pattern, and more.  llguidance is a well-kept engine for these, and for whole
+grammars.  It is the extra ``npllama[guide]``, and is used only where our own machine
+refuses a schema.
 
-It reads some schemas in other ways than `json_schema`, so the schema is put plainly
-first (`plain`): annotations are removed, its own switches among them; an object with
-declared properties gets no others, as here; character classes are spelled out;
-formats are ours where we have them, so that no date lies in the year 0; and bounds
-that are excluded are moved to the next float64.  It then writes one space after ``:``
-and ``,`` and nothing else between.
+The engine reads some schemas differently, so `plain` rewrites the schema first.  It
+removes annotations, including the engine's own switches; gives an object with
+declared properties no others, as our machine does; spells out character classes;
+uses our formats where we have them, so that no date lies in the year 0; and moves
+excluded bounds to the next float64.  The engine writes one space after ``:`` and
+``,``, and no other white space.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MOST_BITS = 32  # tokens per word of the engine's masks
 
 
 class EngineGuide:
-    """A format that llguidance follows; may be used wherever a `Guide` is.
+    """A format that llguidance follows; can take the place of a `Guide`.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ class EngineGuide:
         return Look(allowed, whole)
 
     def _go_to(self, tokens: list[int]) -> bool:
-        """Bring the matcher to a text, from what it shares with the last one."""
+        """Bring the matcher to a text, starting from what it shares with the last."""
         pairs = zip(self.read, tokens)
         same = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
         same = min(len(self.read), len(tokens)) if same is None else same
@@ -222,7 +222,7 @@ SINGLE = {"items", "additionalProperties"}
 
 
 def plainly(schema: Mapping[str, Any] | str) -> str:
-    """The engine's grammar of a schema, without what the engine reads in its own way.
+    """The engine's grammar of a schema, after the rewriting by `plain`.
 
     Raises
     ------
@@ -251,14 +251,14 @@ def combines(schema: Any) -> bool:
 
 
 def plain(schema: Any, closed: bool) -> Any:
-    """A schema that means the same to the engine as it does here.
+    """Rewrite a schema so that the engine reads it as our own machine does.
 
     Parameters
     ----------
     closed : bool
-        Whether objects have the properties that are declared and no others unless
-        they say so.  Where schemas are combined, one would shut out what another
-        demands.
+        Whether objects have only the declared properties unless the schema allows
+        others.  False where schemas are combined, since one would exclude properties
+        that another requires.
     """
     if not isinstance(schema, Mapping):
         return schema
@@ -321,9 +321,9 @@ def spelled(node: Node) -> str:
 def _plain_number(kept: dict[str, Any]) -> None:
     """Exclude bounds by the next number; writes into `kept`.
 
-    The engine compares digits, a reader the float64 that they round to: 0.99...9 may
-    be 1.0, and -0 is 0.  So a bound that is excluded becomes the nearest float64 that
-    is not, or 1e-14 next to zero.
+    The engine compares digits, but a reader compares the float64 that they round to:
+    0.99...9 may be 1.0, and -0 is 0.  So an excluded bound becomes the next float64
+    inside it, or 1e-14 if the bound is zero.
     """
     divisor = kept.get("multipleOf", 1)
     if divisor != divisor // 1 and (divisor * 1024) % 1:

@@ -2,8 +2,8 @@
 
 Guidance compares the model with itself under another prompt, contrastive decoding
 with a smaller model; both need the logits of a second text that grows by the same
-tokens.  The `Follower` holds a cache for it and computes only what is new: where a
-history shares a beginning with what the cache holds, that part is kept.
+tokens.  The `Follower` holds a cache for that text.  If a history begins with tokens
+that are in the cache already, only the others are computed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from npllama.weights import Model
 
 
 class Follower:
-    """Logits after any histories, at the price of what changed since the last.
+    """Computes logits after any histories; tokens seen in the last call cost nothing.
 
     Parameters
     ----------
@@ -50,14 +50,14 @@ class Follower:
     def _row(
         self, history: list[int], alone: bool
     ) -> tuple[list[int], KVCache, np.ndarray]:
-        """Go on from the known row that shares the longest beginning."""
-        best, known = 0, None
+        """Continue from the cached row that shares the longest beginning."""
+        best, source = 0, None
         for tokens, cache in self.rows:
             shared = common_prefix(tokens, history)
             if shared > best:
-                best, known = shared, cache
-        cache = self._copy(known, alone)
-        # At least one token must be run, to have logits after it.
+                best, source = shared, cache
+        cache = self._copy(source, alone)
+        # At least one token must be run, because logits come from running it.
         cache.length[0] = min(best, len(history) - 1)
         cache, logits = prefill(self.model, [history], self.capacity, cache)
         return history, cache, logits

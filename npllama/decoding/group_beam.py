@@ -1,9 +1,9 @@
 r"""Diverse beam search: groups of beams that keep out of each other's way.
 
-The beams of one search tend to be near copies: they share all but a word.  Here
-the beams are split into groups that choose one after the other at every step, and
-a token that earlier groups chose at this step costs `diversity_penalty` for each
-time it was chosen:
+The beams of one search tend to be near copies, which differ in a word.  Here the
+beams are split into groups.  At every step the groups choose one after the other,
+and a token pays `diversity_penalty` for each time that an earlier group chose it at
+this step:
 
 $$\log p(v) - \lambda \cdot \mathrm{count}(v \text{ among earlier groups' tokens})$$
 
@@ -56,7 +56,7 @@ def group_size(num_beams: int, num_beam_groups: int) -> int:
 def distanced(
     rows: np.ndarray, taken: Sequence[int], diversity_penalty: float
 ) -> np.ndarray:
-    """Log-probabilities, lower for each time that an earlier group took the token.
+    """Lower the log-probability of tokens that earlier groups took, once per time.
 
     Parameters
     ----------
@@ -84,8 +84,8 @@ def group_beam_search(
         As in `beam_search`, but nothing is drawn.
     num_beam_groups : int
     diversity_penalty : float
-        Cost, in log-probability, of a token for each beam of an earlier group that
-        chose it at the same step.  Above 0, else all groups find the same.
+        The cost, in log-probability, for each beam of an earlier group that chose
+        the same token at this step.  At 0 all groups would find the same texts.
 
     Returns
     -------
@@ -101,10 +101,10 @@ def group_beam_search(
     References
     ----------
     Vijayakumar et al. 2016, arXiv:1610.02424; transformers 4.49
-    `_group_beam_search`.  As there, and other than in `beam_search`, a group is
-    judged by the best candidate of the step even if that one has just ended, and
-    beams still open at the end are scored as they stand.  transformers lets a
-    group that is done choose the padding token, which then costs later groups.
+    `_group_beam_search`.  As there, but unlike `beam_search`, a group is judged by
+    the best candidate of the step even if that one has just ended, and beams that
+    are still open at the end are scored as they are.  In transformers a group that
+    is done chooses the padding token, for which later groups then pay.
     """
     own = rules._replace(num_beams=group_size(rules.num_beams, num_beam_groups))
     beams, cache, logits, longest = start_beams(job)

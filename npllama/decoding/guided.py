@@ -1,14 +1,14 @@
 """Text held to a format: mask the tokens that would leave it, then choose.
 
 Before each choice, every token that would make a match impossible gets a logit of
--inf.  What is left is the model's distribution under the condition that the next
-token fits; a regular expression or a JSON schema is so obeyed with certainty, by
-greedy search, sampling and beams alike.
+-inf.  The rest is the model's distribution under the condition that the next token
+fits.  So greedy search, sampling and beams all obey a regular expression or a JSON
+schema with certainty.
 
 Which tokens fit depends only on the places at which the `automaton` is.  Tokens are
-bytes, and many begin alike, so all of them are tried together, as a tree: all first
-bytes, then all second bytes after the first ones that led somewhere, and so on.  The
-tree of a vocabulary is a few arrays.  For the tokens a, ab, b they are
+bytes, and many begin with the same ones, so all tokens are tried together, as a
+tree: all first bytes, then all second bytes after the first bytes that fit, and so
+on.  The tree of a vocabulary is a few arrays.  For the tokens a, ab, b they are
 
     first bytes    a b       parents 0 0 (the beginning)
     second bytes   b         parents 0   (the first node of the row above)
@@ -16,10 +16,10 @@ tree of a vocabulary is a few arrays.  For the tokens a, ab, b they are
 and a row of the tree is one look-up in the table of the machine's moves.  The tree
 depends on the tokenizer alone: `vocabulary_of` makes it once for each.
 
-*Token healing* is the same idea with the simplest format.  A prompt that ends in
-the middle of a word was cut into other tokens than the word would have been, which
-leads the model astray; so its last token is taken back, and the new text is held to
-begin with that token's bytes.
+*Token healing* is the same idea with the simplest format.  A prompt that ends in the
+middle of a word is cut into other tokens than the whole word would be, which misleads
+the model.  So the last token is taken back, and the new text must begin with its
+bytes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from npllama.decoding.common import Process
 from npllama.text.tokenizer import Tokenizer
 
 MOST_MASKS = 200  # kept at a time, of V bytes each
-MOST_TEXTS = 256  # of which it is known where they lead
+MOST_TEXTS = 256  # whose places are kept at a time
 DEAD, UNKNOWN = 0, -1  # rows and entries of the table of moves
 
 
@@ -83,12 +83,12 @@ def vocabulary_tree(contents: Sequence[bytes]) -> Vocabulary:
     for depth in range(int(lengths.max(initial=0))):
         longer = np.flatnonzero(lengths > depth)
         keys = at[longer] * 256 + flat[first[longer] + depth]
-        found, place = np.unique(keys, return_inverse=True)
-        rows.append((found // 256, (found % 256).astype(np.uint8)))
+        new, place = np.unique(keys, return_inverse=True)
+        rows.append((new // 256, (new % 256).astype(np.uint8)))
         at[longer] = place
         ends = lengths[longer] == depth + 1
         nodes[longer[ends]] = passed + place[ends]
-        passed += len(found)
+        passed += len(new)
     return Vocabulary(list(contents), rows, nodes)
 
 
@@ -96,7 +96,7 @@ _VOCABULARIES: dict[int, Vocabulary] = {}
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
-    """The tree of a tokenizer's tokens: made once, given up with the tokenizer."""
+    """The tree of a tokenizer's tokens, made once and kept as long as the tokenizer."""
     key = id(tokenizer)
     if key not in _VOCABULARIES:
         contents = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
@@ -118,7 +118,7 @@ class Format(Protocol):
     eos: list[int]
 
     def look(self, tokens: Sequence[int]) -> Look:
-        """Tell what may follow these tokens, none of which need fit."""
+        """What may follow these tokens, even if they do not fit the format."""
 
     def finished(self, tokens: Sequence[int]) -> bool:
         """Whether a text matches and nothing can be added."""
@@ -132,8 +132,8 @@ class Guide:
     machine : Machine
     vocabulary : Vocabulary
     eos : token ids
-        Allowed only where the text matches as it stands; those that the vocabulary
-        lacks never come.
+        Allowed only where the text matches already; ids outside the vocabulary are
+        ignored.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Guide:
         self.machine, self.vocabulary = machine, vocabulary
         self.eos = [token for token in eos if token < len(vocabulary.contents)]
         self.start = enter(machine, frozenset([START]))
-        # Sets of places are numbered as they are met; a move is a table entry then.
+        # Sets of places get numbers as they occur, so that a move is a table entry.
         self.met: list[Places] = [frozenset()]
         self.numbers: dict[Places, int] = {frozenset(): DEAD}
         self.moves = np.full((64, 256), UNKNOWN, dtype=np.int32)
@@ -151,15 +151,15 @@ class Guide:
         self.texts: dict[tuple[int, ...], int] = {(): self._number(self.start)}
 
     def after(self, tokens: Sequence[int]) -> Places:
-        """Where a text leads; empty if it does not fit the format."""
+        """The places after a text; empty if it does not fit the format."""
         text = tuple(tokens)
         if len(self.texts) >= MOST_TEXTS:
             self.texts = {(): self.texts[()]}
         # Most texts are one token longer than one that was read before.
-        known = text if text in self.texts else text[:-1]
-        known = known if known in self.texts else ()
-        number = self.texts[known]
-        for token in text[len(known) :]:
+        before = text if text in self.texts else text[:-1]
+        before = before if before in self.texts else ()
+        number = self.texts[before]
+        for token in text[len(before) :]:
             for byte in self.vocabulary.contents[token]:
                 number = self._one_move(number, byte)
         self.texts[text] = number
@@ -181,7 +181,7 @@ class Guide:
         return self.masks[places]
 
     def look(self, tokens: Sequence[int]) -> Look:
-        """Tell what may follow these tokens."""
+        """What may follow these tokens."""
         places = self.after(tokens)
         return Look(self.allowed(places), ACCEPT in places)
 
@@ -252,14 +252,14 @@ def guided(guide: Format, start: Sequence[int]) -> Process:
     ----------
     guide : Guide, or another `Format`
     start : sequence of int
-        Per row, the length of its prompt: the format binds what comes after it.
-        One number serves for all rows, such as the beams of one prompt.
+        The length of each row's prompt: the format binds the text after it.  One
+        number is enough if all rows continue one prompt, as beams do.
 
     Returns
     -------
     function of (histories, logits) to logits
-        A row whose text is whole, with no end token to say so, keeps its logits: it
-        waits for its neighbours, and what would come next is not asked.
+        A row whose text is complete, where no end token is allowed, keeps its
+        logits: it has ended and only waits for its neighbours.
 
     Raises
     ------
@@ -285,16 +285,16 @@ def guided(guide: Format, start: Sequence[int]) -> Process:
 
 
 def heal(tokenizer: Tokenizer, prompt: Sequence[int]) -> tuple[list[int], Guide | None]:
-    """Take back the last token of a prompt, and a guide that restores its bytes.
+    """Take back the last token of a prompt, and make a guide that restores its bytes.
 
     Returns
     -------
     prompt : list of int
-        Without its last token; unchanged if that one adds no text, or is the only
+        Without its last token; unchanged if that token adds no text, or is the only
         one.
     guide : Guide or None
-        Lets any token come that begins with the bytes taken back, or that is a
-        beginning of them; once they are restored, everything.
+        Allows tokens that begin with the bytes taken back, or are a beginning of
+        them; once the bytes are restored, it allows every token.
 
     References
     ----------

@@ -1,10 +1,10 @@
 r"""A JSON schema as a machine that reads JSON texts.
 
-A schema says which values are wanted; this chapter says which texts, as a tree for
-`automaton`.  Each keyword becomes a node: an object with properties is a list of
-members, an array a list of items, a choice an "or".  A definition becomes a piece, to
-which ``$ref`` is a call: so it is built once however often it is used, and may contain
-itself, as the node of a tree contains its children.
+A schema describes values; this chapter turns it into a description of texts, a tree
+for `automaton`.  Each keyword becomes a node: an object with properties is a list of
+members, an array is a list of items, a choice is an "or".  A definition becomes a
+piece, and ``$ref`` a call of it.  So it is built once however often it is used, and
+it may contain itself, as the node of a tree contains its children.
 
     {"type": "object", "properties": {"age": {"type": "integer"}}}
 
@@ -14,11 +14,10 @@ Every text that the machine accepts fits the schema.  Of the many ways to write 
 value it accepts one: properties in the order of the schema, one space after ``:`` and
 ``,``.  Four more decisions:
 
-- An object has the properties that are declared and no others, unless
-  ``additionalProperties`` says that it may, or none are declared.  An array with
-  ``prefixItems`` has all of these unless ``minItems`` says less, and no more unless
-  ``items`` says so.
-- A ``pattern`` need match only somewhere in the string, as the standard says, unless
+- An object has only the declared properties, unless ``additionalProperties`` allows
+  others, or none are declared.  An array with ``prefixItems`` has all of these unless
+  ``minItems`` is less, and no more unless ``items`` allows more.
+- A ``pattern`` may match anywhere in the string, as the standard says, unless
   ``^`` and ``$`` bind it.  Character classes are those on which JavaScript and Python
   agree (`regex`).
 - Numbers between bounds have 15 digits at most, and no exponent.
@@ -197,7 +196,7 @@ def _fits_kind(word: str, value: Any) -> bool:
 
 
 def _types(schema: Mapping, meant: set[str]) -> list[str]:
-    """The types that are named, or the one that the keywords are about."""
+    """The types that are named, or the one to which the keywords apply."""
     types = schema.get("type")
     if types is None:
         types = [kind for kind in TYPES[:4] if KEYWORDS[kind] & meant]
@@ -330,7 +329,7 @@ def _object(schema: Mapping, book: Book) -> Node:
 
 
 def _named(schema: Mapping, properties: Mapping, more: Any, book: Book) -> dict:
-    """The properties, those included that may be added under listed names."""
+    """The properties, including those that may be added under listed names."""
     names = followed(schema["propertyNames"], book.root)
     listed = values_of(names) if isinstance(names, Mapping) else None
     if listed is None or names.keys() & (KEYWORDS["string"] | CHOICES):

@@ -9,11 +9,11 @@ A number between bounds is a matter of its digits.  From 37 to 52 are the texts
 
     3 then 7 to 9     4 then any digit     5 then 0 to 2
 
-so below the first digit one bound at most still matters: the tree grows with the
+After the first digit at most one bound still matters, so the tree grows with the
 number of digits, not with their value.  A fraction is the same, with a point in the
-middle and zeros that may be left out at the end.  Fractions with bounds are written
-with 15 digits at most and without an exponent: so many digits survive a conversion to
-float64, more might be rounded across the bound.
+middle, and zeros at the end may be left out.  Fractions with bounds are written with
+15 digits at most and without an exponent: so many digits survive a conversion to
+float64, but more might be rounded across the bound.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ FORMATS = {
     "ipv4": rf"{_BYTE}(\.{_BYTE}){{3}}",
     "email": rf"[a-zA-Z0-9_+-]+(\.[a-zA-Z0-9_+-]+)*@({_LABEL}\.)+[a-zA-Z]{{2,24}}",
 }
-# Formats that ask for nothing that could be seen in the text.
+# Formats that do not restrict the text.
 FREE_FORMATS = {"password", "binary", "path", "file-path", "directory-path"}
 
 
@@ -124,7 +124,7 @@ def other_than(names: Sequence[str]) -> Node:
 
 
 def _other_than(rests: list[str]) -> Node:
-    """What may follow a beginning of some names, of which `rests` are left."""
+    """What may follow a beginning that some names share; `rests` are their rests."""
     firsts = sorted({rest[0] for rest in rests if rest})
     others = invert([(ord(c), ord(c)) for c in firsts])
     anything: Node = ("repeat", ("or", _characters([(0, LAST)])), 0, None)
@@ -234,7 +234,7 @@ def _whole(low: str, high: str, n: int) -> Node:
 
 
 def _behind_point(low: str, high: str) -> Node:
-    """One digit or more; those that are missing are zeros."""
+    """One digit or more after the point; missing digits are zeros."""
     if not low.strip("0") and not high.strip("9"):
         return ("repeat", _DIGIT, 1, len(low))
     options = []

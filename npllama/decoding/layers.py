@@ -1,7 +1,7 @@
-"""What goes on inside: the residual stream after any layer.
+"""The residual stream after any layer.
 
-Some strategies do not only look at the logits but at how the model came to them.
-`forward` shows every array to whoever observes it, so it needs no change for that.
+Some strategies look not only at the logits but also at the layers that led to them.
+`forward` shows its arrays to observers, so it needs no change for that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from npllama.weights import Model
 class Stream(Observer):
     """Observer that keeps the residual stream after some of the layers.
 
-    Layer 0 is the embedding, layer i what leaves block number i, counted from 1.
+    Layer 0 is the embedding; layer i is the output of block i, counted from 1.
     """
 
     def __init__(self, layers: Collection[int]):
@@ -27,7 +27,7 @@ class Stream(Observer):
         self.x: dict[int, np.ndarray] = {}
 
     def note(self, name: str, x: np.ndarray) -> None:
-        """Keep `x` if a layer of interest ends with it."""
+        """Keep `x` if it is the output of a layer of interest."""
         if name not in ("embed_tokens", "output"):
             return
         self.at = 0 if name == "embed_tokens" else self.at + 1
@@ -38,7 +38,7 @@ class Stream(Observer):
 def forward_with_layers(
     model: Model, tokens: np.ndarray, cache: KVCache, layers: Collection[int]
 ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """Run tokens through the model, and keep what some layers made of them.
+    """Run tokens through the model, and keep the output of some layers.
 
     Writes into the cache.
 
@@ -52,7 +52,7 @@ def forward_with_layers(
     Returns
     -------
     logits : (B, V) float
-        Behind the last token of every row.
+        After the last token of every row.
     states : dict of number to (B, T, E) float
     """
     stream = Stream(layers)

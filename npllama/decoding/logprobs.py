@@ -1,9 +1,9 @@
 """Log-probabilities: how likely the model found each token.
 
-*Raw* ones are of the model's own distribution; *processed* ones of what was left of
-it after penalties, temperature and truncation, from which the token was chosen.
-Those of a given text are found by *teacher forcing*: run it through the model once,
-and read off at each position what the next token was given.
+*Raw* log-probabilities are those of the model's own distribution.  *Processed* ones
+are those of the distribution after penalties, temperature and truncation, from which
+the token was chosen.  For a given text they are found by *teacher forcing*: run the
+text through the model once, and read off the log-probability of each next token.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def token_logprob(
     token, top : int
         The token, and how many of the likeliest to list beside it.
     processed : (V,) float
-        The logits that were decided on.
+        The logits that the token was chosen from.
     """
     logp = log_softmax(logits)  # (V,)
     # A stable sort of the few: of equals the lower id comes first.
@@ -72,11 +72,11 @@ def text_logprobs(
     top : int
     """
     cache = new_cache(model.config, 1, len(tokens), model.embed.dtype.name)
-    found = []
+    entries = []
     for t in range(0, len(tokens) - 1, PREFILL_CHUNK):
         chunk = np.array([tokens[t : min(t + PREFILL_CHUNK, len(tokens) - 1)]])
         logits = forward(model, chunk, cache)[0]
         for i, row in enumerate(logits, t + 1):
             if i >= start:
-                found.append(token_logprob(row, int(tokens[i]), top))
-    return found
+                entries.append(token_logprob(row, int(tokens[i]), top))
+    return entries

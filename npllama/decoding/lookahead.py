@@ -1,30 +1,30 @@
 """Lookahead decoding: the model guesses ahead of itself, in every place at once.
 
-Put any tokens after the text and run the model: it says for each what should
-follow.  Put those in their places and run it again, and so on: the guesses settle
-from the left.  That is Jacobi's method for solving all tokens as one system of
-equations, and as it stands it seldom saves a pass.  But what it produces on the way
-are sequences that the model itself finds likely: they are collected, and when the
-text reaches the first token of one, the rest is a guess that can be checked.
+Put any tokens after the text and run the model: for each it predicts the next token.
+Replace the tokens by these predictions, run the model again, and so on: the guesses
+converge from the left.  This is Jacobi's method for solving all tokens as one system
+of equations.  Alone it seldom saves a pass.  But on the way it produces sequences
+that the model itself finds likely.  They are collected, and when the text reaches the
+first token of one of them, the rest is a guess that can be checked.
 
 Both happen in one pass over a block of three parts:
 
 - the text's last token;
 - the *window*, W guesses in each of N - 1 generations.  A guess sees the text, the
   oldest generation up to its own column, and its own ancestors, as if they followed
-  one another.  What the model says after the youngest is the next
-  generation; with it, each column has grown by a token, and its last N are an
-  n-gram for the pool; then the oldest generation is dropped;
+  one another.  The model's predictions after the youngest generation are the next
+  one: each column grows by a token, and its last N tokens are an n-gram for the
+  pool; then the oldest generation is dropped;
 - *candidates*: the n-grams of the pool that begin with the last token.  Each sees
-  the text and itself only, and stands where the text goes on.
+  only the text and itself, and has the positions that follow the text.
 
-So a pass runs many positions and uses few of them.  That pays where reading the
-weights takes the time, not arithmetic: seldom so on a CPU.
+So a pass runs many positions and uses few of them.  That pays where a pass spends its
+time on reading the weights and not on arithmetic, which is seldom so on a CPU.
 
-Candidates are checked without a draft's distribution: the target draws its token,
-and as long as some candidate goes on with it, the next one can be drawn, too.  For
-a guess without a choice that is the rule of `rejection`, and kept guesses can
-only save passes, not change the text.
+Candidates are checked without a draft's distribution.  The target draws its token; as
+long as some candidate continues with that token, the next one can be drawn, too.  For
+a guess that was not drawn by chance this is the rule of `rejection`.  So guesses can
+save passes, but never change the text.
 
 Fu et al. 2024, arXiv:2402.02057.
 """
@@ -73,7 +73,7 @@ def lookahead(
     Raises
     ------
     ValueError
-        If there is no window, or an n-gram has less than two tokens.
+        If there is no window, or an n-gram has fewer than two tokens.
 
     References
     ----------
@@ -120,7 +120,7 @@ def check_sizes(W: int, N: int, most: int) -> None:
         )
 
 
-#  ---- the window and the pool ------------------------------------------------
+#  ---- the window -------------------------------------------------------------
 
 
 def next_generation(
@@ -183,7 +183,7 @@ def run_block(
 
 
 def layout(M: int, W: int, sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Where each token of the block stands, and which others it sees.
+    """The position of each token of the block, and the others that it sees.
 
     Parameters
     ----------

@@ -1,12 +1,12 @@
-"""Prompt lookup: guess that what came once comes again.
+"""Prompt lookup: guess that the text repeats itself.
 
-Summaries quote, programs repeat names, answers take up the words of the question.
-So look for an earlier place where the text had the same last few tokens, and guess
-that it goes on as it did there.  The draft costs nothing; where the guess is wrong,
-the pass of the target gives one token as it would have anyway.
+Summaries quote, programs repeat names, answers use the words of the question.  So
+look for an earlier occurrence of the last few tokens, and guess that the text
+continues as it did there.  The draft costs nothing.  If the guess is wrong, the pass
+of the target still gives one token, as without a guess.
 
-A guess is a single text, drawn from nothing: its distribution q is 1 at each token,
-and the rule of `rejection` keeps a token x with probability p(x).
+The guess involves no chance: its distribution q is 1 at each token, so the rule of
+`rejection` keeps a token x with probability p(x).
 
 Saxena 2023, prompt-lookup-decoding; its details are those of transformers 5.
 """
@@ -25,11 +25,11 @@ from npllama.decoding.speculative import Draft, Propose
 def continuation(
     text: Sequence[int], most: int, max_matching_ngram_size: int = 2
 ) -> list[int]:
-    """What followed the last tokens of a text where they came first.
+    """The tokens that followed the last tokens of a text where these first occurred.
 
-    As many last tokens as possible are looked for, at most
-    `max_matching_ngram_size`; of several places the leftmost counts.  (The latest
-    would do as well; after the leftmost there is most to copy.)
+    Looks for as many last tokens as possible, at most `max_matching_ngram_size`; of
+    several places the leftmost counts.  (The latest would do as well; after the
+    leftmost there is most to copy.)
 
     Parameters
     ----------
@@ -57,14 +57,14 @@ def continuation(
 def prompt_lookup(
     max_matching_ngram_size: int = 2, eos: Collection[int] = ()
 ) -> Propose:
-    """Guess with what followed the same tokens earlier.
+    """Guess the tokens that followed the same tokens earlier.
 
     Parameters
     ----------
     max_matching_ngram_size : int
         Longest sequence of last tokens to look for.
     eos : token ids
-        A guess ends before any of them: the text that follows one is another.
+        A guess ends before any of them, since another text would follow.
 
     Returns
     -------

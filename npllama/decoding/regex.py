@@ -16,10 +16,10 @@ escapes ``\n \r \t \f \v \xhh \uhhhh``, a backslash before any other sign, and t
 anchors ``^`` and ``$`` at the ends of a pattern or of its top-level alternatives.
 Look-around, back references and inner anchors are refused.
 
-Which characters ``\w`` means depends on who is asked.  `ASCII` is Python's reading
-with ``re.ASCII``.  JavaScript, whose patterns JSON schemas are written in, and Python,
-in which they are checked here, differ: a no-break space is ``\s`` for both, "é" is
-``\w`` for Python alone.  `AGREED` takes a character only where the two agree:
+The meaning of ``\w`` depends on the language.  `ASCII` is Python's reading with
+``re.ASCII``.  JSON schemas use JavaScript's patterns, but are checked with Python's,
+and the two differ: a no-break space is ``\s`` for both, but "é" is ``\w`` for Python
+alone.  `AGREED` takes a character only where the two agree:
 
     pattern   JavaScript     Python         AGREED
     \w        a-z A-Z 0-9 _  all letters    a-z A-Z 0-9 _
@@ -57,7 +57,7 @@ def invert(ranges: Ranges) -> Ranges:
 
 
 class Meaning(NamedTuple):
-    """Which characters a class has for certain, and which it may have."""
+    """The characters that a class has for certain, and those that it may have."""
 
     certain: Ranges
     possible: Ranges

@@ -1,28 +1,28 @@
 r"""Keep a guess or replace it, so that the result is distributed as if never guessed.
 
-Somebody drew a token x from a distribution q, and we would rather have drawn one
-from p.  Instead of throwing x away, keep it with probability
+A token x was drawn from a distribution q, but it should have been drawn from p.
+Instead of throwing x away, keep it with probability
 
 $$\min(1,\; p(x) / q(x))$$
 
-and if it is not kept, draw from what p has more of than q:
+If it is rejected, draw from the part of p that exceeds q:
 
 $$r = \max(0, p - q) \,/\, \textstyle\sum \max(0, p - q)$$
 
-The token is then distributed exactly as p, whatever q was.  For a token is drawn and
-kept with probability q min(1, p / q) = min(p, q); and all rejections together have
-probability 1 - sum min(p, q) = sum max(0, p - q), which is the denominator of r.
-Together, token by token,
+The token is then distributed exactly as p, whatever q was.  The probability that a
+token is drawn and kept is q min(1, p / q) = min(p, q).  The probability of a
+rejection is 1 - sum min(p, q) = sum max(0, p - q), which is the denominator of r.
+Together, for each token,
 
 $$\min(p, q) + \Big(\textstyle\sum \max(0, p - q)\Big) \, r
   = \min(p, q) + \max(0, p - q) = p$$
 
-How often the guess is kept depends on q: in sum min(p, q) of all cases, always if
-the two are equal.  A guess made without a choice has the q that is 1 there.
+The guess is kept with probability sum min(p, q), so always if the two are equal.  A
+guess that was not drawn by chance has a q of 1 at its token and 0 elsewhere.
 
-Everything rests on q being what x was really drawn from.  Programs have passed the
-distribution before temperature or top-k, or a softmax for a token that was chosen
-greedily; the text still looks fine, and is distributed as nobody asked for.
+q must be the distribution that x was really drawn from.  A common mistake is to pass
+the distribution before temperature or top-k, or a softmax for a token that was chosen
+greedily.  The text still looks fine, but it has the wrong distribution.
 
 Leviathan et al. 2022, arXiv:2211.17192, appendix A.1; Chen et al. 2023,
 arXiv:2302.01318, theorem 1.
@@ -41,15 +41,15 @@ def accept(p: np.ndarray, q: np.ndarray, x: int, u: float) -> bool:
     Parameters
     ----------
     p, q : (V,) float64
-        The distribution that is wanted, and the one that x was drawn from.
+        The target distribution, and the one that x was drawn from.
     x : int
     u : float
-        Drawn evenly from [0, 1).
+        A uniform number from [0, 1).
 
     Returns
     -------
     bool
-        True for a share min(1, p(x) / q(x)) of all u.
+        True for u below min(1, p(x) / q(x)).
 
     Raises
     ------
@@ -68,7 +68,7 @@ def accept(p: np.ndarray, q: np.ndarray, x: int, u: float) -> bool:
 
 
 def residual(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """What p has more of than q, as a distribution: where to draw from instead.
+    """The part of p that exceeds q, as a distribution: draw from it after a rejection.
 
     Parameters
     ----------
@@ -80,12 +80,12 @@ def residual(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """
     more = np.maximum(p - q, 0)  # (V,)
     total = more.sum()
-    # Equal distributions leave nothing, but then only rounding can have rejected.
+    # If p equals q nothing is left; then only rounding can have caused the rejection.
     return more / total if total > 0 else p
 
 
 def one_hot(x: int, size: int) -> np.ndarray:
-    """The (V,) float64 distribution of a guess made without a choice."""
+    """The (V,) float64 distribution of a guess that was not drawn by chance."""
     q = np.zeros(size, dtype=np.float64)  # (V,)
     q[x] = 1
     return q
@@ -97,18 +97,18 @@ def verified(
     q: np.ndarray | None,
     rng: np.random.Generator | None,
 ) -> int:
-    """The token of one place: the guess if it is kept, else another.
+    """The token for one position: the guess if it is kept, otherwise its replacement.
 
     Parameters
     ----------
     logits : (V,) float
-        Of p.
-    x : int
-        The guess; None if there is none.
-    q : (V,) float64
-        What it was drawn from; None if there was no choice.
-    rng : np.random.Generator
-        None decides greedily: the guess does not matter then.
+        The target's; their softmax is p.
+    x : int or None
+        The guess, if there is one.
+    q : (V,) float64 or None
+        The distribution that x was drawn from; None if it was not drawn by chance.
+    rng : np.random.Generator or None
+        None decides greedily; the guess then does not matter.
 
     Returns
     -------

@@ -1,8 +1,8 @@
 """Greedy search and sampling: one token at a time, never looking back.
 
-After each step every row holds one distribution over the vocabulary.  Greedy search
-takes its peak; sampling draws a token, each as often as its probability says.
-`process` has shaped the distribution before (temperature, top-p ...).
+Each step gives every row a distribution over the vocabulary, and `process` shapes it
+(temperature, top-p ...).  Greedy search takes the likeliest token; sampling draws a
+token by its probability.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def sample(jobs: Sequence[Job]) -> Iterator[Step]:
     Parameters
     ----------
     jobs : B jobs
-        All of one model, one process, which is called on all rows at once, and one
-        cache of B rows, if any.  Each row has a prompt, limit, rule for stopping and
-        generator of its own, so that its text does not depend on its neighbours.
-        The cache's room, if one is given, ends a row with "context".
+        They share the model, the process, which is called on all rows at once, and
+        the cache of B rows, if there is one.  Each row has its own prompt, limit,
+        stopping rule and generator, so its text does not depend on its neighbours.
+        A row that fills the cache ends with "context".
 
     Yields
     ------
@@ -40,7 +40,7 @@ def sample(jobs: Sequence[Job]) -> Iterator[Step]:
     going = np.ones(B, dtype=bool)
     while going.any():
         processed = process(history, logits)
-        # The logits of rows that have ended mean nothing.
+        # The logits of rows that have ended have no meaning.
         rows = np.flatnonzero(going).tolist()
         chosen = np.zeros(B, dtype=np.int64)  # (B,)
         try:
@@ -63,7 +63,7 @@ def sample(jobs: Sequence[Job]) -> Iterator[Step]:
 def choose(
     logits: np.ndarray, rngs: Sequence[np.random.Generator | None]
 ) -> np.ndarray:
-    """The token of each row: drawn by the row's generator; the likeliest without any.
+    """Choose a token for each row: drawn by its generator, or the likeliest.
 
     Parameters
     ----------

@@ -1,12 +1,12 @@
-r"""What a schema says of its values, before any text is written.
+r"""What a schema says about values, before any text is written.
 
-Two questions come up before a schema can be written as texts.  Where does a reference
-lead?  And can two schemas fit one value?  ``oneOf`` asks for a value that fits exactly
-one of several schemas; where no two of them have a value in common, that is the same as
+Two questions come up before a schema can become texts.  What does a reference refer
+to?  And can two schemas fit one value?  ``oneOf`` requires a value that fits exactly
+one of several schemas.  If no two of them have a value in common, that is the same as
 "one of them", which is easy to write.  The second question is hard in general, so
-`disjoint` looks for reasons that it can be sure of: no common type, no common value in
-two lists, or a property that both demand with disjoint schemas.  The last is how a
-union is discriminated:
+`disjoint` looks only for certain reasons: no common type, no common value in two
+lists, or a property that both require with disjoint schemas.  The last is how unions
+are usually discriminated:
 
     {"kind": {"const": "cat"}, ...}     {"kind": {"const": "dog"}, ...}
 """
@@ -47,7 +47,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def target(name: str, root: Any) -> Any:
-    """What a JSON pointer such as ``#/$defs/node`` points to."""
+    """The schema to which a JSON pointer such as ``#/$defs/node`` points."""
     if name.partition("#")[0] or not (name == "#" or name.startswith("#/")):
         raise NotUnderstood(f"schema: $ref {name!r} points outside of the schema")
     found = root
@@ -65,8 +65,8 @@ def target(name: str, root: Any) -> Any:
 def disjoint(a: Any, b: Any, root: Any, depth: int = 8) -> bool:
     """Whether it is certain that no value fits both schemas.
 
-    It is if they have no type in common, or list values of which none is common, or
-    both demand a property whose schemas are disjoint.
+    It is certain if they have no type in common, if both list values and share none,
+    or if both require a property whose schemas are disjoint.
     """
     a, b = (followed(schema, root) for schema in (a, b))
     if not isinstance(a, Mapping) or not isinstance(b, Mapping) or depth == 0:

@@ -1,18 +1,18 @@
 """Self-speculation: the model drafts for itself, with less care.
 
-This needs no second model and no second cache.  There are two ways to take less
-care, and both work on the target's own cache:
+This needs no second model and no second cache.  There are two ways, and both work on
+the target's own cache:
 
 - *Early exit*: run only the first j layers, then the norm and the head.  Keys and
-  values of these layers depend on nothing above them, so the draft uses those that
-  are there, and what it adds is what the target would have written.
-- *Short context*: run all layers, but look back only the last w positions.  In a
-  long text most of the time goes into reading the cache; what it adds after the
-  text is approximate, and the target writes over it when it checks.
+  values of these layers do not depend on the layers above, so the draft uses those in
+  the cache, and it writes the same values as the target would.
+- *Short context*: run all layers, but look back only at the last w positions.  In a
+  long text most of the time is spent on reading the cache.  The values that the draft
+  writes after the text are approximate; the target overwrites them when it checks.
 
 Early exit pays with models trained for it: LayerSkip, Elhoushi et al. 2024,
-arXiv:2404.16710.  A draft with part of the cache is described by Sun et al. 2024,
-TriForce, arXiv:2404.11912.
+arXiv:2404.16710.  Sun et al. 2024, TriForce, arXiv:2404.11912, describe a draft that
+uses part of the cache.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def first_layers(model: Model, layers: int) -> Model:
     Raises
     ------
     ValueError
-        If the model has not so many layers, or none would be left.
+        If the model has fewer layers, or none would be left.
     """
     L = model.config.num_hidden_layers
     if not 1 <= layers <= L:

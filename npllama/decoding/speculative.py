@@ -1,20 +1,20 @@
 """Speculative decoding: guess several tokens cheaply, check them all at once.
 
-Decoding is slow because every token waits until all weights have been read from
-memory, and each is then used for a single position.  Running the model over a few
-positions reads them once, too, and so costs hardly more.  Hence: let something
-cheap, the *draft*, guess the next tokens; run the model proper, the *target*, over
-all of them in one pass; keep the guesses from the left as long as the rule of
-`rejection` allows.  At the first that is not kept, the rule has a replacement; the
-guesses after it continue a text that was not written, and are dropped.  If all
-are kept, the target's distribution after the last gives one more token for free.
+Decoding is slow because for every token all weights are read from memory, and each
+is used for a single position.  Running the model over a few positions also reads the
+weights once, and so costs hardly more.  So let something cheap, the *draft*, guess the
+next tokens; run the model itself, the *target*, over all of them in one pass; and keep
+guesses from the left as long as the rule of `rejection` allows.  The first guess that
+is not kept is replaced, and the guesses after it are dropped, since they continue
+another text.  If all are kept, the target's distribution after the last of them gives
+one more token for free.
 
-A draft can cost time, but never change the result: tokens are distributed as if
-the target alone had drawn them, and decided greedily they are the very text of
-greedy search.  If every guess is kept with probability a, n guesses bring
-1 + a + ... + a^n tokens per pass of the target.
+A draft can cost time, but it never changes the result.  Tokens are distributed as if
+the target alone had drawn them; chosen greedily, they are exactly the text of greedy
+search.  If every guess is kept with probability a, n guesses give 1 + a + ... + a^n
+tokens per pass of the target.
 
-This file holds the loop and the classic draft, a smaller model.  Others are a
+This file holds the loop and the classic draft, a smaller model.  Other drafts are a
 function each: `prompt_lookup`, `self_speculation`.
 
 Leviathan et al. 2022, arXiv:2211.17192; Chen et al. 2023, arXiv:2302.01318.
@@ -40,13 +40,13 @@ class Draft(NamedTuple):
     """Guesses for the next tokens, and where they came from."""
 
     tokens: list[int]
-    # What each was really drawn from, (V,) float64; None if there was no choice.
+    # (V,) float64 each, the distribution that it was drawn from; None without chance.
     probs: list[np.ndarray] | None = None
 
 
-# From (text, most, cache) to at most so many guesses.  The cache is the target's
-# and holds the text without its last token: a draft may write after that, but
-# must leave the length as it was.
+# From (text, most, cache) to at most `most` guesses.  The cache is the target's, and
+# holds the text without its last token.  A draft may write after that, but must leave
+# the length unchanged.
 Propose = Callable[[Sequence[int], int, KVCache], Draft]
 
 
@@ -64,10 +64,10 @@ def guesses(
     Parameters
     ----------
     draft : Job
-        `stop` says where a guess would end the text, so that none follows it;
-        `process` changes how many guesses are kept, not what comes out (if its steps
-        keep a state, it must not be the target's own function); without `rng`, each
-        guess is the likeliest token, and counts as made without a choice.
+        After a guess that ends the text by `stop`, no other is made.  `process`
+        affects how many guesses are kept, but not the result; if it keeps a state, it
+        must not be the target's own function.  Without `rng`, each guess is the
+        likeliest token, and counts as not drawn by chance.
     logits_after : function
         From a text to (1, V) float.
     text : token ids
@@ -79,7 +79,7 @@ def guesses(
     for _ in range(most):
         logits = draft.process([guessed], logits_after(guessed))[0]  # (V,)
         if not (logits > -np.inf).any():
-            break  # nothing can follow what was guessed, but perhaps what is written
+            break  # nothing can follow the guesses, but something may follow the text
         if draft.rng is None:
             guessed.append(int(logits.argmax()))
         else:
@@ -93,7 +93,7 @@ def guesses(
 def assisted(draft: Job) -> Propose:
     """Guess with a smaller model of the same vocabulary.
 
-    It has a cache of its own, which is rolled back to what was kept of its guesses.
+    It has its own cache, which is rolled back to the guesses that were kept.
 
     Parameters
     ----------
@@ -120,8 +120,8 @@ def speculate(job: Job, propose: Propose, num_assistant_tokens: int) -> Iterator
     Parameters
     ----------
     job : Job
-        Of the target.  `process` is called once for every new token, on the text
-        before it, as by plain decoding: a step that keeps a state (mirostat, a
+        The target's.  `process` is called once for every new token, on the text
+        before it, as in plain decoding.  So a step with a state (mirostat, a
         watermark) never sees a guess that was not kept.
     propose : function
         The draft: `assisted`, `prompt_lookup`, `early_exit`, `short_context`.
@@ -170,7 +170,7 @@ def speculate(job: Job, propose: Propose, num_assistant_tokens: int) -> Iterator
 def check(
     draft: Draft, logits: np.ndarray, new: list[int], decide: Callable, ends: Stop
 ) -> tuple[list[int], str | None]:
-    """Go through the guesses from the left, up to the first that is not kept.
+    """Check the guesses from the left, up to the first that is not kept.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ def check(
         New tokens to the reason for ending, or None.
     """
     tokens: list[int] = []
-    # After the last guess there is none to check: the token for free.
+    # After the last guess comes the free token, for which there is no guess.
     for i, x in enumerate([*draft.tokens, None]):
         q = None if draft.probs is None or x is None else draft.probs[i]
         tokens.append(decide(new + tokens, logits[i], x, q))
@@ -196,11 +196,11 @@ def check(
 
 
 def without_stretching(model: Model, cache: KVCache) -> int:
-    """Tokens up to which a block gives the logits that its tokens give one by one.
+    """Tokens up to which a block gives the same logits as its tokens one by one.
 
-    Dynamic RoPE turns a whole block at the speed of its last position once it
-    reaches beyond the trained length, longrope where it crosses it: from there on,
-    nothing can be guessed.
+    Dynamic RoPE rotates a whole block by the speed of its last position once it
+    reaches beyond the trained length, and longrope does so where a block crosses that
+    length.  From there on, nothing can be guessed.
     """
     limit, rope = longest(model, cache), model.config.rope
     if rope.rope_type == "dynamic":

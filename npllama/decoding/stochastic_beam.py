@@ -2,10 +2,10 @@ r"""Stochastic beam search: draw several texts at once, no two of them equal.
 
 Adding independent Gumbel noise to the log-probabilities of all possible texts and
 taking the k largest draws k texts *without replacement*.  There are far too many
-texts to list, but the noise can be made from the top down: the largest noisy value
-below a node of the tree of texts is itself Gumbel distributed, so each node's
-children are drawn under the condition that their largest equals the value that the
-node was given.  A beam search by these noisy values then finds the k largest
+texts to list them, but the noise can be drawn from the top of the tree of texts
+down.  The largest noisy value below a node is itself Gumbel distributed; so draw the
+values of a node's children under the condition that the largest of them equals the
+value of the node.  A beam search by these noisy values then finds the k largest
 leaves exactly.
 """
 
@@ -36,16 +36,16 @@ def stochastic_beam_search(job: Job, num_beams: int) -> list[Hypothesis]:
     Parameters
     ----------
     job : Job
-        With `rng`.  `process` is given logits, and what it returns is normalised.
+        With `rng`.  `process` takes logits, and its result is normalised.
     num_beams : int
-        How many texts to draw; fewer are returned if there are not as many.
+        How many texts to draw; fewer are returned if there are fewer.
 
     Returns
     -------
     list of Hypothesis
         The score of each is its log-probability under the processed distributions.
         They come in the order of the draw: the first is an ordinary sample, the
-        second one of what is left without the first, and so on.
+        second is a sample of all texts except the first, and so on.
 
     References
     ----------
@@ -63,7 +63,7 @@ def stochastic_beam_search(job: Job, num_beams: int) -> list[Hypothesis]:
             for parent, draw in enumerate(growing)
             for child in grow(draw, parent, log_probs[parent], num_beams, job.rng)
         ]
-        # Texts that have ended go on competing, with the noise they have.
+        # Texts that have ended keep their noise, and still compete.
         kept = sorted(ended + children, key=lambda draw: -draw.noisy)[:num_beams]
         kept = [_judge(draw, job.stop, longest) for draw in kept]
         ended = [draw for draw in kept if draw.reason]
@@ -119,7 +119,7 @@ def noise_with_maximum(
 
 
 def _judge(draw: Draw, stop: Stop, longest: int) -> Draw:
-    """Mark a text that ends here; its parent is of no use any more."""
+    """Mark a text that ends here."""
     if draw.reason:
         return draw
     reason = stop(draw.tokens) or ("length" if len(draw.tokens) >= longest else None)

@@ -1,11 +1,11 @@
 """When to stop: the end token, a string, the clock, or the caller's own rule.
 
-A rule is a function from the new tokens of a row to the reason for ending, or
-None; rules are combined by asking one after the other.
+A rule is a function from the new tokens of a row to the reason for ending, or None.
+Several rules are asked one after the other.
 
-A stop string may begin in the middle of a token and end in another, so it is looked
-for in the bytes of the text, not among the tokens.  Only the tail needs a look at
-each step: an earlier end would have stopped the row then.
+A stop string may begin in the middle of one token and end in another, so it is
+looked for in the bytes of the text, not among the tokens.  Each step needs to look
+only at the last bytes, since an earlier match would have stopped the row already.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def at_strings(tokenizer: Tokenizer, strings: Sequence[str]) -> Stop:
         if not tokens:
             return None
         last = tokenizer.token_bytes(tokens[-1])
-        # The string must end within the last token, so it begins this far back.
+        # A string that ends within the last token begins at most so far back.
         need = max(map(len, needles)) + len(last) - 1
         tail, at = last, len(tokens) - 1
         while len(tail) < need and at > 0:
@@ -43,7 +43,7 @@ def at_strings(tokenizer: Tokenizer, strings: Sequence[str]) -> Stop:
 
 
 def after_seconds(seconds: float, clock: Callable[[], float] = time.monotonic) -> Stop:
-    """Stop once so much time has passed since now: "time"."""
+    """Stop when so many seconds have passed from now: "time"."""
     end = clock() + seconds
     return lambda tokens: "time" if clock() >= end else None
 
@@ -64,13 +64,13 @@ def trim(text: str, strings: Sequence[str]) -> str:
 
 
 class Trimmer:
-    """Trims a text that comes in pieces: holds back what may begin a stop string."""
+    """Trims a text that comes in pieces; holds back the beginning of a stop string."""
 
     def __init__(self, strings: Sequence[str]):
         self.strings, self.held, self.ended = strings, "", False
 
     def push(self, piece: str) -> str:
-        """What can be shown for certain; nothing once a stop string has come."""
+        """The text that is certain now; nothing once a stop string has come."""
         if self.ended:
             return ""
         text = self.held + piece
@@ -83,7 +83,7 @@ class Trimmer:
         return text[: len(text) - keep]
 
     def flush(self) -> str:
-        """The rest, once it is known that nothing follows."""
+        """The text held back, when nothing follows."""
         rest, self.held = self.held, ""
         return rest
 

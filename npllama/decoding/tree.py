@@ -1,11 +1,11 @@
 """Several continuations of one text, checked in one pass.
 
-Tokens after a text need not be one continuation.  Lay several of them out in one
-block, as the branches of a tree; tell each token where it stands, for RoPE, and let
-it see the text and its own branch only.  Then every token has the keys, values and
-logits that it would have if nothing but its branch had been run: *tree attention*.
+One block of tokens can hold several continuations of a text, as the branches of a
+tree.  Give each token its position, for RoPE, and let it see only the text and its
+own branch.  Then every token has the keys, values and logits that it would have if
+its branch had been run alone: *tree attention*.
 
-When one branch has been chosen, what the cache holds of it is moved together.
+When a branch has been chosen, its keys and values are moved together in the cache.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def run_tree(
     visible: np.ndarray,
     cache: KVCache,
 ) -> np.ndarray:
-    """Run a block of tokens that do not all follow one another.
+    """Run a block of tokens that are branches of a tree.
 
     Writes into the cache, in the order of the block.
 
@@ -38,7 +38,7 @@ def run_tree(
     model : Model
     tokens : T token ids
     step : (T,) int64
-        Where each stands: positions after those in the cache.
+        The position of each, counted from the end of the cache.
     visible : (T, T) bool
         Row t is what token t sees of the block, itself included.
     cache : KVCache
@@ -59,7 +59,7 @@ def run_tree(
 def masked(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, start: int, visible: np.ndarray
 ) -> np.ndarray:
-    """Attention to the whole text, and in the block to what is visible.
+    """Attention to the whole text, and to the visible tokens of the block.
 
     Parameters
     ----------
@@ -90,14 +90,14 @@ def follow(
     decide: Callable[[list[int], np.ndarray], int],
     ends: Stop,
 ) -> tuple[list[int], list[int], str | None]:
-    """Let the target write, as long as some branch has run its token already.
+    """Let the target write, as long as some branch contains its token.
 
     Parameters
     ----------
     branches : sequence of tuples of token ids
         All of one length, one after the other in the block.
     offset : int
-        Where in the block the first of them begins.
+        Index in the block at which the first of them begins.
     logits : (T, V) float
     new : token ids
         What was generated before.
@@ -110,7 +110,7 @@ def follow(
     -------
     tokens : list of int
     slots : list of int
-        Where in the block those of them stand that had been guessed.
+        Indices in the block of the tokens that had been guessed.
     reason : str, or None if the text goes on
     """
     tokens: list[int] = []
@@ -129,7 +129,7 @@ def follow(
 
 
 def keep(cache: KVCache, S: int, slots: Sequence[int]) -> None:
-    """Move a branch to where it belongs, and forget the rest of the block.
+    """Move a branch to the end of the text, and drop the rest of the block.
 
     Writes into the cache.
 
@@ -139,7 +139,7 @@ def keep(cache: KVCache, S: int, slots: Sequence[int]) -> None:
     S : int
         Positions of the text, that of the block's first token included.
     slots : list of int
-        Where in the block the tokens of the branch stand, rising.
+        Indices in the block of the tokens of the branch, rising.
     """
     source = [S - 1 + slot for slot in slots]
     for array in (cache.k, cache.v):
