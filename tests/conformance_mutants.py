@@ -108,7 +108,7 @@ UNSEEN = {
     "input that is to be refused": [
         ("draw", "((u >= 0) & (u <= 1)).all()"),
         ("rows", "if logits.max() == np.inf:"),
-        ("rows", "outside = (found < -size) | (found >= size)"),
+        ("rows", "outside = (array < -size) | (array >= size)"),
     ],
     # Distributions add up to 1 and are not as small as rounding.
     "weights in place of probabilities": [

@@ -239,8 +239,8 @@ MUTANTS += [
     (GUIDED, "nodes[longer[ends]] = passed + place[ends]",
      "nodes[longer[ends]] = place[ends]", MASK),
     # a text is read on from another one
-    (GUIDED, "known = known if known in self.texts else ()",
-     "known = known if known in self.texts else text",
+    (GUIDED, "before = before if before in self.texts else ()",
+     "before = before if before in self.texts else text",
      GUIDE + "test_texts_are_read_from_what_is_known_of_them"),
     # the tree outlives its tokenizer; or every prompt has its own
     (GUIDED, "        finalize(tokenizer, _VOCABULARIES.pop, key)\n", "", ONCE),

@@ -102,8 +102,8 @@ MUTANTS = [
     ),
     (
         ROWS,
-        "outside = (found < 0) | (found >= size)",
-        "outside = (found < -size) | (found >= size)",
+        "outside = (array < 0) | (array >= size)",
+        "outside = (array < -size) | (array >= size)",
         T_PENALTIES + "test_an_option_out_of_range_is_named",
     ),
     # temperature

@@ -58,7 +58,14 @@ def test_the_title_page_names_every_chapter_and_every_sampler():
     page = s.__doc__
     for chapter in FOLDER.glob("[a-z]*.py"):
         assert chapter.stem in page, chapter.stem
-    helpers = {"Step", "Detection", "GreenList", "SynthID", "SynthIDState", "sample"}
+    helpers = {
+        "MirostatStep",
+        "Detection",
+        "GreenList",
+        "SynthID",
+        "SynthIDState",
+        "sample",
+    }
     helpers |= {"softmax", "log_softmax", "greedy", "apply", "distribution"}
     helpers |= {"SynthIDDetector", "NothingLeft"}
     for name in set(s.__all__) - helpers:

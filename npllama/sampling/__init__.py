@@ -1,19 +1,18 @@
 r"""Chapter 13: from logits to logits to a token.
 
 The model gives V logits for the next token. A *sampler* is a function from
-logits to logits: it changes values or removes tokens (logit minus infinity).
-A chain of samplers is followed by one draw.
+logits to logits: it changes values, or removes tokens (logit minus infinity).
+After a chain of samplers, one token is drawn.
 
     logits = temperature(logits, 0.8)
     logits = top_p(top_k(logits, 40), 0.95)
     token = sample(logits, np.random.default_rng(1))
 
-Logits have shape (..., V), rows of a batch do not see each other, nothing is
-written into, the type (float16, float32 or float64) stays, survivors keep
-their value. Where an idea needs
-the text so far it takes `tokens`, one history of shape (T,) or a list of B.
-Where it needs chance it takes u, a number in [0, 1), or a `Generator`. State is
-a value passed in and handed back. NaN is an error everywhere but in
+Logits have shape (..., V). Rows of a batch do not see each other, inputs are not
+changed, the type (float16, float32 or float64) stays, and kept tokens keep their
+value. A sampler that needs the text so far takes `tokens`, one history of shape
+(T,) or a list of B. One that needs chance takes u, a number in [0, 1), or a
+`Generator`. State is passed in and returned. NaN is an error everywhere except in
 `remove_invalid_values`.
 
     `rows`         what all samplers share
@@ -22,14 +21,14 @@ a value passed in and handed back. NaN is an error everywhere but in
     `truncation`   cut off the tail: by rank, by mass, by probability
     `entropy`      cut off the tail: by the shape of the distribution
     `mirostat`     truncation with feedback
-    `penalties`    what was said already
-    `repeats`      whole passages that were said already
+    `penalties`    tokens that occurred already
+    `repeats`      whole passages that occurred already
     `bias`         words to favour or forbid
     `constraints`  what must and must not come, and when
     `guidance`     the prompt against no prompt
     `watermark`    a mark in the draw
-    `synthid`      one that leaves the odds alone
-    `synthid_detector`  what sees it
+    `synthid`      a mark that does not change the odds
+    `synthid_detector`  how it is detected
     `chain`        the everyday chain
 
 Names, and who differs
@@ -124,7 +123,7 @@ from npllama.sampling.entropy import (
 )
 from npllama.sampling.guidance import classifier_free_guidance
 from npllama.sampling.mirostat import (
-    Step,
+    MirostatStep,
     mirostat_1,
     mirostat_2,
     mirostat_start,
@@ -162,8 +161,8 @@ from npllama.sampling.watermark import Detection, GreenList, detect_watermark, w
 __all__ = [
     "Detection",
     "GreenList",
+    "MirostatStep",
     "NothingLeft",
-    "Step",
     "SynthID",
     "SynthIDDetector",
     "SynthIDState",

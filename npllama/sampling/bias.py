@@ -1,7 +1,7 @@
 r"""Biases: make chosen tokens and sequences more or less likely.
 
-A bias is added to a logit, which multiplies the odds of the token by e to that
-number: +1 makes it 2.7 times as likely against any other. Minus infinity
+A bias b is added to a logit, which multiplies the odds of the token by e to the
+power b: +1 makes it 2.7 times as likely relative to any other. Minus infinity
 forbids it. Biases add up, so their order does not matter.
 """
 
@@ -31,12 +31,12 @@ def sequence_bias(
     tokens : (T,) int, or B of them
         Prompt and output. vLLM looks for bad words in the output only.
     bias : mapping from tuples of ids to float
-        A sequence of one id is always about to be completed. -inf forbids.
+        A sequence of one id applies at every step. -inf forbids.
 
     Returns
     -------
     (V,) or (B, V) float
-        Where several sequences end in the same token, their biases add up.
+        The biases of sequences that end in the same token add up.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def sequence_bias(
         text = tuple(history.tolist())
         added = np.zeros(row.size, np.float64)
         for (*begin, last), amount in bias.items():
-            # An empty beginning ends every text; [-0:] would be all of it.
+            # Every text ends with the empty beginning; [-0:] would be all of it.
             if text[max(len(text) - len(begin), 0) :] == tuple(begin):
                 added[last] += amount
         return np.where(added == 0, row, row + added.astype(row.dtype))
@@ -106,7 +106,7 @@ def bad_words(
         Prompt and output. vLLM matches the output only.
     bad_words_ids : sequences of ids
     eos_token_id : int or (n,) int
-        A forbidden sequence that is just an end token is passed over, for a
+        A forbidden sequence that is just an end token is ignored; otherwise a
         text could never end.
 
     Returns

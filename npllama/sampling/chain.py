@@ -1,8 +1,8 @@
 """The everyday chain: temperature, then top-k, then top-p, then a draw.
 
 Samplers are functions from logits to logits, so a chain of them is a list, and
-running it is a loop. What the order of the list does to the result is told on
-the title page of this part.
+running it is a loop. The title page of this chapter says how the order of the list
+changes the result.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,8 +1,8 @@
 r"""Constraints: what a text may, must and must not hold.
 
-A constraint knows nothing of probabilities: it removes tokens, or all others.
-Most of them depend on the length of the text so far, prompt included as in
-transformers; a batch may pass one length for all rows, or one for each.
+A constraint does not look at probabilities: it removes tokens, or all others.
+Most constraints depend on the length of the text so far, which includes the prompt,
+as in transformers; a batch may pass one length for all rows, or one for each.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def suppress(logits: ArrayLike, suppress_tokens: ArrayLike) -> Row:
 
 
 def _where(rows: NDArray[np.bool_], then: Row, otherwise: Row) -> Row:
-    """Choose whole rows: `then` where true; one truth may stand for all rows."""
+    """Choose whole rows: `then` where true; one truth may apply to all rows."""
     if rows.ndim and rows.shape != otherwise.shape[:-1]:
         raise ValueError(
             f"lengths have shape {rows.shape}, but the rows are {otherwise.shape[:-1]}"
@@ -148,13 +148,13 @@ def _force(logits: Row, ids: Ids) -> Row:
 
 
 def forced_bos(logits: ArrayLike, length: Lengths, bos_token_id: int) -> Row:
-    """Force the token that follows the very first one.
+    """Force the second token of the text.
 
     Parameters
     ----------
     logits : (..., V) float
     length : int or (...) int
-        Tokens so far; the rule applies at 1, which suits encoder-decoder
+        Tokens so far; the rule applies at 1. It is made for encoder-decoder
         models, whose output starts from one token.
     bos_token_id : int
 
@@ -175,7 +175,7 @@ def forced_bos(logits: ArrayLike, length: Lengths, bos_token_id: int) -> Row:
 def forced_eos(
     logits: ArrayLike, length: Lengths, max_length: int, eos_token_id: ArrayLike
 ) -> Row:
-    """Force the end at the last position there is.
+    """Force an end token at the last position.
 
     Parameters
     ----------
@@ -184,7 +184,7 @@ def forced_eos(
         Tokens so far; the rule applies at max_length - 1.
     max_length : int
     eos_token_id : int or (n,) int
-        Of several, each gets an equal chance.
+        Several get equal chances.
 
     Returns
     -------
@@ -234,7 +234,9 @@ def prefix_allowed_tokens(
     *,
     num_beams: int = 1,
 ) -> Row:
-    """Allow what a function of the text so far allows: the door for grammars.
+    """Allow the tokens that a function of the text so far returns.
+
+    Grammars can be written as such functions.
 
     Parameters
     ----------
@@ -243,14 +245,14 @@ def prefix_allowed_tokens(
     prefix_allowed_tokens_fn : function of a batch number and its tokens
         Returns the ids that may follow.
     num_beams : int
-        So many rows in a row belong to one batch number.
+        Number of consecutive rows that belong to one batch number.
 
     Returns
     -------
     (V,) or (B, V) float
-        Where earlier samplers removed all that is allowed, in all beams of a
-        batch number, the allowed tokens come back with logit 0
-        (transformers 5; version 4 left such rows empty).
+        If earlier samplers removed all allowed tokens, in all beams of a batch
+        number, the allowed tokens come back with logit 0 (transformers 5;
+        version 4 left such rows empty).
 
     Raises
     ------
@@ -282,8 +284,8 @@ def prefix_allowed_tokens(
 def remove_invalid_values(logits: ArrayLike) -> Row:
     """Replace NaN by 0 and infinities by the largest finite numbers.
 
-    Every other function here refuses NaN and plus infinity; this one is for
-    those who would rather go on than know.
+    Every other sampler refuses NaN and plus infinity; this one hides such errors,
+    so that generation can continue.
 
     Parameters
     ----------
@@ -292,8 +294,8 @@ def remove_invalid_values(logits: ArrayLike) -> Row:
     Returns
     -------
     (..., V) float
-        Removed tokens come back, with a logit so low that they are never
-        drawn while any other is left.
+        Removed tokens come back, with a logit so low that they are never drawn
+        while another token remains.
     """
     logits = np.asarray(logits)
     if not np.issubdtype(logits.dtype, np.floating):

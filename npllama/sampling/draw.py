@@ -4,16 +4,16 @@ The logits l of one row mean the distribution
 
 $$p_i = e^{l_i} / \sum_j e^{l_j}$$
 
-There are two ways to get one token out of it. *Greedy* decoding takes the
-most probable. *Sampling* takes token i with probability p_i, and a computer
-does that by inverting the cumulative distribution: lay the probabilities end
-to end on the interval [0, 1), throw a uniform u, and see whose piece it hits.
-The randomness is only in u, so `draw` is a pure function, and any other
-implementation given the same u can be held to the same token.
+There are two ways to choose a token. *Greedy* decoding takes the most probable.
+*Sampling* takes token i with probability p_i, by inverting the cumulative
+distribution: lay the probabilities end to end on the interval [0, 1), draw a
+uniform u, and take the token on whose piece u falls. Only u is random. So `draw`
+is a pure function, and any other implementation must find the same token from the
+same u.
 
-Other libraries reach the same distribution by other roads, and so another
-token from the same seed: torch's multinomial and vLLM take
-argmax(p_i / E_i) with exponential noise E, which is the Gumbel-max trick.
+Other libraries draw from the same distribution in other ways, so the same seed
+gives them another token: torch's multinomial and vLLM take argmax(p_i / E_i) with
+exponential noise E, which is the Gumbel-max trick.
 """
 
 import numpy as np
@@ -29,11 +29,11 @@ Probs = NDArray[np.float64]
 class NothingLeft(ValueError):
     """Every token of a row is removed, so there is none to choose."""
 
-    row = 0  # which row, where a token is chosen for several
+    row = 0  # which row of several
 
 
 def below_peak(values: NDArray) -> Probs:
-    """Return the n finite logits of a row less their maximum, in float64."""
+    """Subtract from the n finite logits of a row their maximum, in float64."""
     if not values.size:
         raise NothingLeft("every token of a row is removed: all its logits are -inf")
     # Subtracting the maximum changes no probability and keeps exp from overflow.
@@ -60,7 +60,7 @@ def softmax(logits: ArrayLike) -> Probs:
     logits = checked(logits)
     probs = np.zeros(logits.shape, np.float64)
     for index in np.ndindex(logits.shape[:-1]):
-        # Only the tokens that are left: after top-k they are few of very many.
+        # Only the remaining tokens: after top-k they are few of very many.
         left = logits[index] > -np.inf
         mass = np.exp(below_peak(logits[index][left]))
         probs[index][left] = mass / mass.sum()
@@ -115,8 +115,8 @@ def greedy(logits: ArrayLike) -> NDArray[np.intp]:
 
 
 def _draw_row(probs: Probs, u: float) -> int:
-    # Only tokens with a probability above 0 are laid on the interval, so that
-    # neither u = 0 nor rounding at the far end can select one without.
+    # Only tokens with a probability above 0 lie on the interval, so neither u = 0
+    # nor rounding at its end can select a removed token.
     possible = np.flatnonzero(probs > 0)
     if not probs.min() >= 0 or not possible.size:
         raise ValueError(
@@ -135,7 +135,7 @@ def draw(probs: ArrayLike, u: ArrayLike) -> NDArray[np.intp]:
     Parameters
     ----------
     probs : (..., V) float64
-        Non-negative; rows are divided by their sum, so weights will do.
+        Non-negative; rows need not add up to 1, since they are normalised.
     u : (...) float64
         One number in [0, 1) per row.
 
@@ -148,7 +148,7 @@ def draw(probs: ArrayLike, u: ArrayLike) -> NDArray[np.intp]:
     ------
     ValueError
         If u lies outside [0, 1) or has another shape than the rows, if a
-        probability is negative or NaN, or if all of a row are 0.
+        probability is negative or NaN, or if a row is all 0.
     """
     probs, u = np.asarray(probs, np.float64), np.asarray(u, np.float64)
     if u.shape != probs.shape[:-1]:

@@ -1,13 +1,13 @@
 r"""Truncation by the shape of the whole distribution.
 
 How many tokens are sensible depends on how sure the model is. The usual
-measure of that is the entropy, the mean surprise of a draw,
+measure is the entropy, the mean surprise of a draw,
 
 $$H = -\sum_i p_i \ln p_i$$
 
 in nats: 0 where one token is certain, ln V where all are equal. The samplers
-of this chapter draw their line from the entropy (`typical_p`, `eta_cutoff`,
-`top_h`), from the spread of the logits (`top_n_sigma`), or from where the
+of this chapter set their limit by the entropy (`typical_p`, `eta_cutoff`,
+`top_h`), by the spread of the logits (`top_n_sigma`), or by the place where the
 sorted probabilities flatten out (`tail_free`).
 """
 
@@ -21,9 +21,9 @@ from npllama.sampling.draw import Probs, log_softmax, softmax
 from npllama.sampling.rows import Row, keep_only, one_of
 from npllama.sampling.truncation import Mask, at_least_one, kth_largest, largest
 
-# The last bits of exponentials, logarithms and their sums differ from one build of
-# NumPy to the next.  Numbers this near, relative to their size, count as equal: so
-# what is equal in exact arithmetic is decided alike everywhere.
+# The last bits of exponentials, logarithms and their sums differ between builds of
+# NumPy. Numbers this near, relative to their size, count as equal, so ties of exact
+# arithmetic are decided alike everywhere.
 EQUAL = 2.0**-49
 
 
@@ -33,7 +33,7 @@ def _entropy(logp: Probs) -> float:
 
 
 def _levels(values: Probs) -> NDArray[np.intp]:
-    """Number n values from the least on; what only rounding parts gets one number."""
+    """Number n values in ascending order; those equal up to rounding get one number."""
     order = np.argsort(values)
     rises = np.diff(values[order]) > EQUAL * (1 + values[order][1:])
     levels = np.zeros(values.size, np.intp)
@@ -51,7 +51,7 @@ def typical_p(
     r"""Keep the tokens whose surprise is nearest to the expected surprise.
 
     Tokens are sorted by $|-\ln p_i - H|$ and kept until they hold the mass.
-    The most probable token may go: it can be too predictable to be typical.
+    The most probable token may be removed: it can be too predictable to be typical.
 
     Parameters
     ----------
@@ -59,9 +59,9 @@ def typical_p(
     mass : float
         In (0, 1]; 1 keeps all.
     convention : {"transformers", "llama.cpp"}
-        "transformers" stops once the sum is >= mass and keeps every token as
-        near as the last one. "llama.cpp" stops once it is > mass and cuts
-        through tokens that are equally near, lowest ids first.
+        "transformers" stops once the sum is >= mass, and keeps every token as
+        near as the last one. "llama.cpp" stops once it is > mass, and of tokens
+        that are equally near keeps the lowest ids first.
     min_tokens_to_keep : int
         Keep at least this many of the nearest.
 
@@ -102,7 +102,7 @@ def typical_p(
 def eta_cutoff(
     logits: ArrayLike, epsilon: float, *, min_tokens_to_keep: int = 1
 ) -> Row:
-    r"""Keep the tokens above a threshold that falls where the model is unsure.
+    r"""Keep the tokens above a threshold, which is lower if the model is unsure.
 
     $$p_i \ge \eta = \min(\epsilon, \sqrt{\epsilon} \, e^{-H})$$
 
@@ -112,8 +112,8 @@ def eta_cutoff(
     epsilon : float
         In (0, 1); useful values are 3e-4 to 4e-3.
     min_tokens_to_keep : int
-        The most probable ones, with all that equal the last of them, stay in
-        any case.
+        So many of the most probable tokens always stay, and all tokens equal to
+        the last of them.
 
     Returns
     -------
@@ -142,7 +142,7 @@ def eta_cutoff(
 
 
 def _top_log_probs(values: Row, max_tokens: int) -> Probs:
-    """Log-probabilities of the most probable tokens among themselves, falling."""
+    """Log-probabilities of the most probable tokens, normalised, descending."""
     size = min(max_tokens, values.size)
     return log_softmax(np.sort(np.partition(values, -size)[-size:])[::-1])
 
@@ -168,19 +168,19 @@ def top_h(
     alpha : float
         In (0, 1].
     entropy : {"original", "renormalised"}
-        What is held against alpha times the entropy. "original": the sum of
-        -p ln p over the kept tokens, p as they were (transformers).
-        "renormalised": the entropy of the kept tokens among themselves, as
-        the paper defines it. Neither keeps always more than the other.
+        What is compared with alpha times the entropy. "original": the sum of
+        -p ln p over the kept tokens, with unchanged p (transformers).
+        "renormalised": the entropy of the kept tokens after normalising, as the
+        paper defines it. Either may keep more than the other.
     max_tokens : int
-        Only the most probable so many are looked at, renormalised, and no more
-        can stay; 100 in transformers.
+        Only so many of the most probable tokens are considered, normalised; the
+        others are removed. transformers: 100.
 
     Returns
     -------
     (..., V) float
         The most probable token always stays; of equals the lowest ids first.
-        At alpha = 1 transformers may lose the last of them to rounding.
+        At alpha = 1 transformers may remove the last token because of rounding.
 
     Raises
     ------
@@ -204,7 +204,7 @@ def top_h(
         allowed = alpha * held[-1] * (1 + EQUAL * held.size)
         if entropy == "renormalised":
             held = _among_themselves(held, probs)
-        # A probability that underflows to 0 adds no entropy: it must not pass.
+        # A probability that underflows to 0 adds no entropy, so it must not stay.
         count = int(np.count_nonzero((held <= allowed) & (probs > 0)))
         return largest(values, max(count, 1), "lowest")
 
@@ -216,8 +216,8 @@ def top_n_sigma(logits: ArrayLike, n: float) -> Row:
 
     $$l_i \ge \max_j l_j - n \, \sigma(l)$$
 
-    Most logits are noise around a mean, the sensible tokens stand out above
-    it. Logits and their deviation scale alike, so temperature does not change
+    Most logits are noise around a mean, and sensible tokens stand out above it.
+    Temperature scales the logits and their deviation alike, so it does not change
     which tokens stay.
 
     Parameters
@@ -229,9 +229,9 @@ def top_n_sigma(logits: ArrayLike, n: float) -> Row:
     Returns
     -------
     (..., V) float
-        The deviation is that of the tokens that are left (llama.cpp counted
-        the removed ones until its pull request 13344), divided by their
-        number, not by one less.
+        The deviation is that of the remaining tokens (llama.cpp included removed
+        ones until its pull request 13344), divided by their number, not by one
+        less.
 
     Raises
     ------
@@ -272,8 +272,8 @@ def tail_free(
 ) -> Row:
     """Cut off the tail where the sorted probabilities stop bending.
 
-    The second differences of the sorted probabilities, made positive and
-    adding up to 1, are summed from the top until the sum exceeds z.
+    The absolute second differences of the sorted probabilities, divided by their
+    sum, are added from the top until the sum exceeds z.
 
     Parameters
     ----------
@@ -289,8 +289,8 @@ def tail_free(
     Returns
     -------
     (..., V) float
-        Rows of one or two tokens stay as they are; of equals the lowest ids
-        are kept first.
+        Rows of one or two tokens do not change; of equals the lowest ids are kept
+        first.
 
     Raises
     ------

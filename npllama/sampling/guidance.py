@@ -1,13 +1,13 @@
 r"""Classifier-free guidance: follow the prompt more than the model would.
 
-The same model is asked twice, once with the prompt and once without it (or
-with a *negative* prompt that says what is not wanted), and the difference
-between the two answers is stretched:
+The same model runs twice, once with the prompt and once without it (or with a
+*negative* prompt, which describes what is not wanted), and the difference between
+the two results is stretched:
 
 $$\log p = \log p_u + \gamma \, (\log p_c - \log p_u)$$
 
-At gamma 1 that is the answer with the prompt, at 0 the one without; above 1 it
-moves further in the direction in which the prompt changed the answer.
+Gamma 1 gives the result with the prompt, gamma 0 the result without it. Above 1
+the result moves further in the direction in which the prompt changed it.
 """
 
 import math
@@ -22,23 +22,23 @@ from npllama.sampling.rows import Row, checked
 def classifier_free_guidance(
     logits: ArrayLike, unconditional: ArrayLike, guidance_scale: float
 ) -> Row:
-    """Extrapolate from the unconditional log-probabilities through the others.
+    """Extrapolate from unconditional to conditional log-probabilities and beyond.
 
     Parameters
     ----------
     logits : (..., V) float
         With the prompt.
     unconditional : (..., V) float
-        Without it; transformers takes the prompt's last token for its context
-        where no negative prompt is given.
+        Without it; if there is no negative prompt, transformers uses the prompt's
+        last token as context.
     guidance_scale : float
         gamma, finite.
 
     Returns
     -------
     (..., V) float
-        Not normalised again, as in transformers. A token that either row has
-        removed stays removed (NaN in transformers).
+        Not normalised, as in transformers. A token that is removed in either row
+        is removed (NaN in transformers).
 
     Raises
     ------

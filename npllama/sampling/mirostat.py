@@ -1,10 +1,10 @@
 r"""Mirostat: truncation that steers towards a chosen surprise.
 
-With a fixed top-k or top-p, long texts drift: into repetition, where every
-token is expected, or into confusion, where none is. Mirostat holds the mean
-surprise per token, $-\log_2 p$ in bits, at a target tau by feedback. Its state
-is one number per text, mu, the surprise it currently tolerates, which starts at
-2 tau; after each token it is moved against the error:
+With a fixed top-k or top-p, long texts drift into repetition, where every token
+is expected, or into confusion, where no token is. Mirostat keeps the mean surprise
+per token, $-\log_2 p$ in bits, at a target tau by feedback. Its state is one number
+per text: mu, the surprise that it tolerates now. It starts at 2 tau, and after each
+token it moves against the error:
 
 $$\mu \leftarrow \mu - \eta \, (-\log_2 p_{token} - \tau)$$
 
@@ -12,8 +12,8 @@ Version 2 removes the tokens that surprise by more than mu. Version 1, the
 paper's, estimates the exponent of the Zipf law that the probabilities follow
 and computes from it the k at which a top-k would have that surprise.
 
-The state is the caller's: passed in, and the next one handed back. Mirostat
-takes the place of all other truncation; temperature comes before it.
+The caller holds the state: it is passed in, and the next one is returned. Mirostat
+replaces all other truncation; temperature comes before it.
 
 References: Basu et al. 2021, arXiv:2007.14966; llama.cpp,
 ``llama_sampler_mirostat_apply`` and ``llama_sampler_mirostat_v2_apply``. Not in
@@ -31,7 +31,7 @@ from npllama.sampling.rows import Row, checked, keep_only, one_of
 from npllama.sampling.truncation import Mask, largest
 
 
-class Step(NamedTuple):
+class MirostatStep(NamedTuple):
     """A token, and the state for the next one."""
 
     token: int
@@ -58,7 +58,7 @@ def zipf_exponent(values: Row, m: int) -> float:
     Returns
     -------
     float
-        The least squares fit of the falls of ln p between neighbouring ranks.
+        The least squares fit to the differences of ln p between neighbouring ranks.
     """
     m = min(m, values.size)
     top = np.sort(np.partition(values.astype(np.float64), -m)[-m:])[::-1]
@@ -69,7 +69,7 @@ def zipf_exponent(values: Row, m: int) -> float:
 
 
 def _zipf_k(s: float, mu: float, size: int) -> float:
-    """Return the k whose top-k has surprise mu under the Zipf exponent s."""
+    """Return the k for which top-k has surprise mu, if the Zipf exponent is s."""
     # In logarithms, because 2^mu and size^-(s - 1) overflow.
     excess = (s - 1) * math.log(size)
     # excess / (1 - e^-excess) tends to 1 where s tends to 1.
@@ -95,7 +95,7 @@ def mirostat_1(
     mu : float
         The state: the surprise tolerated, in bits.
     m : int
-        How many tokens the law is fitted to; llama.cpp 100, the authors 3000.
+        Number of tokens to which the law is fitted; llama.cpp 100, the authors 3000.
     convention : {"llama.cpp", "original"}
         llama.cpp rounds k down, the authors round it and add one.
 
@@ -155,13 +155,13 @@ def mirostat_update(
     Parameters
     ----------
     logits : (V,) float
-        What the token's surprise is measured by: the truncated row (llama.cpp,
-        text-generation-webui) or the one before truncation (the authors).
+        The row that gives the token's surprise: after truncation (llama.cpp,
+        text-generation-webui), or before it (the authors).
     token : int
-        One that is left in the row.
+        One of the remaining tokens of the row.
     mu : float
     tau : float
-        The surprise aimed at, in bits; above 0.
+        The target surprise, in bits; above 0.
     eta : float
         The step of the feedback; above 0. The authors use 1.
 
@@ -192,7 +192,7 @@ def mirostat_step(
     tau: float = 5.0,
     eta: float = 0.1,
     m: int = 100,
-) -> Step:
+) -> MirostatStep:
     """Truncate, draw and update: one step of mirostat, as llama.cpp does it.
 
     Parameters
@@ -206,11 +206,11 @@ def mirostat_step(
     tau, eta : float
         Target surprise in bits and step of the feedback.
     m : int
-        Tokens that version 1 fits the Zipf law to.
+        Number of tokens to which version 1 fits the Zipf law.
 
     Returns
     -------
-    Step
+    MirostatStep
         The token and the next mu.
 
     Raises
@@ -222,4 +222,4 @@ def mirostat_step(
         raise ValueError(f"mirostat version must be 1 or 2, got {version}")
     left = mirostat_1(logits, mu, m=m) if version == 1 else mirostat_2(logits, mu)
     token = int(draw(softmax(left), u))
-    return Step(token, mirostat_update(left, token, mu, tau=tau, eta=eta))
+    return MirostatStep(token, mirostat_update(left, token, mu, tau=tau, eta=eta))

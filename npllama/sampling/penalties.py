@@ -1,16 +1,16 @@
-r"""Penalties: make less likely what the text already holds.
+r"""Penalties: make tokens less likely that the text already holds.
 
 Language models repeat themselves, and each repetition makes the next one more
-probable. A penalty lowers the logits of tokens by what came before: for having
-been there at all (`repetition_penalty`, `presence_penalty`) or for each time
-(`frequency_penalty`). The next chapter looks at whole passages. Texts that do
-not end are met by the same means, applied to one token:
-`exponential_decay_length_penalty`.
+probable. A penalty lowers the logits of tokens that occurred: once
+(`repetition_penalty`, `presence_penalty`) or for each occurrence
+(`frequency_penalty`). The next chapter looks at whole passages.
+`exponential_decay_length_penalty` changes the logit of one token, the end, against
+texts that do not end.
 
-*What counts as the text* is where libraries disagree, and here it is the
-caller who decides, by the `tokens` passed in. Hugging Face's penalties see
-prompt and output; vLLM's presence and frequency see the output only; llama.cpp
-sees its last 64 tokens, prompt included (`last_n=64`).
+Libraries disagree on which text counts. Here the caller decides, by the `tokens`
+passed in. Hugging Face's penalties see prompt and output; vLLM's presence and
+frequency penalties see the output only; llama.cpp sees the last 64 tokens, prompt
+included (`last_n=64`).
 """
 
 import math
@@ -35,14 +35,14 @@ def window_of(last_n: int | None) -> slice:
 def repetition_penalty(
     logits: ArrayLike, tokens: Tokens, penalty: float, *, last_n: int | None = None
 ) -> Row:
-    r"""Push the logits of tokens that were there towards less probability.
+    r"""Lower the probability of tokens that occurred, by scaling their logits.
 
     $$l \leftarrow l / \theta \;\text{ if } l \ge 0, \qquad
       l \leftarrow l \cdot \theta \;\text{ if } l < 0$$
 
-    Once per token, however often it occurred. The rule treats logit 0 as
-    special, though adding a constant to all logits changes no probability: on
-    log-probabilities, all below 0, it is another penalty than on logits.
+    This happens once per token, however often it occurred. The rule treats logit 0
+    as special, although adding a constant to all logits changes no probability. So
+    it acts differently on log-probabilities, which are all below 0, than on logits.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def repetition_penalty(
 def encoder_repetition_penalty(
     logits: ArrayLike, prompt: Tokens, penalty: float
 ) -> Row:
-    """Draw the output towards the words of the prompt: the penalty inverted.
+    """Make the prompt's tokens more probable: the repetition penalty inverted.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ def exponential_decay_length_penalty(
     factor: float,
     eos_token_id: ArrayLike,
 ) -> Row:
-    r"""Make the end of the text more probable the longer it has become.
+    r"""Make the end more probable, the longer the text is.
 
     $$l_{eos} \leftarrow l_{eos} + |l_{eos}| \, (f^{\,n - start} - 1)$$
 
@@ -209,7 +209,7 @@ def exponential_decay_length_penalty(
     out = checked(logits).copy()
     eos = token_ids(eos_token_id, out.shape[-1], "eos_token_id")
     late = np.maximum(np.asarray(new_tokens) - start, 0)
-    # Growth without end would turn a long text's logits into infinities.
+    # Unlimited growth would turn a long text's logits into infinities.
     most = float(np.finfo(out.dtype).max)
     with np.errstate(over="ignore"):
         growth = np.minimum(np.float64(factor) ** late - 1, most)[..., None]

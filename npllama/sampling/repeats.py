@@ -1,9 +1,9 @@
 r"""Repeated passages: penalties that look further back than one token.
 
-An *n-gram* is n tokens in a row. If the last n - 1 tokens of a text stand in
-it before, one token would now complete the same n-gram again:
-`no_repeat_ngram` forbids it outright. `dry` finds for every token how long a
-passage it would repeat, and lets the penalty grow with that length.
+An *n-gram* is n consecutive tokens. If the last n - 1 tokens of a text occurred in
+it before, one token would now complete the same n-gram again; `no_repeat_ngram`
+forbids that token. `dry` finds, for every token, the length of the passage that it
+would repeat, and its penalty grows with that length.
 
 As with all penalties, the caller decides by `tokens` what counts as the text.
 """
@@ -19,7 +19,7 @@ from npllama.sampling.rows import Row, Tokens, checked, per_history, token_ids
 
 
 def _ngram_ends(history: Ids, source: Ids, n: int) -> Ids:
-    """Return what ends those n-grams of `source` that begin as `history` ends."""
+    """Last tokens of the n-grams of `source` that begin with the end of `history`."""
     if history.size < n - 1 or source.size < n:
         return source[:0]
     ngrams = np.lib.stride_tricks.sliding_window_view(source, n)
@@ -33,7 +33,7 @@ def _ngram_size(name: str, n: int) -> None:
 
 
 def no_repeat_ngram(logits: ArrayLike, tokens: Tokens, n: int) -> Row:
-    """Remove the tokens that would complete an n-gram that stands in the text.
+    """Remove the tokens that would complete an n-gram of the text.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def _since_breaker(history: Ids, breakers: Sequence[Sequence[int]]) -> int:
 
 
 def repeat_lengths(history: ArrayLike, limit: int) -> Ids:
-    """Measure how long a repeat each token of a text would continue now.
+    """For each place of a text, measure how long a repeat would continue there.
 
     Parameters
     ----------
@@ -129,8 +129,8 @@ def repeat_lengths(history: ArrayLike, limit: int) -> Ids:
     Returns
     -------
     (T,) int64
-        At place j the number of tokens just before j that are also the last
-        tokens of the text, in the same order.
+        At place j, the number of tokens directly before j that equal the last
+        tokens of the text.
     """
     history = np.asarray(history, np.int64)
     lengths = np.zeros(history.size, np.int64)
@@ -157,7 +157,7 @@ def longest_repeats(history: Ids, size: int, breakers: Sequence[Sequence[int]]) 
     Returns
     -------
     (V,) int64
-        0 for tokens that prolong none, and for those that are breakers.
+        0 for tokens that prolong no repeat, and for breakers.
     """
     lengths = repeat_lengths(history, _since_breaker(history, breakers))
     longest = np.zeros(size, np.int64)
@@ -169,8 +169,8 @@ def longest_repeats(history: Ids, size: int, breakers: Sequence[Sequence[int]]) 
 def _largest_power(base: float) -> float:
     """The power at which a float32 penalty would overflow.
 
-    llama.cpp divides in float32, so that bases 2 and 4 reach 128 and 64: there the
-    penalty may overflow and remove the token.
+    llama.cpp divides in float32, so bases 2 and 4 reach powers of 128 and 64. There
+    the penalty may overflow and remove the token.
     """
     if not base > 1.000001:
         return math.inf
@@ -202,9 +202,9 @@ def dry(
 
     $$l_v \leftarrow l_v - m \cdot b^{\,n - a}$$
 
-    where n is the length of the longest passage that ends the text and stood
-    in it before, followed by v. It grows exponentially, so that long verbatim
-    repeats die out while names and idioms stay possible.
+    where n is the length of the longest passage with which the text ends and that
+    occurred before, followed by v. The penalty grows exponentially, so long verbatim
+    repeats disappear, while names and idioms stay possible.
 
     Parameters
     ----------
@@ -220,9 +220,8 @@ def dry(
     last_n : int, optional
         Look only at so many of the last tokens; llama.cpp 64, before that all.
     sequence_breakers : sequences of ids
-        A repeat is counted back to the last of these and no further (line
-        breaks, quotes, the marks of a chat turn); one that is a single token
-        is never penalised itself.
+        A repeat does not reach back across any of these (line breaks, quotes, the
+        marks of a chat turn). A breaker of one token is never penalised itself.
 
     Returns
     -------

@@ -1,15 +1,14 @@
-r"""One row at a time: what every sampler of this part has in common.
+r"""One row at a time: what all samplers have in common.
 
-A *row* is the model's opinion about the next token: V logits, one for each
-word of the vocabulary. Minus infinity is the one special value: that token is
-*removed*, its probability is exactly 0, and no later step may revive it.
+A *row* is the model's prediction of the next token: V logits, one for each word
+of the vocabulary. A token whose logit is minus infinity is *removed*: its
+probability is exactly 0, and no later sampler may bring it back.
 
-Every sampler is a pure function from logits to logits, defined for one row
-and applied to each row of a batch alone, so that no row can see another. Most
-of them only ask which of the tokens that are left may stay; `keep_only` puts
-the question, and guarantees for all of them what a reader should not have to
-check thirty times: nothing is written into, survivors keep their value to the
-last bit, the type stays, what was removed stays removed.
+Every sampler is a pure function from logits to logits. It is defined for one row
+and applied to each row of a batch alone, so no row can see another. Most samplers
+only decide which of the remaining tokens stay. They use `keep_only`, which
+guarantees four things for all of them: its input is not changed, kept tokens keep
+their value to the last bit, the type stays, removed tokens stay removed.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ Tokens = ArrayLike | Sequence[ArrayLike]
 
 
 def checked(logits: ArrayLike) -> Row:
-    """Return `logits` as an array after refusing what no sampler can rank.
+    """Return `logits` as an array; refuse values that cannot be ranked.
 
     Parameters
     ----------
@@ -31,12 +30,12 @@ def checked(logits: ArrayLike) -> Row:
     Returns
     -------
     (..., V) float
-        The same memory where it was an array already.
+        The same memory if it was an array already.
 
     Raises
     ------
     TypeError
-        If the numbers are not floating: minus infinity could not be written.
+        If the numbers are not floating: they could not hold minus infinity.
     ValueError
         If the last axis is empty or a value is NaN or plus infinity.
     """
@@ -63,7 +62,7 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def keep_only(logits: ArrayLike, kept: Callable[[Row], NDArray[np.bool_]]) -> Row:
-    """Remove from every row all tokens but those that `kept` selects.
+    """Remove from every row all tokens except those that `kept` selects.
 
     Parameters
     ----------
@@ -75,7 +74,7 @@ def keep_only(logits: ArrayLike, kept: Callable[[Row], NDArray[np.bool_]]) -> Ro
     -------
     (..., V) float
         The value of each kept token, minus infinity for every other. A row
-        that had no finite value is returned as it was.
+        without any finite value is returned unchanged.
     """
     logits = checked(logits)
     left = logits > -np.inf  # (..., V)
@@ -102,7 +101,7 @@ def token_ids(ids: ArrayLike, size: int, name: str) -> NDArray[np.int64]:
     size : int
         V; every id must lie in [0, V).
     name : str
-        What to call them in an error.
+        Their name in error messages.
 
     Returns
     -------
@@ -115,18 +114,18 @@ def token_ids(ids: ArrayLike, size: int, name: str) -> NDArray[np.int64]:
     ValueError
         If they are nested or one lies outside the vocabulary.
     """
-    found = np.atleast_1d(np.asarray(ids))
-    if found.size and found.dtype.kind not in "iu":
-        raise TypeError(f"{name} must be integers, got {found.dtype}")
-    if found.ndim != 1:
-        raise ValueError(f"{name} must be one list of ids, got shape {found.shape}")
-    outside = (found < 0) | (found >= size)
+    array = np.atleast_1d(np.asarray(ids))
+    if array.size and array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers, got {array.dtype}")
+    if array.ndim != 1:
+        raise ValueError(f"{name} must be one list of ids, got shape {array.shape}")
+    outside = (array < 0) | (array >= size)
     if outside.any():
-        bad = found[outside][0]
+        bad = array[outside][0]
         raise ValueError(
             f"{name} holds {bad}, but the vocabulary has ids 0 to {size - 1}"
         )
-    return found.astype(np.int64)
+    return array.astype(np.int64)
 
 
 def per_history(
@@ -150,7 +149,7 @@ def per_history(
     Raises
     ------
     ValueError
-        If there is not one history for each row, or an id is no token.
+        If there is not one history for each row, or an id is not a token.
     """
     logits = checked(logits)
     if logits.ndim > 2:

@@ -1,15 +1,15 @@
-r"""SynthID: a watermark that leaves the distribution as it was, on average.
+r"""SynthID: a watermark that does not change the distribution on average.
 
-The green list of the last chapter makes some tokens more probable at the
-expense of others. SynthID instead holds a tournament. For every key there is a
-random function g that gives each token, in its context, a 0 or a 1, and each
-layer of the tournament moves probability from the zeros to the ones:
+The green list of the last chapter makes some tokens more probable than others.
+SynthID holds a tournament instead. For every key there is a random function g that
+gives each token, in its context, a 0 or a 1, and each layer of the tournament moves
+probability from the zeros to the ones:
 
 $$p_i \leftarrow p_i \, (1 + g_i - \sum_j g_j p_j)$$
 
-Half of the keys would have given the token a 1 and half a 0, so over all keys
-the factor is 1 and the text is as good as without a mark. Whoever has the keys
-sees it all the same: `synthid_detector`.
+Half of all keys give the token a 1 and half a 0, so on average over keys the factor
+is 1, and the text is as good as without a mark. But with the keys the mark can be
+detected: `synthid_detector`.
 
 The random functions are a hash, a linear congruential generator in 64-bit
 arithmetic that wraps around, of the last tokens, the candidate and the key.
@@ -33,7 +33,7 @@ MULTIPLIER = np.int64(6364136223846793005)
 
 
 class SynthID(NamedTuple):
-    """The secrets of a SynthID watermark; transformers' names and defaults.
+    """The secrets of a SynthID watermark, with transformers' names and defaults.
 
     Attributes
     ----------
@@ -120,7 +120,7 @@ def synthid_next(state: SynthIDState, token: ArrayLike) -> SynthIDState:
 
 
 def _absorb(hashed: Ints, data: Ints) -> Ints:
-    """Stir numbers into hashes, all of the same shape or broadcast."""
+    """Mix numbers into hashes, all of the same shape or broadcast."""
     # Arrays wrap around silently, single numbers would warn: keep an axis.
     return (np.atleast_1d(hashed) + data) * MULTIPLIER + 1
 
@@ -178,11 +178,10 @@ def synthid(
     Returns
     -------
     logits : (..., V) float
-        Log-probabilities; where the context was seen before, the logits as
-        they were. Removed tokens stay removed (transformers writes the lowest
-        finite number).
+        Log-probabilities; if the context was seen before, the unchanged logits.
+        Removed tokens stay removed (transformers writes the lowest finite number).
     state : SynthIDState
-        For the next call, after `synthid_next` told it the token.
+        For the next call, after `synthid_next` has added the token.
 
     Raises
     ------

@@ -2,14 +2,14 @@ r"""Temperature: how much chance there is in a draw.
 
 $$p_i \propto e^{l_i / t}$$
 
-Temperature 1 is the model's own distribution, below 1 the probable become
-more probable, and in the limit of 0 only the greedy choice is left; above 1
-all tokens move towards equal chances. It is the one sampler that changes every
-value and removes no token.
+Temperature 1 gives the model's own distribution. Below 1 probable tokens become
+more probable, and in the limit of 0 only the greedy choice is left. Above 1 all
+tokens approach equal chances. Temperature changes every value and removes no
+token.
 
 The *order* matters. Hugging Face, vLLM and Meta divide by the temperature
-before they truncate; llama.cpp's default chain does it last, so that a high
-temperature spreads the mass over the survivors without letting in new ones.
+before they truncate. llama.cpp's default chain does it last, so a high
+temperature spreads the mass over the remaining tokens without adding others.
 """
 
 import math
@@ -47,7 +47,7 @@ def temperature(logits: ArrayLike, t: float) -> Row:
     logits = checked(logits)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         divided = logits / logits.dtype.type(t)
-    # The lowest may become -inf: their probability is 0 before and after.
+    # The lowest may become -inf: their probability was 0 already.
     if (np.isfinite(divided.max(axis=-1)) != np.isfinite(logits.max(axis=-1))).any():
         raise ValueError(
             f"dividing by temperature {t} takes the logits out of {logits.dtype}"
@@ -56,16 +56,16 @@ def temperature(logits: ArrayLike, t: float) -> Row:
 
 
 def _entropy_share(row: Row) -> float:
-    """Return the entropy of a row, as a share of what its tokens could have."""
+    """Return the entropy of a row, as a share of its largest possible value."""
     logp = log_softmax(row)
     logp = logp[logp > -np.inf]
     entropy = -(np.exp(logp) * logp).sum()
-    # Rounding can put a uniform row a hair above the largest entropy there is.
+    # Rounding can put a uniform row slightly above the largest possible entropy.
     return min(float(entropy) / math.log(logp.size), 1.0)
 
 
 def _first_maximum(row: Row) -> Row:
-    """Return a row with its greedy choice alone."""
+    """Remove all tokens of a row except its greedy choice."""
     alone = np.full_like(row, -np.inf)
     alone[row.argmax()] = row.max()
     return alone
@@ -78,9 +78,9 @@ def dynamic_temperature(
 
     $$t' = t_{min} + (t_{max} - t_{min}) \, (H / \ln n)^{exponent}$$
 
-    with H the entropy of the row, n the number of its tokens that are left,
-    and t_min, t_max = max(0, t - spread), t + spread: a sure model is cooled,
-    an unsure one heated.
+    with H the entropy of the row, n the number of its remaining tokens, and
+    t_min, t_max = max(0, t - spread), t + spread. Where the model is sure the
+    temperature falls, where it is unsure it rises.
 
     Parameters
     ----------
@@ -96,8 +96,8 @@ def dynamic_temperature(
     Returns
     -------
     (..., V) float
-        A row whose temperature comes out as 0 keeps its first maximum alone;
-        one with fewer than two tokens left is returned as it is.
+        A row whose temperature becomes 0 keeps only its first maximum; a row
+        with fewer than two remaining tokens is returned unchanged.
 
     Raises
     ------

@@ -2,19 +2,18 @@ r"""Truncation: cut off the tail before drawing.
 
 A model spreads a little probability over tens of thousands of tokens that make no
 sense, and in a text of a thousand tokens some of them are sure to be drawn.
-Truncation removes the improbable and leaves the rest as it is, here
+Truncation removes improbable tokens and leaves the others unchanged. It cuts
 
 - after a number of tokens (`top_k`),
 - after a share of the probability (`top_p`),
 - at a probability: fixed (`epsilon_cutoff`), or relative to the most probable
   token (`min_p`, `top_a`),
 
-and `xtc` cuts off the top instead. The next chapter holds those that look at
-the shape of the whole distribution.
+and `xtc` cuts off the top instead. The next chapter holds the samplers that look
+at the shape of the whole distribution.
 
-All are applied to what earlier samplers left: the probabilities are those of
-the surviving tokens, adding up to 1 again. So `top_p` after `top_k` is not
-`top_p` before it.
+Every sampler sees only the tokens that earlier ones left; their probabilities
+are normalised again. So `top_p` after `top_k` differs from `top_p` before it.
 """
 
 from collections.abc import Callable
@@ -31,7 +30,7 @@ Mask = NDArray[np.bool_]
 
 
 def at_least_one(min_tokens_to_keep: int) -> None:
-    """Raise ValueError if a sampler is allowed to remove every token."""
+    """Raise ValueError unless a sampler must keep at least one token."""
     least = min_tokens_to_keep
     if least < 1:
         raise ValueError(f"min_tokens_to_keep must be 1 or more, got {least}")
@@ -68,7 +67,7 @@ def largest(values: NDArray, count: int, ties: str) -> Mask:
 
 
 def plain_top_k(row: Row, k: int) -> Row:
-    """Top-k in its plainest form: keep what is as large as the k-th of the sorted."""
+    """Top-k in its plainest form: keep all values as large as the k-th largest."""
     kth = np.sort(row)[::-1][min(k, row.size) - 1]
     return np.where(row >= kth, row, row.dtype.type(-np.inf))
 
@@ -96,12 +95,12 @@ def top_k(
     k : int
         1 or more; at k >= V nothing is removed.
     ties : {"all", "lowest"}
-        Which of the tokens equal to the k-th stay. "all": each of them, so
-        more than k may remain (Hugging Face, vLLM). "lowest": exactly k, those
-        with the lowest ids first (llama.cpp keeps exactly k, too, and leaves
-        the choice to its partial sort).
+        Which of the tokens equal to the k-th stay. "all": all of them, so more
+        than k may remain (Hugging Face, vLLM). "lowest": exactly k, the lowest
+        ids first (llama.cpp keeps exactly k, too, but its partial sort decides
+        which).
     min_tokens_to_keep : int
-        Raises k to this number.
+        The least k.
 
     Returns
     -------
@@ -134,10 +133,10 @@ def _count_to(values: Row, enough: Callable[[Probs], int]) -> int:
     values : (n,) float
         Logits, none of them removed.
     enough : function of the running sums of the sorted probabilities
-        Returns how many to take; more than it was shown means "show me more".
+        Returns how many to take; a number above theirs asks for more of them.
     """
-    # Sorting 32,000 values to keep 50 is waste: select some hundreds, sort
-    # those, and only where they do not suffice come back for four times more.
+    # Sorting 32,000 values to keep 50 is waste: select and sort some hundreds,
+    # and four times as many if these are not enough.
     below = below_peak(values)
     total = np.exp(below).sum()
     size = 256
@@ -172,9 +171,9 @@ def top_p(
     p : float
         In [0, 1]. 0 keeps one token, 1 keeps all.
     ties : {"highest", "lowest"}
-        Which of equally probable ids are kept first: the highest (last in an
-        upward sort: Hugging Face, vLLM; but torch's keeps equals in order only up
-        to 16, so theirs is any) or lowest (llama.cpp, Meta, vLLM from 8 rows on).
+        Which of equally probable ids are kept first: the highest (the last of an
+        ascending sort: Hugging Face, vLLM; but torch sorts stably only up to 16
+        values, so in fact any) or the lowest (llama.cpp, Meta, vLLM from 8 rows).
     crossing : {"exclusive", "inclusive"}
         A token stays while the mass *before* it is < p ("exclusive": Hugging
         Face, vLLM, llama.cpp) or <= p ("inclusive": Meta, llama2.c), which is
@@ -223,8 +222,8 @@ def epsilon_cutoff(
     epsilon : float
         In (0, 1); useful values are 3e-4 to 2e-3.
     min_tokens_to_keep : int
-        The most probable ones, with all that equal the last of them, stay in
-        any case.
+        So many of the most probable tokens always stay, and all tokens equal to
+        the last of them.
 
     Returns
     -------
@@ -267,8 +266,8 @@ def min_p(logits: ArrayLike, p: float, *, min_tokens_to_keep: int = 1) -> Row:
     Returns
     -------
     (..., V) float
-        It matters what comes first: after temperature (Hugging Face, vLLM) a
-        high temperature lets more tokens in, before it (llama.cpp) it does not.
+        The order matters: if temperature comes first (Hugging Face, vLLM), a high
+        temperature keeps more tokens; if it comes last (llama.cpp), it does not.
 
     Raises
     ------
@@ -284,7 +283,7 @@ def min_p(logits: ArrayLike, p: float, *, min_tokens_to_keep: int = 1) -> Row:
         raise ValueError(f"min_p must lie in [0, 1], got {p}")
 
     def kept(values: Row) -> Mask:
-        # p_i / p_max needs no normalising: it is e to the logits' difference.
+        # p_i / p_max needs no normalising: it is e to the difference of the logits.
         close = np.exp(below_peak(values)) >= p
         return close | largest(values, min_tokens_to_keep, "lowest")
 
@@ -296,8 +295,8 @@ def top_a(logits: ArrayLike, a: float) -> Row:
 
     $$p_i \ge a \cdot (\max_j p_j)^2$$
 
-    The square makes the line fall faster than that of `min_p` where the model
-    is unsure, so that more tokens stay.
+    Where the model is unsure, the square makes this threshold lower than that of
+    `min_p`, so more tokens stay.
 
     Parameters
     ----------
@@ -346,24 +345,24 @@ def xtc(
     threshold: float = 0.1,
     min_tokens_to_keep: int = 1,
 ) -> Row:
-    """Exclude top choices: now and then remove all good tokens but the least.
+    """Exclude top choices: sometimes remove all good tokens except the least good.
 
-    Where two tokens or more reach the threshold, all of them but the least
-    probable are removed, so the text takes a turn that is less expected and
-    still sensible.
+    If two or more tokens reach the threshold, all of them except the least
+    probable are removed, so the text takes a less expected turn that is still
+    sensible.
 
     Parameters
     ----------
     logits : (..., V) float
     u : (...) float64
-        The throw of the dice, one number in [0, 1) per row; the sampler acts
-        where u < probability.
+        Uniform numbers in [0, 1), one per row; the sampler acts on a row if
+        u < probability.
     probability : float
         In [0, 1]: how often it acts.
     threshold : float
-        In [0, 1]; above 0.5 no two tokens can reach it, and nothing happens.
+        In [0, 1]; above 0.5 two tokens cannot reach it, and nothing happens.
     min_tokens_to_keep : int
-        Where fewer would remain, nothing is removed.
+        If fewer would remain, nothing is removed.
 
     Returns
     -------
