@@ -15,7 +15,7 @@ SEEN = {
     "draw": [("draw", 'side="left")')],
     "top_k": [
         ("rows", "row[row] = kept(logits[index][row]) | True"),
-        ("rows", "np.where(left, logits, np.float64(-np.inf))"),
+        ("rows", "np.where(left, logits, np.array([-np.inf]))"),
         ("truncation", "lambda values: values > kth_largest(values, k)"),
         ("truncation", "k = min(k, min_tokens_to_keep)"),
     ],
@@ -49,7 +49,7 @@ SEEN = {
         ("entropy", "saved | (oddity < oddity[order[count - 1]])"),
         ("entropy", "-logp"),
     ],
-    "typical-convention=llama.cpp": [("entropy", '"left" if cuts_ties else "right"')],
+    "typical-convention=llama.cpp": [("entropy", "mass * (1 - EQUAL)")],
     "top_h-entropy=original-ties=lowest": [
         ("entropy", "held <= allowed"),
         ("entropy", "size = values.size"),

@@ -3,14 +3,19 @@
 `dev`, the default, tries 25 examples of every law, the same ones in every run, so
 that a plain `pytest` is quick and says the same thing twice.  `ci` tries 200, new
 ones every time, and prints how to repeat a failure.  `sweep` tries 1,000 new ones: for the
-laws alone, chosen by ``-m hypothesis``, now and then.  `mutants` is `dev` without
-shrinking: where a failure is expected, nobody reads the example.
+laws alone, chosen by ``-m hypothesis``, now and then.  `mutants` tries 200, the same
+ones in every run, without shrinking: where a failure is expected, it comes early, and
+nobody reads the example.
 
     HYPOTHESIS_PROFILE=ci pytest
     HYPOTHESIS_PROFILE=sweep pytest -m hypothesis
 """
 
 import os
+
+# Of several processes, each has one core.  NumPy reads this when it is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import Phase, settings
@@ -21,7 +26,10 @@ settings.register_profile(
     "sweep", settings.get_profile("ci"), max_examples=1000, database=None
 )
 settings.register_profile(
-    "mutants", settings.get_profile("dev"), phases=(Phase.explicit, Phase.generate)
+    "mutants",
+    settings.get_profile("dev"),
+    max_examples=200,
+    phases=(Phase.explicit, Phase.generate),
 )
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "dev")
 settings.load_profile(PROFILE)

@@ -79,7 +79,8 @@ def fails(mutant, folder):
     path.write_text(text.replace(mutant.old, mutant.new, 1), encoding="utf-8")
     paths = shlex.join(map(str, [folder, ROOT / "tools", TESTS]))
     test = TESTS / mutant.test
-    arguments = ["-x", "-p", "no:cacheprovider", "-c", str(ROOT / "setup.cfg")]
+    arguments = ["-x", "-n0", "-m", "", "-p", "no:cacheprovider"]
+    arguments += ["-c", str(ROOT / "setup.cfg")]
     forget()
     with contextlib.redirect_stdout(io.StringIO()) as output:
         code = pytest.main([str(test), *arguments, "-o", f"pythonpath={paths}"])

@@ -97,7 +97,7 @@ MUTANTS = [
     (
         ROWS,
         "np.where(left, logits, logits.dtype.type(-np.inf))",
-        "np.where(left, logits, np.float64(-np.inf))",
+        "np.where(left, logits, np.array([-np.inf]))",
         T_TRUNCATION + "test_truncation_keeps_values_and_type_and_revives_nothing",
     ),
     (
@@ -246,8 +246,8 @@ MUTANTS = [
     ),
     (
         ENTROPY,
-        '"right" if cuts_ties else "left"',
-        '"left" if cuts_ties else "right"',
+        "mass * (1 + EQUAL) if cuts_ties else mass * (1 - EQUAL)",
+        "mass * (1 - EQUAL)",
         T_TRUNCATION
         + "test_the_most_probable_token_can_be_too_predictable_to_be_typical",
     ),

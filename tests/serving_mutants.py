@@ -39,7 +39,8 @@ MUTANTS = [
     ("serving/packed.py", "values, piece.start)", "values, 0 * piece.start)", ALONE),
     ("serving/packed.py", "[: s + n]", "[: s + n + 1]", ALONE),
     ("serving/pages.py", "run = np.array_equal(places, np.arange(first, first + n))",
-     "run = n > 0 and places[-1] == first + n - 1", ALONE),
+     "run = n > 0 and places[-1] == first + n - 1",
+     "tests/test_serving_packed.py::test_consecutive_places_are_read_as_a_view"),
     ("cost/counter.py", "new * (start + new) for", "new * start for", COSTS),
     ("cost/counter.py", '"mixed" if len(steps) > 1 else ', "", COSTS),
     # ---- weights that are no arrays

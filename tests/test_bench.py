@@ -85,6 +85,7 @@ def test_attention_alone_is_measured_in_time_and_memory():
     assert found["memory"]["positions"] == 128
 
 
+@pytest.mark.slow
 def test_batches_long_contexts_beams_and_start_are_measured(tiny, tmp_path):
     path = tmp_path / "tiny.npz"
     write_model(config.preset("tiny"), path, 1)
@@ -99,6 +100,7 @@ def test_batches_long_contexts_beams_and_start_are_measured(tiny, tmp_path):
     assert "decode of 3 after 5" in table(results) and "4 beams" in table(results)
 
 
+@pytest.mark.slow
 def test_decoding_is_measured_and_guesses_are_counted(tiny, monkeypatch, tmp_path):
     for name in ("LOOKUP_SIZE", "CHANCE_SIZE"):
         monkeypatch.setattr(bench, name, "tiny")

@@ -129,6 +129,7 @@ def test_a_dictionary_is_examined_as_a_factory_returns_it():
         examine({"topk": s.top_k})
 
 
+@pytest.mark.slow
 def test_an_exception_is_shown_once_and_named_where_it_comes_again():
     def breaks(logits, p):
         raise KeyError("temperature")
@@ -197,6 +198,7 @@ def test_the_command_reports_every_law_and_writes_it_down(folder):
     assert run(folder, *few, "--sampler", "their_samplers:right").returncode == 0
 
 
+@pytest.mark.slow
 def test_the_command_without_a_sampler_that_can_be_had_is_a_usage_error(folder):
     right = ("--sampler", "their_samplers:right")
     for arguments in (
@@ -411,6 +413,7 @@ def test_nothing_else_is_broken(library):
     assert broken(recorded(library)["by the kit's"]) == known
 
 
+@pytest.mark.slow
 def test_metas_report_is_what_the_kit_finds_today(as_recorded):
     from samplers import meta
 

@@ -257,6 +257,7 @@ def massive(seed):
     return rng, exact, floor(exact, model, dtype), candidate, dtype
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32))
 def test_right_backend_is_within_where_one_number_carries_all(seed):
     _, exact, floors, candidate, dtype = massive(seed)

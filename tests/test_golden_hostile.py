@@ -116,6 +116,7 @@ def hostile(arrays, meta, rng):
     return zipped(arrays, meta)
 
 
+@pytest.mark.slow
 def test_no_file_makes_the_command_stumble(members, tmp_path, capsys):
     arrays, meta = members
     paths = [str(tmp_path / name) for name in ("golden.npz", "candidate.npz")]

@@ -142,6 +142,7 @@ def test_a_prompt_that_fails_stops_the_run_and_loses_nothing(weights, tmp_path):
     assert {"0.npz", "1.npz", "2.npz"} <= set(contents(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_files(tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(f"Number {i} of them all" for i in range(8)))

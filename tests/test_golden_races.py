@@ -138,6 +138,7 @@ def test_two_commands_that_start_together_leave_a_whole_trace(tmp_path, whole):
     assert path.read_bytes() == expected and parts_of(path) == []
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_can_be_resumed_beside_its_workers(tmp_path, run_of_six):
     prompts, expected = run_of_six
     rng = random.Random(0)
@@ -163,6 +164,7 @@ def traces(folder):
     return {path.name: path.read_bytes() for path in Path(folder).glob("?????.npz")}
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_parent_that_is_killed(tmp_path, run_of_six):
     prompts, _ = run_of_six
     words = ["--prompts", prompts, "--workers", 2, "--new-tokens", 300, "-o"]
@@ -240,6 +242,7 @@ def test_a_signal_while_python_starts_leaves_nothing(tmp_path, whole, number):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_signal_to_a_run_with_workers_leaves_whole_traces(tmp_path, run_of_six):
     prompts, expected = run_of_six
     rng = random.Random(2)

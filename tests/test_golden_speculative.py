@@ -26,6 +26,7 @@ PROPOSE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAFTS)
 def test_greedy_text_is_that_of_transformers_with_the_same_draft(name):
     kept = 0

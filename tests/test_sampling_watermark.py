@@ -303,6 +303,7 @@ def test_no_text_is_seen_where_no_two_tokens_ever_meet():
     assert s.bayesian_score(g, mask, always._replace(prior=0.0)) > 0.99
 
 
+@pytest.mark.slow
 def test_detector_is_learned_from_marked_texts_and_beats_the_mean():
     rng = np.random.default_rng(5)
     keys, n = 6, 4000

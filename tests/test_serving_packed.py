@@ -170,7 +170,7 @@ def test_only_the_new_places_are_written():
 def test_consecutive_places_are_read_as_a_view():
     assert as_run(np.array([4, 5, 6])) == slice(4, 7)
     assert as_run(np.array([], dtype=int)) == slice(0, 0)
-    for places in ([4, 6], [5, 4], [4, 4]):
+    for places in ([4, 6], [5, 4], [4, 4], [4, 6, 5, 7]):
         assert as_run(np.array(places)) is not None
         assert not isinstance(as_run(np.array(places)), slice)
 

@@ -141,6 +141,7 @@ def test_a_file_without_stories_does_not_pass(tmp_path, capsys):
     assert "no story" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_the_shipped_model_tells_are_stories():
     """At temperature 0.8, from nothing: at least nine in ten pass the checker."""
     model = npllama.load("stories")

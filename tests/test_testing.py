@@ -104,6 +104,7 @@ def test_a_small_mistake_is_seen(mistake):
         CHECKS[name](sampler)
 
 
+@pytest.mark.slow
 def test_one_number_for_a_guess_and_for_what_takes_its_place_is_seen(monkeypatch):
     def twice(logits, guess, q, rng, *weight):
         if rng is not None:

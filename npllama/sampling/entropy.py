@@ -83,7 +83,6 @@ def typical_p(
         raise ValueError(f"typical_p must lie in (0, 1], got {mass}")
     one_of("convention", convention, ("transformers", "llama.cpp"))
     cuts_ties = convention == "llama.cpp"
-    side: Literal["left", "right"] = "right" if cuts_ties else "left"
 
     def kept(values: Row) -> Mask:
         logp = log_softmax(values)
@@ -91,7 +90,7 @@ def typical_p(
         order = np.argsort(oddity, kind="stable")
         held = np.cumsum(softmax(values)[order])
         enough = mass * (1 + EQUAL) if cuts_ties else mass * (1 - EQUAL)
-        count = int(np.searchsorted(held, enough, side=side)) + 1
+        count = int(np.searchsorted(held, enough)) + 1
         count = min(count, values.size) if mass < 1 else values.size
         saved = largest(-oddity, max(min_tokens_to_keep, cuts_ties * count), "lowest")
         return saved if cuts_ties else saved | (oddity <= oddity[order[count - 1]])
