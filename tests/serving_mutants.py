@@ -2,6 +2,7 @@
 
 ROWWISE, PACKED = "test_rowwise.py::test_", "test_serving_packed.py::test_"
 TRACE, WASTE = "test_serving_trace.py::test_", "test_serving_waste.py::test_"
+SIMULATE = "test_serving_simulate.py::test_"
 SAVED = "test_serving_saved.py::test_"
 WEIGHT, ATTENTION = "test_weight.py::test_", "test_attention.py::test_"
 COSTS = PACKED + "what_a_packed_pass_costs_is_what_is_predicted"
@@ -105,9 +106,9 @@ MUTANTS = [
     ("serving/latency.py", "(self.e2el / self.tokens).mean()", "self.e2el.mean() / self.tokens.mean()",
      TRACE + "latencies_of_three_requests_worked_by_hand"),
     ("serving/latency.py", "np.nan_to_num(found.tpot)", "found.tpot",
-     TRACE + "goodput_counts_requests_that_keep_all_limits"),
-    ("serving/latency.py", "    good &= found.e2el <= limits.e2el\n", "",
-     TRACE + "goodput_counts_requests_that_keep_all_limits"),
+     TRACE + "goodput_counts_requests_that_meet_all_targets"),
+    ("serving/latency.py", "    good &= found.e2el <= targets.e2el\n", "",
+     TRACE + "goodput_counts_requests_that_meet_all_targets"),
     # ---- the buddy allocator
     ("serving/buddy.py", "1 << (n - 1).bit_length()", "1 << n.bit_length()",
      WASTE + "blocks_tile_the_memory_whatever_is_taken_and_given_back"),
@@ -117,4 +118,51 @@ MUTANTS = [
      WASTE + "blocks_tile_the_memory_whatever_is_taken_and_given_back"),
     ("serving/buddy.py", "        address += size", "        address += 0",
      WASTE + "blocks_tile_the_memory_whatever_is_taken_and_given_back"),
+    # ---- what pages save
+    ("serving/waste.py", "steps * (prompt + before)", "steps * prompt",
+     WASTE + "jumping_from_end_to_end_counts_what_every_step_would"),
+    ("serving/waste.py", "heappush(ends, (now + output, address))", "heappush(ends, (now + prompt, address))",
+     WASTE + "texts_of_one_length_waste_what_can_be_worked_out_by_hand"),
+    ("serving/waste.py", "prompt + block_for(output), context", "block_for(prompt + output), context",
+     WASTE + "texts_of_one_length_waste_what_can_be_worked_out_by_hand"),
+    ("serving/waste.py", "return prompt + output - 1", "return prompt + output",
+     WASTE + "jumping_from_end_to_end_counts_what_every_step_would"),
+    ("serving/waste.py", "            give_back(buddy, heappop(ends)[1])", "            heappop(ends)",
+     WASTE + "texts_of_one_length_waste_what_can_be_worked_out_by_hand"),
+    ("serving/waste.py", "states = sum(text.computed for text in running)",
+     "states = sum(text.decided for text in running)",
+     WASTE + "pages_of_texts_of_one_length_are_worked_out_by_hand"),
+    ("serving/waste.py", "(n * (p + (n - 1) / 2)).sum() / n.sum()", "(p + (n - 1) / 2).mean()",
+     WASTE + "the_law_of_renewal_is_what_the_simulation_of_max_finds"),
+    ("serving/waste.py", "return (page_size - 1) / 2", "return page_size / 2 + 1",
+     WASTE + "pages_run_more_texts_than_any_piece_and_waste_only_their_last"),
+    ("serving/sharing.py", "(prompt // page_size) * output", "-(-prompt // page_size) * output",
+     WASTE + "samples_save_the_full_pages_of_the_prompt_and_nothing_else"),
+    ("serving/sharing.py", "saved += (n - 1) *", "saved += n *",
+     WASTE + "samples_save_the_full_pages_of_the_prompt_and_nothing_else"),
+    ("serving/sharing.py", "                for table in tables:\n                    drop(blocks, table)\n", "",
+     WASTE + "beams_that_are_all_replaced_by_one_share_all_but_what_they_write"),
+    ("serving/sharing.py", "rng.random(n) < share, others, np.arange(n)",
+     "rng.random(n) > share, others, np.arange(n)",
+     WASTE + "beams_share_more_than_samples_and_copy_fewer_than_all_pages"),
+    ("serving/sharing.py", "1 - len(set(parents)) / len(parents)", "len(set(parents)) / len(parents)",
+     WASTE + "turnover_loses_beams_as_often_as_it_says"),
+    # ---- how long it takes
+    ("serving/simulate.py", "cached, new = (prompt + r - 1, 1) if r else (0, prompt)",
+     "cached, new = (prompt + r - 1, 1) if r else (0, 1)",
+     SIMULATE + "static_batches_pad_prompts_and_texts_to_the_longest"),
+    ("serving/simulate.py", "trace.arrival[last] <= now:", "True:",
+     SIMULATE + "an_idle_server_waits_for_the_next_request"),
+    ("serving/simulate.py", "trace.arrival[coming] <= now:", "True:",
+     SIMULATE + "every_token_comes_once_and_nothing_is_computed_twice_but_after_preemption"),
+    ("serving/simulate.py", "            if not text.missing:", "            if True:",
+     SIMULATE + "chunks_bound_how_long_a_token_waits"),
+    ("serving/simulate.py", "recomputed += sum(segment.recomputed", "recomputed += sum(segment.new",
+     SIMULATE + "preempted_texts_end_and_what_is_computed_again_is_counted"),
+    ("serving/simulate.py", "                if r < trace.output[i]:", "                if True:",
+     SIMULATE + "static_batches_pad_prompts_and_texts_to_the_longest"),
+    ("serving/simulate.py", "packed_pass(config, pieces, causal=c)", "packed_pass(config, [(0, new) for _, new in pieces], causal=c)",
+     SIMULATE + "a_pass_of_one_text_takes_what_the_roofline_says"),
+    ("serving/simulate.py", "    if longest > places:", "    if False:",
+     SIMULATE + "a_text_that_no_pages_hold_is_refused"),
 ]  # fmt: skip

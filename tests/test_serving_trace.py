@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import seeds
 
-from npllama.serving.latency import Limits, Served, goodput, latencies
+from npllama.serving.latency import Served, Targets, goodput, latencies
 from npllama.serving.trace import ALPACA, SHAREGPT, arrivals, lognormal, traffic
 
 
@@ -110,21 +110,21 @@ def test_latencies_of_three_requests_worked_by_hand():
 
 
 @pytest.mark.parametrize(
-    "limits, good",
+    "targets, good",
     [
-        (Limits(), 3),
-        (Limits(ttft=1.0), 2),
-        (Limits(ttft=0.5), 1),
-        (Limits(tpot=1.0), 2),
-        (Limits(tpot=0.0), 1),  # of the request of one token it is 0
-        (Limits(e2el=4.0), 3),
-        (Limits(e2el=3.9), 1),
-        (Limits(ttft=1.0, tpot=1.0), 1),
-        (Limits(ttft=0.1), 0),
+        (Targets(), 3),
+        (Targets(ttft=1.0), 2),
+        (Targets(ttft=0.5), 1),
+        (Targets(tpot=1.0), 2),
+        (Targets(tpot=0.0), 1),  # of the request of one token it is 0
+        (Targets(e2el=4.0), 3),
+        (Targets(e2el=3.9), 1),
+        (Targets(ttft=1.0, tpot=1.0), 1),
+        (Targets(ttft=0.1), 0),
     ],
 )
-def test_goodput_counts_requests_that_keep_all_limits(limits, good):
-    assert goodput(latencies(SERVED), limits) == good / 8
+def test_goodput_counts_requests_that_meet_all_targets(targets, good):
+    assert goodput(latencies(SERVED), targets) == good / 8
 
 
 @given(seeds, st.integers(1, 6))

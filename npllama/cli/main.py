@@ -29,6 +29,7 @@ from npllama.cli import golden as golden_cli
 from npllama.cli import info as info_cli
 from npllama.cli import saving
 from npllama.cli import serve as serve_cli
+from npllama.cli import serve_sim as serve_sim_cli
 from npllama.cli.options import (
     UsageError,
     add_generation_options,
@@ -124,6 +125,7 @@ def parser() -> Parser:
     golden_cli.add_commands(commands)
     info_cli.add_commands(commands)
     serve_cli.add_commands(commands)
+    serve_sim_cli.add_commands(commands)
     return top
 
 
@@ -257,6 +259,7 @@ RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {
     **golden_cli.RUN,
     **info_cli.RUN,
     "serve": serve_cli.run_serve,
+    **serve_sim_cli.RUN,
 }
 
 

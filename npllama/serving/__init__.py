@@ -10,9 +10,6 @@
 `engine`     requests in, tokens out
 `collect`    from events to whole texts
 `saved`      a cache that outlives its request
-`trace`      traffic: who comes when, with how long a text
-`latency`    how long people wait
-`buddy`      memory in blocks of powers of two
 `fields`     what a field of a request means
 `offered`    what a server offers: a model, its words, its ends
 `protocol`   what a client asks
@@ -21,4 +18,12 @@
 `desk`       the thread that owns the model
 `clients`    who has come, and who has left
 `http`       the routes
+`trace`      traffic: who comes when, with how long a text
+`latency`    how long people wait
+`buddy`      memory in blocks of powers of two
+`waste`      what a page saves
+`sharing`    what sharing saves
+`simulate`   how long it takes, by three ways to share a machine
+`tables`     the tables of README.md, worked out
+`plot`       the same, drawn
 """

@@ -12,7 +12,7 @@ A request arrives, waits, gets its first token, and then one after the other:
 - ITL, inter-token latency: every gap of every request, in one pool.  So a long text
   counts more often than a short one, and the mean differs from that of TPOT.
 - E2EL, end-to-end latency.
-- Goodput: requests per second that keep all the limits one names.  Here TPOT of a
+- Goodput: requests per second that meet all targets one names.  Here TPOT of a
   request of one token counts as 0.
 - Normalised latency: the mean of E2EL / n, by which the papers of Orca and vLLM
   compare.
@@ -41,7 +41,7 @@ class Served(NamedTuple):
     times: Sequence[float]  # rising, at least one
 
 
-class Limits(NamedTuple):
+class Targets(NamedTuple):
     """Seconds that a request may take in order to count for goodput."""
 
     ttft: float = math.inf
@@ -101,9 +101,9 @@ def latencies(served: Sequence[Served]) -> Latencies:
     )
 
 
-def goodput(found: Latencies, limits: Limits) -> float:
-    """Requests per second that keep all limits."""
-    good = found.ttft <= limits.ttft
-    good &= np.nan_to_num(found.tpot) <= limits.tpot
-    good &= found.e2el <= limits.e2el
+def goodput(found: Latencies, targets: Targets) -> float:
+    """Requests per second that meet all targets."""
+    good = found.ttft <= targets.ttft
+    good &= np.nan_to_num(found.tpot) <= targets.tpot
+    good &= found.e2el <= targets.e2el
     return float(good.sum() / found.duration)
