@@ -40,7 +40,7 @@ def saved_by_samples(trace: Traffic, n: int, page_size: int) -> float:
     saved = held = 0
     for prompt, output in zip(trace.prompt.tolist(), trace.output.tolist()):
         positions = prompt + np.arange(output)  # (T,)
-        held += n * int(pages_for(positions, page_size).sum())
+        held += n * int((-(-positions // page_size)).sum())
         saved += (n - 1) * (prompt // page_size) * output
     return saved / held
 

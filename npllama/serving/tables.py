@@ -18,7 +18,6 @@ from npllama.cost.formulas import cache_elements, parameters, prefill
 from npllama.cost.hardware import HARDWARE
 from npllama.cost.roofline import FUSED, Dtypes, counted, phase
 from npllama.cost.tables import Rows
-from npllama.serving.blocks import pages_for
 from npllama.serving.latency import Latencies, Targets, goodput, latencies
 from npllama.serving.scheduler import Limits
 from npllama.serving.sharing import saved_by_forks, saved_by_samples, turnover
@@ -130,7 +129,7 @@ def filled(trace: Traffic, page_size: int) -> tuple[float, float]:
     states = empty = steps = 0
     for prompt, output in zip(trace.prompt.tolist(), trace.output.tolist()):
         positions = prompt + np.arange(output)  # (T,)
-        held = pages_for(positions, page_size) * page_size
+        held = -(-positions // page_size) * page_size
         states, steps = states + int(positions.sum()), steps + output
         empty += int((held - positions).sum())
     return states / steps, empty / steps
