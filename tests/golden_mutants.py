@@ -12,8 +12,8 @@ MUTANTS = [
     ),
     (
         "golden/floor.py",
-        "for x in steps.spots.max(axis=0)]",
-        "for x in part.spots.max(axis=0)]",
+        "np.where(np.isfinite(steps.spots), steps.spots, -math.inf)",
+        "np.where(np.isfinite(part.spots), part.spots, -math.inf)",
         FLOOR + "floor_of_a_head_is_the_worst_of_all_steps",
     ),
     (
@@ -24,7 +24,7 @@ MUTANTS = [
     ),
     (
         "golden/distance.py",
-        "chance = 3 * spread / np.sqrt(causes(own))",
+        "chance = 3 * spread / np.sqrt(shared(causes(own)))",
         "chance = 0 * spread",
         FLOOR + "errors_of_one_cause_do_not_count_as_many",
     ),
@@ -33,6 +33,42 @@ MUTANTS = [
         "return np.sqrt(square + typical)",
         "return np.sqrt(square.mean() + 0 * square)",
         FLOOR + "a_number_that_carries_all_leaves_one_error",
+    ),
+    (
+        "golden/distance.py",
+        "return np.minimum(n, 1 / mean) if mean > 0 else n",
+        "return n",
+        FLOOR + "causes_that_one_position_does_not_show_count_where_others_do",
+    ),
+    (
+        "golden/distance.py",
+        "(run[part] - y[part]) / n for run",
+        "run[part] - y[part] for run",
+        FLOOR + "errors_made_twice_as_large_count_half",
+    ),
+    (
+        "golden/distance.py",
+        " & (np.asarray(times) == 1))",
+        ")",
+        FLOOR + "errors_made_twice_as_large_count_half",
+    ),
+    (
+        "golden/emulation.py",
+        "for times in (1, 2):",
+        "for times in (1, 1):",
+        FLOOR + "errors_made_twice_as_large_count_half",
+    ),
+    (
+        "golden/emulation.py",
+        "at.round(scores + mask)",
+        "np.where(mask < 0, np.float32(-np.inf), scores)",
+        FLOOR + "plain_kernels_overflow_in_what_they_hide",
+    ),
+    (
+        "golden/compare.py",
+        "numbers_at(name, y.shape, positions & ~finite)",
+        "numbers_at(name, y.shape, positions) & ~np.isfinite(y)",
+        FLOOR + "what_stands_beside_an_infinity_is_lost_with_it",
     ),
     (
         "golden/compare.py",

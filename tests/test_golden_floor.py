@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from npllama.config import Rope
 from npllama.golden.compare import aligned, compare, judge
 from npllama.golden.distance import by_position, distance, units
-from npllama.golden.emulation import emulate, ways
+from npllama.golden.emulation import attend, emulate, ways
 from npllama.golden.floor import NO_FLOOR, floor, floors_of, steps_of
 from npllama.golden.measures import floors_of_spots
+from npllama.golden.plain import Arithmetic
 from npllama.golden.record import Wanted, run
 
 PROMPT, NEW = 20, 2
@@ -186,6 +187,96 @@ def test_what_a_format_cannot_hold_has_no_floor():
         "float16 cannot hold the right numbers",
     )
     assert floor(exact, huge, "bfloat16")[name]["rms"] < 1
+
+
+def test_causes_that_one_position_does_not_show_count_where_others_do():
+    exact = np.ones((1, 8, 400))
+    rng = np.random.default_rng(3)
+    errors = 1e-3 * rng.standard_normal((11, 1, 8, 400))
+    alone = floors_of_errors(errors, exact)["positions"]
+    one = 1e-3 * rng.standard_normal((11, 1, 7, 1)) * rng.standard_normal(400)
+    errors[:, :, 1:] = one
+    found = floors_of_errors(errors, exact)["positions"]
+    # The first one's own errors are as many as before; all others have one cause.
+    assert alone[0] < 1.3e-3 and found[0] > 2.5e-3
+
+
+def overflowing():
+    """A tensor of four positions, of which two of five ways overflow at the third."""
+    rng = np.random.default_rng(4)
+    exact = rng.standard_normal((1, 4, 300))
+    runs = [exact + 1e-3 * rng.standard_normal(exact.shape) for _ in range(5)]
+    runs[0][0, 2, 7], runs[1][0, 2] = np.inf, np.nan
+    return exact, runs, floors_of({ONE: distance(ONE, runs, exact)})
+
+
+def test_position_that_overflows_in_right_backends_too_is_no_fault():
+    exact, runs, floors = overflowing()
+    assert floors[ONE]["overflows"] == [2]
+    assert floors[ONE]["rms"] < 2e-3 and max(floors[ONE]["positions"]) < 2e-3
+    rows = [compare({ONE: exact}, {ONE: y}, floors, "float16").rows[0] for y in runs]
+    note = "float16 cannot hold the right numbers of some positions"
+    assert rows[1].note == note + "; the others are within"
+    assert [r.verdict for r in rows] == ["unknown", "unknown", *["within"] * 3]
+    json.dumps(floors, allow_nan=False)
+
+
+def test_other_positions_are_judged_and_so_is_what_is_finite_there():
+    exact, runs, floors = overflowing()
+    for position, size in ((0, 0.1), (2, 0.1), (1, np.nan), (1, np.inf)):
+        y = runs[4 if position == 2 else 1].copy()
+        y[0, position] += size
+        row = compare({ONE: exact}, {ONE: y}, floors, "float16").rows[0]
+        assert row.verdict == "outside", (position, size)
+
+
+def test_what_stands_beside_an_infinity_is_lost_with_it():
+    exact, runs, floors = overflowing()
+    y = np.array(runs[0])
+    y[0, 2, :7] = 0  # as a norm of an infinite stream makes it
+    row = compare({ONE: exact}, {ONE: y}, floors, "float16").rows[0]
+    assert row.verdict == "unknown"
+
+
+def test_head_that_does_not_overflow_keeps_the_floor_of_all_ways():
+    name, rng = "prefill/self_attn.attention", np.random.default_rng(5)
+    exact = rng.standard_normal((1, 2, 2, 64))
+    runs = [exact + 1e-3 * rng.standard_normal(exact.shape) for _ in range(5)]
+    runs[0][0, 1, 0] = np.nan
+    runs[0][0, 1, 1] += 0.1
+    spots = distance(name, runs, exact).spots
+    assert spots[1, 1] > 0.05 > spots[1, 0]
+    lost = distance(name, [np.full_like(exact, np.inf)] * 5, exact)
+    assert floors_of({name: lost})[name]["rms"] == NO_FLOOR
+    assert set(floors_of({name: lost})[name]["heads"]) == {NO_FLOOR}
+
+
+def test_errors_made_twice_as_large_count_half():
+    x = np.float32([1.0, 1 + 2**-12, 1 + 3 * 2**-12, 7e4])
+    assert_equal = np.testing.assert_array_equal
+    near, far = (Arithmetic("float16", "library", times=n).round(x) for n in (1, 2))
+    assert_equal(far[:3] - x[:3], 2 * (near[:3] - x[:3]))
+    assert far[3] == np.inf and (near != x).any()
+    exact = np.ones((1, 2, 50))
+    errors = np.random.default_rng(6).standard_normal((5, 1, 2, 50))
+    doubled = distance(ONE, [exact + 2 * e for e in errors], exact, (2,) * 5)
+    plain = distance(ONE, [exact + e for e in errors], exact)
+    np.testing.assert_allclose(doubled.even, plain.even, rtol=1e-9)
+    # They tell how large an error may be, not how much of it is chance.
+    runs = [exact + n * e for n in (1, 1.9) for e in errors]
+    both = distance(ONE, runs, exact, (1,) * 5 + (2,) * 5)
+    np.testing.assert_allclose(both.spots, plain.spots, rtol=1e-9)
+    assert sorted(way.times for way in ways("float16")) == [1] * 6 + [2] * 6
+
+
+def test_plain_kernels_overflow_in_what_they_hide():
+    q = np.float32([[[[300.0]], [[1.0]]]])  # (1, 2, 1, 1): its first query
+    k = np.float32([[[[1.0]], [[300.0]]]])  # meets a hidden key at 90,000
+    plain, fused = (way for way in ways("float16") if (way.pieces, way.times) == (1, 1))
+    with np.errstate(invalid="ignore"):
+        (_, y), (_, z) = attend(plain, q, k, k), attend(fused, q, k, k)
+    assert np.isnan(y[0, 0]).all() and np.isfinite(y[0, 1]).all()
+    assert z[0, 0] == 1.0
 
 
 def test_no_floor_rests_on_luck_but_exact_numbers_stay_exact():

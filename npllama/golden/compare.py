@@ -16,9 +16,9 @@ positions or more carry it; in the units of the even error all positions do.
 
 Measured: in 1,000 runs of transformers on random models (a fifth plain, the others with
 one row times 50 to 1,000, gains of 0.03 to 30, or sharp attention; 1 to 200 positions;
-float32, bfloat16, float16) no finite tensor was outside.  The closest came to 1.97
-floors at one position in float32, to 1.31 by the even error, to 1.07 by the error; one
-run overflowed in float16, which is told as that.
+float32, bfloat16, float16) no tensor was outside.  The closest came to 1.49 floors at
+one position and to 1.31 by the even error, both in float32; in halves to 1.12.  Of 1,200
+errors of three floors planted in one tensor, position or head all were caught there.
 
 What else is measured (largest difference, cosine, ULPs, divergence of the next-token
 distributions) is for the reader to look at, and decides nothing.
@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npllama.golden.distance import relative_error
+from npllama.golden.distance import by_position, numbers_at, relative_error
 from npllama.golden.floor import NO_FLOOR, split_name
 from npllama.golden.measures import (
     Evenness,
@@ -168,27 +168,61 @@ def judge(
         y = aligned(name, y, exact).astype(np.float64)
     except ValueError as error:
         return Row(name, "outside", str(error), floor)
-    if floor == NO_FLOOR:
+    if floor == NO_FLOOR and "overflows" not in floors:
         return Row(name, "unknown", f"{dtype} cannot hold the right numbers")
     exact = exact.astype(np.float64)
     # Masked scores: -inf here, any large negative number elsewhere.
     shown = np.isfinite(exact)
-    if not np.isfinite(y[shown]).all():
-        return Row(name, "outside", _not_finite(y, shown), floor)
-    measures = measure(y[shown], exact[shown], dtype)
-    evenness = measure_evenly(name, y, exact, floors)
-    module = split_name(name)[1]
-    logits = measure_logits(y, exact) if module == "lm_head" else None
-    row = Row(name, "within", "", floor, measures, logits, evenness)
+    hard, lost = overflown(name, y, shown, floors)
+    if not np.isfinite(y[shown & ~hard]).all():
+        return Row(name, "outside", _not_finite(y, shown & ~hard), floor)
+    row = measured(name, y, np.where(lost, np.nan, exact), hard, floors, dtype)
     if floor is None:
         return row._replace(verdict="unknown", note="no floor is known")
-    note = wrong(row, factor) or leaning(row, dtype, exact)
-    return row._replace(verdict="outside", note=note) if note else row
+    easy = np.where(hard, np.nan, exact)
+    if note := wrong(row, factor) or leaning(row, dtype, easy):
+        return row._replace(verdict="outside", note=note)
+    if lost.any():
+        row = row._replace(verdict="unknown", note=too_large(lost, shown, dtype))
+    return row
+
+
+def overflown(
+    name: str, y: np.ndarray, shown: np.ndarray, floors: Mapping[str, Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which numbers right arithmetic need not hold, and which of them are lost.
+
+    Where one number overflows those beside it may be finite and wrong: infinity in the
+    stream makes a norm zero.  So a position and head with such a number is lost whole.
+
+    Returns
+    -------
+    hard, lost : bool arrays of the shape of `y`
+    """
+    finite = np.isfinite(by_position(name, np.where(shown, y, 0.0))).all(axis=-1)
+    positions = np.zeros((len(finite), 1), dtype=bool)  # (P, 1)
+    positions[list(floors.get("overflows", ()))] = True
+    hard = numbers_at(name, y.shape, positions)
+    return hard, shown & numbers_at(name, y.shape, positions & ~finite)
+
+
+def measured(name, y, exact, hard, floors, dtype) -> Row:
+    """A tensor within, and its measures; where exact is not finite is not looked at."""
+    easy = np.isfinite(exact) & ~hard
+    evenness = measure_evenly(name, y, exact, floors)
+    row = Row(name, "within", "", floors.get("rms"), evenness=evenness)
+    if easy.any():
+        row = row._replace(measures=measure(y[easy], exact[easy], dtype))
+    whole = easy.all(axis=-1)
+    if split_name(name)[1] == "lm_head" and whole.any():
+        row = row._replace(logits=measure_logits(y[whole], exact[whole]))
+    return row
 
 
 def wrong(row: Row, factor: float) -> str:
     """What lies above its limit; nothing, if all is within."""
-    error, floor, evenness = row.measures.error, row.floor, row.evenness
+    floor, evenness = row.floor, row.evenness
+    error = row.measures.error if row.measures else 0.0
     if not error <= factor * floor:
         return (
             "should be exact" if floor == 0 else f"{error / floor:.3g} times the floor"
@@ -214,7 +248,7 @@ def leaning(row: Row, dtype: str, exact: np.ndarray) -> str:
 
     The plain lean counts where enough positions carry it; the even one everywhere.
     """
-    rows = exact.size // exact.shape[-1]
+    rows = np.isfinite(exact).any(axis=-1).sum()
     if FORMATS[activations_in(dtype)].digits == 24 or rows < LEAN_ROWS:
         return ""
     lean, floor = row.measures.lean, row.floor
@@ -231,6 +265,12 @@ def effective_rows(exact: np.ndarray) -> float:
     squares = np.square(np.where(np.isfinite(exact), exact, 0.0)).sum(axis=-1)
     fourth = np.square(squares).sum()
     return float(squares.sum() ** 2 / fourth) if fourth else 0.0
+
+
+def too_large(lost: np.ndarray, shown: np.ndarray, dtype: str) -> str:
+    """Why there is no verdict on the numbers that right arithmetic cannot hold."""
+    some = "" if lost[shown].all() else " of some positions; the others are within"
+    return f"{dtype} cannot hold the right numbers{some}"
 
 
 def _not_finite(y: np.ndarray, shown: np.ndarray) -> str:

@@ -69,6 +69,27 @@ def by_position(name: str, x: np.ndarray) -> np.ndarray:
     return x.reshape(-1, heads, x.shape[-1])
 
 
+def numbers_at(name: str, shape: tuple[int, ...], places: np.ndarray) -> np.ndarray:
+    """Which numbers of a tensor lie at these positions and heads.
+
+    Parameters
+    ----------
+    shape : tuple
+        Of the tensor.
+    places : (P, H) bool
+        Or (P, 1), for whole positions.
+
+    Returns
+    -------
+    bool array of `shape`
+    """
+    mask = np.zeros(math.prod(shape), dtype=bool)
+    if places.any():
+        numbers = by_position(name, np.arange(mask.size).reshape(shape))  # (P, H, N)
+        mask[numbers[np.broadcast_to(places, numbers.shape[:2])]] = True
+    return mask.reshape(shape)
+
+
 def units(y: np.ndarray) -> np.ndarray:
     """What the difference of every number is divided by: its own size or the typical.
 
@@ -122,7 +143,7 @@ def allowed(gram: np.ndarray, ways: np.ndarray, numbers: float) -> np.ndarray:
     gram : (..., W, W) float64
         Products of the errors of every two of W computations.
     ways : (M,) int64
-        Those computations that differ.
+        Those that tell how much is chance.
     numbers : float
         How many numbers there are, in effect.
 
@@ -130,12 +151,11 @@ def allowed(gram: np.ndarray, ways: np.ndarray, numbers: float) -> np.ndarray:
     -------
     (...,) float64
     """
-    gram = gram[..., ways[:, None], ways]  # (..., M, M)
     worst = np.sqrt(np.diagonal(gram, axis1=-2, axis2=-1).max(axis=-1))  # (...,)
-    own = centred(gram)  # (..., W, W)
+    own = centred(gram[..., ways[:, None], ways])  # (..., M, M)
     spread = np.diagonal(own, axis1=-2, axis2=-1).max(axis=-1)  # (...,)
     spread = np.sqrt(np.maximum(spread, 0))  # (...,), for equal ones may round below
-    chance = 3 * spread / np.sqrt(causes(own))  # (...,)
+    chance = 3 * spread / np.sqrt(shared(causes(own)))  # (...,)
     return np.square(worst + np.maximum(chance, 3 * worst / math.sqrt(max(numbers, 1))))
 
 
@@ -171,11 +191,23 @@ def causes(own: np.ndarray) -> np.ndarray:
     return np.maximum(np.where(np.isnan(n), np.inf, n), 1.0)
 
 
+def shared(n: np.ndarray) -> np.ndarray:
+    """How many causes errors have, where few computations tell it for every position.
+
+    With a dozen of them n is itself a matter of luck: a cause that was small in all
+    leaves no trace.  Positions of a tensor have causes of the same kind, so the mean
+    of 1 / n over all is surer; the smaller of both counts.
+    """
+    mean = np.mean(1 / n)
+    return np.minimum(n, 1 / mean) if mean > 0 else n
+
+
 class Distance(NamedTuple):
     """How far W right computations are from the exact tensor, in sums.
 
     `gram` and `even` hold products of the errors of every two of them: plain ones, and
-    those of even errors.  On their diagonals are sums of squares.
+    those of even errors.  On their diagonals are sums of squares.  All sums are taken
+    over the positions where no computation overflows.
     """
 
     gram: np.ndarray  # (W, W)
@@ -185,9 +217,18 @@ class Distance(NamedTuple):
     numbers: int  # how many there are
     largest: float  # difference
     spots: np.ndarray  # (P, H): the floor of every position and head
+    overflows: np.ndarray  # (P,) bool: where some of them are not finite
+    times: tuple[int, ...]  # how much larger the errors of each were made: (W,)
+
+    @property
+    def ways(self) -> np.ndarray:
+        """The computations that tell how much is chance: (M,) int64."""
+        return distinct(self.gram, self.times)
 
 
-def distance(name: str, tensors: list[np.ndarray], exact: np.ndarray) -> Distance:
+def distance(
+    name: str, tensors: list[np.ndarray], exact: np.ndarray, times: tuple[int, ...] = ()
+) -> Distance:
     """How far several right computations are from the exact tensor.
 
     Parameters
@@ -197,39 +238,80 @@ def distance(name: str, tensors: list[np.ndarray], exact: np.ndarray) -> Distanc
     tensors : list of arrays
         One per way to compute, with as many numbers as `exact`.
     exact : float array
+    times : tuple of int
+        How much larger the errors of each were made; once, by default.
     """
     exact = np.asarray(exact, dtype=np.float64)
-    y = by_position(name, np.where(np.isfinite(exact), exact, 0.0))  # (P, H, N)
-    unit, W = units(y), len(tensors)  # (P, H, N)
-    gram = np.zeros((W, W), dtype=np.float64)
-    own, largest = np.zeros((*y.shape[:2], W, W), dtype=np.float64), 0.0
+    hidden = by_position(name, ~np.isfinite(exact))  # (P, H, N)
+    y = np.where(hidden, 0.0, by_position(name, exact))  # (P, H, N)
+    unit, W, times = units(y), len(tensors), times or (1,) * len(tensors)
+    gram, largest = np.zeros((W, W), dtype=np.float64), 0.0
+    own = np.zeros((*y.shape[:2], W, W), dtype=np.float64)
+    held = np.ones((*y.shape[:2], W), dtype=bool)  # (P, H, W)
     for part in pieces(len(y), W * y[:1].size):
         runs = (by_position(name, run.reshape(exact.shape)) for run in tensors)
-        apart = np.stack([run[part] - y[part] for run in runs])  # (W, P, H, N)
-        apart[:, by_position(name, ~np.isfinite(exact))[part]] = 0
-        flat = apart.reshape(W, -1)
+        apart = np.stack([(run[part] - y[part]) / n for run, n in zip(runs, times)])
+        apart[:, hidden[part]] = 0  # (W, P, H, N)
+        fine = np.asarray(np.isfinite(apart).all(axis=3))  # (W, P, H)
+        held[part], apart[~fine] = fine.transpose(1, 2, 0), 0
+        flat = apart[:, held[part].all(axis=(1, 2))].reshape(W, -1)
         # Among the letters there is none for ways: B and L are W here, and T is P.
         gram += einsum("BN,LN->BL", flat, flat, "errors")
+        largest = max(largest, float(np.abs(flat).max(initial=0.0)))
         apart = np.divide(apart, unit[part], out=apart, where=unit[part] > 0)
         own[part] = einsum("BTHN,LTHN->THBL", apart, apart, "errors")
-        largest = max(largest, float(np.abs(flat).max(initial=0.0)))
-    square, N = np.square(y), y.shape[-1]
-    sums = float(square.sum()), float(np.square(square).sum())
-    spots = np.sqrt(allowed(own, distinct(gram), N) / N)  # (P, H)
-    count = int(np.isfinite(exact).sum())
-    return Distance(gram, own.sum(axis=(0, 1)), *sums, count, largest, spots)
+    whole = held.all(axis=(1, 2))  # (P,)
+    square, N = np.square(y[whole]), y.shape[-1]
+    return Distance(
+        gram=gram,
+        even=own[whole].sum(axis=(0, 1)),
+        square=float(square.sum()),
+        fourth=float(np.square(square).sum()),
+        numbers=int((~hidden[whole]).sum()),
+        largest=largest,
+        spots=np.sqrt(allowed_where(own, held, distinct(gram, times), N) / N),
+        overflows=np.logical_not(whole),
+        times=times,
+    )
 
 
-def distinct(gram: np.ndarray) -> np.ndarray:
-    """Which computations to keep so that none stands there twice: (W,) integers.
+def allowed_where(
+    own: np.ndarray, held: np.ndarray, ways: np.ndarray, numbers: int
+) -> np.ndarray:
+    """What is `allowed` at every position, by the computations that are finite there.
+
+    Parameters
+    ----------
+    own : (P, H, W, W) float64
+    held : (P, H, W) bool
+    ways : (M,) int64
+
+    Returns
+    -------
+    (P, H) float64
+        Infinite where all computations overflow.
+    """
+    found = np.full(own.shape[:2], np.inf, dtype=np.float64)  # (P, H)
+    for pattern in np.unique(held.reshape(-1, held.shape[-1]), axis=0):
+        # Where all overflow somewhere, nothing has told which of them differ.
+        few = ways if held.all(axis=(1, 2)).any() else np.arange(len(pattern))
+        few = few[pattern[few]]
+        at = (held == pattern).all(axis=-1)  # (P, H)
+        if len(few):
+            found[at] = allowed(own[at], few, numbers)
+    return found
+
+
+def distinct(gram: np.ndarray, times: tuple[int, ...]) -> np.ndarray:
+    """Which computations to keep so that none stands there twice: (M,) int64.
 
     Two that round alike up to here make the very same errors, and would be taken for
-    two that have one cause.
+    two that have one cause.  So would one whose errors are those of another, enlarged.
     """
     own = gram.diagonal()  # (W,)
     apart = own[:, None] + own - 2 * gram  # (W, W)
     same = np.triu(apart <= 1e-9 * (own[:, None] + own), k=1)  # (W, W)
-    return np.flatnonzero(~same.any(axis=0))
+    return np.flatnonzero(~same.any(axis=0) & (np.asarray(times) == 1))
 
 
 def pieces(count: int, size: int) -> Iterator[slice]:
@@ -249,4 +331,6 @@ def together(parts: list[Distance]) -> Distance:
         numbers=sum(part.numbers for part in parts),
         largest=max(part.largest for part in parts),
         spots=np.concatenate([part.spots for part in parts]),
+        overflows=np.concatenate([part.overflows for part in parts]),
+        times=parts[0].times,
     )

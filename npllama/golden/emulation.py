@@ -19,7 +19,7 @@ import numpy as np
 
 from npllama.config import BY_LENGTH
 from npllama.golden.plain import ORDERS, Arithmetic, rms_norm, softmax
-from npllama.golden.precision import activations_in, weights_in
+from npllama.golden.precision import FORMATS, activations_in, weights_in
 from npllama.ops import einsum
 from npllama.rope import scaled_frequencies
 from npllama.weights import Layer, Model
@@ -39,6 +39,11 @@ class Way(NamedTuple):
     inside: Arithmetic
     pieces: int = 1
 
+    @property
+    def times(self) -> int:
+        """How much larger its rounding errors are than those of right arithmetic."""
+        return self.at.times
+
 
 def ways(dtype: str) -> list[Way]:
     """The ways in which right backends differ.
@@ -48,16 +53,20 @@ def ways(dtype: str) -> list[Way]:
     Plain kernels round every result; fused ones keep float32 inside: a norm with its
     gain, attention from scores to output, a rotation.  And a product that is split
     (over processors, or over two devices by tensor parallelism) is a sum of two or
-    three rounded parts.
+    three rounded parts.  And each way is run with every rounding error twice as large,
+    for what tips over (`floor`).
     """
     dtype = activations_in(dtype)
     if dtype == "float32":
         each = [Arithmetic(dtype, order) for order in ORDERS]
         each += [Arithmetic(dtype, "shuffled", seed) for seed in range(SHUFFLES)]
         return [Way(at, at) for at in each]
-    at = Arithmetic(dtype, "library")
-    insides = (at, Arithmetic("float32", "library"))
-    return [Way(at, inside, pieces) for inside in insides for pieces in (1, 2, 3)]
+    found = []
+    for times in (1, 2):
+        at = Arithmetic(dtype, "library", times=times)
+        insides = (at, Arithmetic("float32", "library"))
+        found += [Way(at, inside, n) for inside in insides for n in (1, 2, 3)]
+    return found
 
 
 def product(at: Arithmetic, pieces: int, multiply, a, b, axis_a=-1, axis_b=-1):
@@ -161,8 +170,11 @@ def attend(way: Way, q: np.ndarray, k: np.ndarray, v: np.ndarray):
 
     scores = product(at, pieces, match, grouped, k)  # (B, K, G, T, T)
     scores = at.round(scores * np.float32(1 / math.sqrt(D)))  # (B, K, G, T, T)
-    hidden = np.triu(np.ones((T, T), dtype=bool), k=1)  # (T, T)
-    p = softmax(at, np.where(hidden, np.float32(-np.inf), scores))  # (B, K, G, T, T)
+    # Plain kernels add the lowest number of the format to what is hidden.  It hides no
+    # score that is nearly as large, and one that overflows makes the row NaN.
+    lowest = np.float32(-FORMATS[at.dtype].largest)
+    mask = np.triu(np.full((T, T), lowest, dtype=np.float32), k=1)  # (T, T)
+    p = softmax(at, at.round(scores + mask))  # (B, K, G, T, T)
     y = product(at, pieces, mix, p, v, -1, 1).reshape(q.shape)  # (B, T, H, D)
     return scores.reshape(B, H, T, T), y
 

@@ -25,10 +25,24 @@ Gaussian errors, is
     6 ways (halves)    1e-05   1e-07   2e-10   9e-16
 
 per independent group of errors, if the ways were independent (in halves they share most
-of what they round, with the backend, too).  n is measured by how alike the errors of the ways are,
-and is never above (sum y^2)^2 / sum y^4, since a few enormous numbers leave no more
-than a few errors.  Where all ways were lucky, a backend that rounds sum, root and
+of what they round, with the backend, too).  n is measured by how alike the errors of the
+ways are, and is never above (sum y^2)^2 / sum y^4, since a few enormous numbers leave no
+more than a few errors.  Where all ways were lucky, a backend that rounds sum, root and
 quotient otherwise need not be: no floor but that of exact numbers is below `LEAST`.
+
+Rounding does not always leave errors of its own size.  Where two scores of a sharp
+attention nearly tie, half precision decides which key wins, and the output is that of
+one key or of the other: of six ways perhaps none tips over, and the backend does.  But
+what is allowed is twice the floor, so it can be asked for directly: in halves every way
+is also run with all rounding errors made twice as large, and half of its distance is
+one more measurement of the floor.  Where errors only grow in proportion, that is the
+same number; what tips over within two errors is within two floors.
+
+float16 ends at 65,504.  A position where right arithmetic overflows (plain kernels round
+scores, some before they are scaled and masked) is listed as such: the tensor's own floors
+are those of the other positions, and a candidate's infinities and NaN there are no fault
+of its own.  Numbers that it does have there are held to what those ways allow that have
+them, too.
 """
 
 from __future__ import annotations
@@ -44,15 +58,14 @@ from npllama.golden.distance import (
     Distance,
     allowed,
     distance,
-    distinct,
     together,
 )
-from npllama.golden.emulation import emulate
+from npllama.golden.emulation import emulate, ways
 from npllama.weights import Model
 
 # Two roundings of float32, in which all backends sum.
 LEAST = 2 * 2.0**-24
-# The floor of a tensor that right arithmetic cannot hold: float16 ends at 65,504.
+# The floor of what no right arithmetic can hold.
 NO_FLOOR = sys.float_info.max
 # Digits of the floors of positions, of which a long text has many.
 DIGITS = 4
@@ -93,16 +106,20 @@ def steps_of(golden: Mapping[str, np.ndarray]) -> list[Step]:
 
 
 def worst(d: Distance) -> float:
-    """The error of the worst way, chance included."""
+    """The error of the worst way, chance included; infinite if it overflows all over."""
+    if not d.numbers:
+        return math.inf
     if not d.square or not d.fourth:
         return 0.0
     numbers = d.square**2 / d.fourth
-    return math.sqrt(allowed(d.gram, distinct(d.gram), numbers) / d.square)
+    return math.sqrt(allowed(d.gram, d.ways, numbers) / d.square)
 
 
 def worst_even(d: Distance) -> float:
     """The same of the even error, in which no number carries the others."""
-    return math.sqrt(allowed(d.even, distinct(d.gram), d.numbers) / d.numbers)
+    if not d.numbers:
+        return math.inf
+    return math.sqrt(allowed(d.even, d.ways, d.numbers) / d.numbers)
 
 
 def raised(x: float) -> float:
@@ -136,7 +153,7 @@ def floors_of(parts: Mapping[str, Distance]) -> dict[str, dict[str, Any]]:
 
 def floor_of(part: Distance, steps: Distance) -> dict[str, Any]:
     """The floors of one tensor, given what all steps of its module did together."""
-    if not part.gram.any() and not steps.gram.any():
+    if part.numbers and not part.gram.any() and not steps.gram.any():
         return {"rms": 0.0, "max": 0.0}
     floors: dict[str, Any] = {
         "rms": raised(max(worst(part), worst(steps))),
@@ -145,7 +162,10 @@ def floor_of(part: Distance, steps: Distance) -> dict[str, Any]:
         "positions": [short(x) for x in part.spots.max(axis=1)],
     }
     if part.spots.shape[1] > 1:
-        floors["heads"] = [short(x) for x in steps.spots.max(axis=0)]
+        known = np.where(np.isfinite(steps.spots), steps.spots, -math.inf)  # (P, H)
+        floors["heads"] = [short(abs(x)) for x in known.max(axis=0)]
+    if part.overflows.any():
+        floors["overflows"] = np.flatnonzero(part.overflows).tolist()
     return floors
 
 
@@ -175,7 +195,8 @@ def floor(
     -------
     mapping of name to {"rms": float, "max": float, "even": float, ...}
         The floors of the error and of the even error, and the largest difference;
-        under "positions" and "heads" those of the even error at each of them.  What is
+        under "positions" and "heads" those of the even error at each of them, under
+        "overflows" the positions that the dtype cannot hold, if there are any.  What is
         exact has an "rms" of 0 and no more.
 
     Raises
@@ -194,6 +215,7 @@ def distances(
     steps = steps_of(golden)
     tokens = golden["tokens"].reshape(-1, golden["tokens"].shape[-1])
     bounds = [steps[0].first, *(step.end for step in steps)]
+    times = tuple(way.times for way in ways(dtype))
     parts: dict[str, Distance] = {}
     caches: dict[str, list[Distance]] = {}
     for module, tensors in emulate(model, tokens, bounds, dtype):
@@ -201,11 +223,11 @@ def distances(
             name = f"{step.name}/{module}"
             if (exact := golden.get(name)) is not None:
                 own = [part_of(module, y, step, exact) for y in tensors]
-                parts[name] = distance(module, own, exact)
+                parts[name] = distance(module, own, exact, times)
         which = {"k_rope": "cache.k", "v_proj": "cache.v"}.get(module.split(".")[-1])
         if which in golden:
             layers = caches.setdefault(which, [])
             stored = golden[which][len(layers)][:, :, : tokens.shape[1]]  # (B, K, S, D)
             turned = [y.swapaxes(1, 2) for y in tensors]
-            layers.append(distance(which, turned, stored[None]))
+            layers.append(distance(which, turned, stored[None], times))
     return parts | {name: together(layers) for name, layers in caches.items()}

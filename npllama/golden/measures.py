@@ -101,14 +101,16 @@ def measure_evenly(
     y = by_position(name, y)  # (P, H, N)
     apart = np.where(by_position(name, hidden), 0.0, y - exact)  # (P, H, N)
     unit = units(exact)  # (P, H, N)
-    error = float(np.sqrt(np.square(_in(unit, apart)).sum() / (~hidden).sum()))
-    lean = -float((_in(unit, apart) * _in(unit, exact)).sum() / (~hidden).sum())
+    easy = np.ones(len(exact), dtype=bool)  # (P,)
+    easy[list(floors.get("overflows", ()))] = False
+    parts, of_one = _in(unit, apart)[easy], _in(unit, exact)[easy]  # (P, H, N)
+    count = max(int((~by_position(name, hidden)[easy]).sum()), 1)
     limits = floors_of_spots(floors, exact.shape)  # (P, H)
     ratios = even_errors(apart, unit) / limits  # (P, H)
     spot = np.unravel_index(int(np.argmax(ratios)), ratios.shape)
     return Evenness(
-        even_error=error,
-        even_lean=lean,
+        even_error=float(np.sqrt(np.square(parts).sum() / count)),
+        even_lean=-float((parts * of_one).sum() / count),
         even_floor=floors.get("even"),
         spot_floors=float(ratios[spot]) if np.isfinite(limits[spot]) else None,
         spot=(int(spot[0]), int(spot[1])),

@@ -37,6 +37,7 @@ class Arithmetic(NamedTuple):
     dtype: str
     order: str
     seed: int = 0  # of the order, where it is drawn
+    times: int = 1  # how much larger every rounding error is made
 
     def drawn(self, n: int) -> np.ndarray:
         """The order in which n numbers are added: (n,) int64."""
@@ -44,7 +45,8 @@ class Arithmetic(NamedTuple):
 
     def round(self, x: np.ndarray) -> np.ndarray:
         """The nearest numbers that the dtype has, as float32."""
-        return rounded(x, self.dtype)
+        near = rounded(x, self.dtype)
+        return near if self.times == 1 else near + (self.times - 1) * (near - x)
 
     def exp(self, x: np.ndarray) -> np.ndarray:
         """Exponentials; infinite where float32 ends."""

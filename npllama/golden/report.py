@@ -236,7 +236,9 @@ def summary(report: Report) -> str:
         else f"all {len(found)} tensors are within the noise floor"
     )
     absent = f"; {missing} more are not in the candidate" if missing else ""
-    return f"{verdict} of {c.dtype} (up to {c.factor:g} times it){absent}"
+    unknown = sum(row.verdict == "unknown" for row in rows)
+    open_ = f"; on {unknown} there is no verdict" if unknown else ""
+    return f"{verdict} of {c.dtype} (up to {c.factor:g} times it){open_}{absent}"
 
 
 def state(row: Row) -> str:

@@ -28,7 +28,7 @@ from npllama.config import Config, Rope  # noqa: E402
 from npllama.files.checkpoint import load  # noqa: E402
 from npllama.golden.compare import aligned, compare  # noqa: E402
 from npllama.golden.distance import by_position, units  # noqa: E402
-from npllama.golden.floor import floor  # noqa: E402
+from npllama.golden.floor import NO_FLOOR, floor  # noqa: E402
 from npllama.golden.measures import floors_of_spots  # noqa: E402
 from npllama.golden.record import Wanted, run  # noqa: E402
 from npllama.weights import Model, assemble, tensor_shapes  # noqa: E402
@@ -181,7 +181,10 @@ def planted(sample: Sample, floors, y: np.ndarray, name: str, where: str, rng):
         noise /= np.sqrt(np.square(noise).mean(axis=-1, keepdims=True))
         chosen = np.zeros(unit.shape[:2] + (1,))
         head = slice(None) if where == "position" else rng.integers(unit.shape[1])
-        chosen[rng.integers(len(unit)), head] = 1
+        # Where all right arithmetic overflows, three floors are no number.
+        chosen[
+            rng.choice(np.flatnonzero((limits < NO_FLOOR).all(axis=(1, 2)))), head
+        ] = 1
         right = by_position(name, aligned(name, y, exact).astype(np.float64))
         spoilt = by_position(name, exact) + 3 * limits * unit * noise
         wrong = np.where(chosen > 0, spoilt, right)
@@ -197,7 +200,7 @@ def planted_runs(samples, backend: str, dtypes=DTYPES):
         dtype = dtypes[sample.seed // len(KINDS) % len(dtypes)]
         candidate = backend_run(backend, sample, dtype)
         floors = floor(sample.golden, sample.model, dtype)
-        names = [n for n in candidate if "/" in n and n in floors and floors[n]["rms"]]
+        names = [n for n in candidate if "/" in n and 0 < floors[n]["rms"] < NO_FLOOR]
         for where in ("tensor", "position", "head"):
             name = names[rng.integers(len(names))]
             if where == "head":

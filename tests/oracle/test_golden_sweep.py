@@ -19,9 +19,13 @@ THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "ci"
 COUNT = 300 if THOROUGH else 15
 
 
+# Attention that tips over, scores and streams that leave float16, one bad number.
+HARD = (1019, 1028, 1069, 2264, 2294, 2974)
+
+
 def test_no_right_run_is_outside_on_plain_and_massive_models():
     for sample, dtype, outside, _ in right_runs(
-        map(drawn, range(COUNT)), "transformers"
+        map(drawn, [*range(COUNT), *HARD]), "transformers"
     ):
         assert not outside, (sample.seed, sample.kind, dtype, outside[0])
 
