@@ -8,7 +8,7 @@ import bench
 import children
 import numpy as np
 import pytest
-from benchmarks import cells
+from benchmarks import cells, serving
 from benchmarks.programs import Products
 from benchmarks.random_model import write_model
 from benchmarks.report import machine, table
@@ -100,12 +100,22 @@ def test_batches_long_contexts_beams_and_start_are_measured(tiny, tmp_path):
     assert "decode of 3 after 5" in table(results) and "4 beams" in table(results)
 
 
+def test_serving_is_measured_on_the_same_answers(tiny, tmp_path):
+    path = tmp_path / "tiny.npz"
+    write_model(config.preset("tiny"), path, 0)
+    program = serving.NpLlama(1, str(path))
+    asks = [ask._replace(prompt=ask.prompt % 64) for ask in serving.traffic(5)]
+    together, alone = (program.serve(v, asks) for v in program.variants)
+    assert together == alone and list(map(len, alone)) == [ask.new for ask in asks]
+    assert serving.pieces_of([300, 200, 100, 512, 1]) == [[0, 1], [2], [3], [4]]
+
+
 @pytest.mark.slow
 def test_decoding_is_measured_and_guesses_are_counted(tiny, monkeypatch, tmp_path):
     for name in ("LOOKUP_SIZE", "CHANCE_SIZE"):
-        monkeypatch.setattr(bench, name, "tiny")
-    monkeypatch.setattr(bench, "TEXT", 30)
-    found = bench.measure_decoding(bench.QUICK, 1, tmp_path)
+        monkeypatch.setattr(cells, name, "tiny")
+    monkeypatch.setattr(cells, "TEXT", 30)
+    found = cells.measure_decoding(tmp_path, 1, 1, lambda text: None)
     # Forty-eight tokens are known, and every repetition has one word that is new.
     assert found["lookup"]["passes"] < 20
     assert set(found["sampling"]["seconds"]) == {"greedy", "sampling"}

@@ -6,6 +6,7 @@
     python tools/bench.py --sizes --decoding         what chance costs and guesses save
     python tools/bench.py --sizes --roofline         the roofline's prediction for it
     python tools/bench.py --sizes --cells            batches, long contexts, beams, start
+    python tools/bench.py --sizes --serving          many requests at once
 
 For each size a model of random weights is written to a temporary folder, and every
 program reads it: npllama, transformers on torch, llama.cpp.  Measured are loading,
@@ -53,8 +54,6 @@ PREFILL, CONTEXT = 256, 64
 SAME = 5e-3  # Another function of the weights differs by more, as a part of the range.
 ATTENTION, ATTENTION_MEMORY = (4096, 16384), 8192
 CELLS_SIZE = SHORT["110m"]
-# Decoding: sampling is measured where a step is short, lookup where it is long.
-CHANCE_SIZE, LOOKUP_SIZE, TEXT, DRAFTED = SHORT["15m"], SHORT["1.1b"], 96, 4
 # The smallest fits into some caches, and then is no matter of memory's bandwidth.
 ROOFLINE_SIZES = SHORT["110m"], SHORT["1.1b"]
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
@@ -202,35 +201,6 @@ def run_rounds(
     return times
 
 
-#  ---- decoding -----------------------------------------------------------------
-
-
-def measure_decoding(plan: Plan, threads: int, folder: Path) -> dict[str, Any]:
-    """Chance beside greedy, lookup beside one by one, guesses of the shipped draft."""
-    # Timed calls are whole texts, so that one repeat more stands for a warm-up.
-    repeats = plan.rounds + 1
-    results: dict[str, Any] = {}
-    for key, size, request in (
-        ("sampling", CHANCE_SIZE, "time_sampling"),
-        ("lookup", LOOKUP_SIZE, "time_lookup"),
-    ):
-        progress(f"decoding: {key} at {size}")
-        path = folder / f"{size}.npz"
-        write_model(preset(size), path, 1)
-        with Worker(
-            "decoding", "npllama", sys.executable, threads, str(path)
-        ) as worker:
-            found = worker.ask(request, tokens=TEXT, repeats=repeats)
-        path.unlink()
-        times = {name: seconds[1:] for name, seconds in found.pop("seconds").items()}
-        results[key] = {"size": size, "tokens": TEXT, "seconds": times} | found
-    progress("decoding: the shipped pair")
-    with Worker("decoding", "pair", sys.executable, threads) as worker:
-        kept = worker.ask("kept", texts=10 * plan.rounds, guesses=DRAFTED)
-    results["pair"] = {"guesses": DRAFTED, "kept": kept}
-    return results
-
-
 #  ---- the command --------------------------------------------------------------
 
 
@@ -297,6 +267,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
            help=f"also time attention alone, at {ATTENTION} positions")
     option("--cells", action="store_true",
            help="also time batches, long contexts, beams and start-up, at 110m")
+    option("--serving", action="store_true",
+           help="also time 16 requests at once, at 110m")
     option("--decoding", action="store_true",
            help="also time sampling and prompt lookup, and count the draft's guesses")
     option("--roofline", action="store_true",
@@ -379,9 +351,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             results["cells"] = {"size": CELLS_SIZE} | cells.measure(
                 path, max(1, plan.rounds // 2), options.threads, models, progress
             )
+    if options.serving:
+        with scratch() as folder:
+            path = Path(folder) / f"{CELLS_SIZE}.npz"
+            write_model(preset(CELLS_SIZE), path, 1 + ("llama.cpp" in models))
+            results["serving"] = {"size": CELLS_SIZE} | cells.measure_serving(
+                path, max(1, plan.rounds // 2), options.threads, models, progress
+            )
     if options.decoding:
         with scratch() as folder:
-            results["decoding"] = measure_decoding(plan, options.threads, Path(folder))
+            results["decoding"] = cells.measure_decoding(
+                Path(folder), plan.rounds, options.threads, progress
+            )
     progress("")
     return results
 

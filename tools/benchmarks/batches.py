@@ -77,7 +77,7 @@ class LlamaCpp(programs.LlamaCpp):
             self.api.llama_free(self.contexts[variant])
         self.contexts[variant] = self.api.llama_init_from_model(self.m, options)
         self.at = dict.fromkeys(range(rows), 0)
-        for row in range(rows):
+        for row in range(rows if cached else 0):
             ids = np.random.default_rng(row).integers(0, self.vocabulary, cached)
             for piece in np.split(ids, range(512, cached, 512)):
                 self._decode(variant, {row: piece})

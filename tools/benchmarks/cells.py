@@ -1,6 +1,7 @@
 """What is measured beside prefill and decode of one text.
 
-Attention alone; batches, long contexts, beams, start-up: all at one size, for every program that is there: what a user would pick instead is
+Batches, long contexts, beams, start-up, many requests at once, all at one size; what
+chance costs and guesses save; attention alone.  What a user would pick instead is
 measured beside it, in turn, round by round.
 """
 
@@ -14,7 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.processes import Worker
+from benchmarks.random_model import write_model
 from benchmarks.report import OURS, summary
+from benchmarks.serving import traffic
+from npllama.config import preset
 
 
 class Cell(NamedTuple):
@@ -40,6 +44,9 @@ CELLS = [
     Cell(1, 16384, 1),
 ]
 BEAMS, BEAM_TOKENS = 4, 32
+REQUESTS = 16
+# Sampling is measured where a step is short, lookup where it is long.
+CHANCE_SIZE, LOOKUP_SIZE, TEXT, DRAFTED = "stories15m", "tinyllama-1.1b", 96, 4
 OUR_NAMES = {"forward": OURS, "rowwise": "npllama rowwise"}
 Progress = Callable[[str], None]
 
@@ -142,6 +149,61 @@ def measure(
         f"{BEAMS} beams": measure_beams(path, *given),
         "start": measure_start(path, *given),
     }
+
+
+def measure_serving(
+    path: Path, rounds: int, threads: int, peers: dict[str, str], progress: Progress
+) -> dict[str, Any]:
+    """Tokens per second of all answers to requests that come at once.
+
+    Each program in a process that ends before the next begins, round by round.
+    """
+    times: dict[str, list[list[float]]] = {}
+    for i in range(rounds):
+        for program, python in {"npllama": sys.executable, **peers}.items():
+            progress(f"serving: round {i + 1} of {rounds}, {program}")
+            with Worker("serving", program, python, threads, str(path)) as worker:
+                hello = worker.ask("hello")
+                for variant, seconds in worker.ask(
+                    "time", requests=REQUESTS, repeats=1
+                ).items():
+                    ours = OURS if variant == "together" else f"npllama {variant}"
+                    theirs = f"{hello['name']} ({variant})"
+                    name = ours if program == OURS else theirs
+                    times.setdefault(name, []).append(seconds)
+    tokens = sum(ask.new for ask in traffic(REQUESTS))
+    return {f"{REQUESTS} requests": summary(times, lambda s: tokens / s)}
+
+
+#  ---- decoding -----------------------------------------------------------------
+
+
+def measure_decoding(
+    folder: Path, rounds: int, threads: int, progress: Progress
+) -> dict[str, Any]:
+    """Chance beside greedy, lookup beside one by one, guesses of the shipped draft."""
+    # Timed calls are whole texts, so that one repeat more stands for a warm-up.
+    repeats = rounds + 1
+    results: dict[str, Any] = {}
+    for key, size, request in (
+        ("sampling", CHANCE_SIZE, "time_sampling"),
+        ("lookup", LOOKUP_SIZE, "time_lookup"),
+    ):
+        progress(f"decoding: {key} at {size}")
+        path = folder / f"{size}.npz"
+        write_model(preset(size), path, 1)
+        with Worker(
+            "decoding", "npllama", sys.executable, threads, str(path)
+        ) as worker:
+            found = worker.ask(request, tokens=TEXT, repeats=repeats)
+        path.unlink()
+        times = {name: seconds[1:] for name, seconds in found.pop("seconds").items()}
+        results[key] = {"size": size, "tokens": TEXT, "seconds": times} | found
+    progress("decoding: the shipped pair")
+    with Worker("decoding", "pair", sys.executable, threads) as worker:
+        kept = worker.ask("kept", texts=10 * rounds, guesses=DRAFTED)
+    results["pair"] = {"guesses": DRAFTED, "kept": kept}
+    return results
 
 
 #  ---- attention alone ----------------------------------------------------------

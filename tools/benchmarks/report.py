@@ -105,6 +105,8 @@ def table(results: dict[str, Any]) -> str:
         lines += _attention_lines(part)
     if "cells" in results:
         lines += _cell_lines(results["cells"])
+    if "serving" in results:
+        lines += _cell_lines({"passes": {}} | results["serving"])
     if "decoding" in results:
         lines += _decoding_lines(results["decoding"])
     if "roofline" in results:
