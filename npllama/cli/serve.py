@@ -42,7 +42,7 @@ examples:
   curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
     -d '{"prompt": "Once upon a time", "max_tokens": 20, "temperature": 0}'
 """
-NEEDS = "npllama serve needs starlette and uvicorn: pip install npllama[serve]"
+NEEDS = "starlette and uvicorn are needed: pip install npllama[serve]"
 LOOK = 0.1  # seconds between two looks at whether all is finished
 LAST_WORDS = 5  # seconds for answers that are on their way
 GIB = 2**30
@@ -134,9 +134,6 @@ def run_serve(options: argparse.Namespace) -> int:
         engine.start()
         server = uvicorn.Server(settings)
         code = asyncio.run(until_ended(server, place, state, engine, options.drain))
-    if state.desk is not None:
-        state.desk.close()
-        engine.join(LAST_WORDS)
     if failed:
         raise failed[0]
     return code
@@ -184,7 +181,10 @@ def listening(host: str, port: int) -> socket.socket:
     """A socket at an address; OSError, in one line, if it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        place = socket.create_server((host, port), family=family)
+        # asyncio sends small answers at once only on sockets that name their protocol.
+        kind = family, socket.SOCK_STREAM, socket.IPPROTO_TCP
+        return socket.socket(*kind, fileno=place.detach())
     except OSError as error:
         # Python itself adds the address to the message in some cases.
         why = os.strerror(error.errno) if error.errno in errno.errorcode else error
@@ -290,4 +290,7 @@ async def until_ended(
             cut_off = state.open > 0 if cut_off is None else cut_off
             server.should_exit, server.force_exit = True, late
     await serving
+    if state.desk is not None:
+        state.desk.close()
+        await asyncio.to_thread(engine.join, LAST_WORDS)
     return INTERRUPTED if cut_off else 0

@@ -15,6 +15,7 @@ import json
 import math
 import sys
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -133,7 +134,8 @@ async def events(
     texts = left = len(ask.prompts) * ask.written
 
     def put(happened: Any) -> None:
-        loop.call_soon_threadsafe(queue.put_nowait, happened)
+        with suppress(RuntimeError):  # the loop has ended, and who waited with it
+            loop.call_soon_threadsafe(queue.put_nowait, happened)
 
     state.open += texts
     watching = asyncio.create_task(watch(message, queue, state.bounds.seconds))
