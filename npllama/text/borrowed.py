@@ -1,13 +1,13 @@
-r"""Whatever else a ``tokenizer.json`` says, through Hugging Face's library.
+r"""All other kinds of ``tokenizer.json``, through Hugging Face's library.
 
-A split that is not known here, a Unigram model, merges that only the list of pairs
-can make: the library `tokenizers` reads all of them, and is called where it is
-installed (the extra ``npllama[tokenizers]``).  It merges.  Special tokens and added
-words are found by `Tokenizer.encode`, as for every other file, so that what a user
-typed stays text; each part between them is a text of its own to the library.
+Some files need a split that is not known here, a Unigram model, or merges that only
+the list of pairs can make.  The library `tokenizers` reads all of them, and is used
+where it is installed (the extra ``npllama[tokenizers]``).  The library only merges.
+`Tokenizer.encode` finds special tokens and added words, as for every other file, so
+what a user types stays text; the library sees each part between them as a text.
 
-The library decodes whole texts, while a stream needs the bytes of each token.  They
-follow from the decoder, where that is the one of bytes or the one of pieces.
+The library decodes whole texts, but a stream needs the bytes of each token.  They
+follow from the decoder, if it is that of bytes or that of pieces.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def from_library(data: Json, settings: Settings) -> Tokenizer:
     if data["model"].get("dropout"):
         raise ValueError("model.dropout makes tokens by chance; set it to null")
     bytewise, strips = decoder_of(data.get("decoder"))
-    # What is added, and what is put around a text, is dealt with elsewhere.
+    # Added tokens and tokens around a text are handled elsewhere.
     nothing = {"post_processor": None, "truncation": None, "padding": None}
     bare = data | nothing | {"added_tokens": []}
     engine = guarded(tokenizers.Tokenizer.from_str, json.dumps(bare))
@@ -64,9 +64,9 @@ def from_library(data: Json, settings: Settings) -> Tokenizer:
 
 
 def guarded(call: Callable[..., Any], *given: Any, **named: Any) -> Any:
-    """The result of a call; a ValueError for whatever the library raises.
+    """Return the result of a call; turn every error of the library into a ValueError.
 
-    A failure in its Rust code is no `Exception` in Python.
+    A failure in its Rust code is not an `Exception` in Python.
     """
     try:
         return call(*given, **named)

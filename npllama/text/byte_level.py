@@ -10,9 +10,9 @@ They come in one of two files:
 
 Some vocabularies have no token for some bytes, because the training text never had
 them: SmolLM2 lacks 21, such as 04 and FF.  Such a byte adds no token, as in Hugging
-Face's tokenizers and llama.cpp.  (They differ in what comes then: for the former its
-neighbours become neighbours of each other and may merge.  Here they do not, as in
-llama.cpp.)  Where the file names an unknown token, it takes the byte's place.
+Face's tokenizers and llama.cpp.  (In the former, the bytes on both sides of it become
+neighbours and may merge.  Here they do not, as in llama.cpp.)  If the file names an
+unknown token, that takes the place of the byte.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def merger(
     Parameters
     ----------
     ranked : sequence of bytes
-        All that may be made, the 256 single bytes included, the first merge first.
+        All tokens in the order of merging, beginning with the 256 single bytes.
     pattern : str
         Must match every character.
     ids : sequence of int or None
-        The token that stands for each of `ranked`; None is left out.
+        The id of each of `ranked`; tokens with None are left out.
     """
     try:
         import tiktoken  # here, since much of the package has no text to split
@@ -90,8 +90,8 @@ def looks_like_ranks(content: bytes) -> bool:
 def llama3_special_names() -> list[str]:
     """The 256 special tokens that follow the ranks, as Meta names them since 3.2.
 
-    Those that a conversation is made of have the same ids in LLaMA 3.0 and in
-    Hugging Face's files; some of the others are called reserved there.
+    The tokens of conversations have the same ids in LLaMA 3.0 and in Hugging Face's
+    files; some of the others are called reserved there.
 
     References
     ----------
@@ -267,7 +267,7 @@ def merger_of(
     apart: set[str],
     pattern: str,
 ) -> Callable[[str], list[int]]:
-    """What tiktoken makes of a text, given the model of a ``tokenizer.json``."""
+    """The tokens of a text by tiktoken, given the model of a ``tokenizer.json``."""
     ranks = ranks_of(pairs)
     check_merges(pairs, ranks)
     letters = byte_letters()

@@ -1,12 +1,13 @@
 r"""How a conversation becomes one text.
 
-A conversation is its turns, one after the other, where the form is one that `forms`
-knows.  Any other form a checkpoint describes itself, as a template in Jinja, and the
-whole conversation is rendered anew for each answer: a template may write an early
-turn in another way once a later one is there.
+In a form that `forms` knows, a conversation is its turns, one after the other.  For
+any other form, the checkpoint has a template in Jinja, and the whole conversation is
+rendered again for each answer, since a template may change early turns when later
+ones follow.
 
-Which form a model was trained on, its template tells.  Without a template, the marks
-in its vocabulary do; without these, it is a base model, and knows no conversation.
+A model's template shows the form on which it was trained.  Without a template, the
+marks in its vocabulary show it; without these, it is a base model, which was not
+trained on conversations.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def stop_tokens(tokenizer: Tokenizer, format: str) -> set[int]:
 
 
 def closing(tokenizer: Tokenizer, format: str) -> list[int]:
-    """What ends an answer that was broken off before it ended itself."""
+    """The tokens that end an answer that was interrupted."""
     if format not in FORMS:
         return []
     name = FORMS[format].end.format(eos=end_name(tokenizer))
@@ -131,7 +132,7 @@ def closing(tokenizer: Tokenizer, format: str) -> list[int]:
 
 #  ---- which form -------------------------------------------------------------
 
-# What a template of each form holds; the first that fits counts.
+# Text that a template of each form contains; the first match counts.
 TELLING = {
     "llama-3": ("<|start_header_id|>",),
     "chatml": ("<|im_start|>", "<|im_end|>"),
@@ -145,7 +146,7 @@ TELLING = {
 def detect_format(tokenizer: Tokenizer) -> str:
     """The form of conversation that a checkpoint was trained on, as far as is known.
 
-    A chat template tells; without one, a vocabulary that has marks of turns.
+    The chat template shows it; without one, the marks in the vocabulary.
     """
     template = tokenizer.chat_template
     for format, signs in TELLING.items():
@@ -165,10 +166,10 @@ PROBES = (
 
 
 def choose_format(tokenizer: Tokenizer) -> tuple[str, str]:
-    """The form to use, and in words how it is known.
+    """The form to use, and the reason in words.
 
-    Where Jinja is installed, the form that was detected is compared with what the
-    template writes; if they differ, the template itself is used.
+    If Jinja is installed, the detected form is compared with the output of the
+    template; if they differ, the template itself is used.
     """
     format = detect_format(tokenizer)
     if not tokenizer.chat_template:

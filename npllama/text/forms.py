@@ -1,8 +1,8 @@
-r"""What stands around the messages of a conversation.
+r"""The forms of a conversation: the text around its messages.
 
 A model continues text; a chat model was trained on texts that are conversations,
 written in one exact form.  In another form it still answers, but worse.  The usual
-forms differ in what stands around a message:
+forms differ in the text around a message:
 
 - ``llama-2``: each question stands between ``[INST]`` and ``[/INST]``, followed by
   the answer, and every such pair is a sequence of its own, from BOS to EOS.  System
@@ -14,11 +14,12 @@ forms differ in what stands around a message:
 - ``zephyr`` (and TinyLlama): the author as ``<|user|>`` on a line, the message, EOS.
 - ``vicuna``: ``USER: ... ASSISTANT: ...``, each answer followed by EOS.
 - ``deepseek`` (the LLM's): ``User: ...``, an empty line, ``Assistant: ...``, EOS.
-- ``plain``: for base models, which know of no conversation: messages line by line.
-- ``template``: whatever the checkpoint's own chat template writes; see `rendering`.
+- ``plain``: for base models, which were not trained on conversations: messages line
+  by line.
+- ``template``: the checkpoint's own chat template; see `rendering`.
 
-A model ends its answer with one token.  What follows it up to the next question,
-such as the line end after ``<|im_end|>``, opens the next turn.
+A model ends its answer with one token.  The text between it and the next question,
+such as the line end after ``<|im_end|>``, belongs to the next turn.
 
 References
 ----------
@@ -37,7 +38,7 @@ from npllama.text.tokenizer import Tokenizer
 
 
 class Form(NamedTuple):
-    """What stands around the messages of a turn; {} is the message.
+    """The text around the messages of a turn; {} is the message.
 
     `{eos}` is the name of the end token.
     """
@@ -46,7 +47,7 @@ class Form(NamedTuple):
     system: str
     user: str
     assistant: str  # in front of an answer
-    answer: str  # a known answer, without what ends it
+    answer: str  # a known answer, without its end
     end: str  # the token that ends an answer
     between: str = ""  # after it, before the next question
     marks: tuple[str, ...] = ()  # special tokens that it needs
@@ -150,7 +151,7 @@ def begins_with_bos(tokenizer: Tokenizer, form: Form) -> bool:
 
 
 def default_system(tokenizer: Tokenizer, format: str) -> str | None:
-    """The instructions that a form begins with where nobody gives any."""
+    """The instructions with which a form begins if none are given."""
     if format == "vicuna":
         return VICUNA_SYSTEM
     if format == "chatml":

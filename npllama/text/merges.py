@@ -1,17 +1,16 @@
 r"""Merging by rank.
 
-A tokenizer was trained by counting: the most frequent pair of neighbours became a
-new token, again and again.  The order is its knowledge.  To cut a word, the same
-merges are made in the same order:
+A tokenizer is trained by counting: the most frequent pair of neighbours becomes a new
+token, again and again.  To cut a word, the same merges are made in the same order:
 
     l o w e r  ->  l ow e r  ->  low e r  ->  low er  ->  lower
 
 A ``tokenizer.json`` lists the pairs.  tiktoken and SentencePiece keep no pairs: they
 merge two neighbours if together they are a token, the lowest rank first.  Both ways
-agree if every token, cut with the ranks below its own, falls into just the pair that
-the list has for it: what stands around a part cannot matter, since a merge across
-its border would have removed the border.  `check_merges` makes this test, so that
-no vocabulary is handed to a library that would cut it in another way.
+agree if every token, cut with the ranks below its own, becomes exactly the pair that
+the list has for it.  The neighbours of a part cannot matter, since a merge across its
+border would have removed the border.  `check_merges` makes this test, so that no
+library gets a vocabulary that it would cut in another way.
 
 References
 ----------
@@ -36,7 +35,7 @@ def merge_pairs(written: Sequence[str | Sequence[str]]) -> list[Pair]:
 
 
 def ranks_of(pairs: Sequence[Pair]) -> dict[str, int]:
-    """How early each token is made."""
+    """The rank of each token: how early it is made."""
     ranks: dict[str, int] = {}
     for rank, (first, second) in enumerate(pairs):
         ranks.setdefault(first + second, rank)
@@ -58,8 +57,8 @@ def cut(word: str, ranks: Mapping[str, int], below: int) -> list[str]:
 def check_merges(pairs: Sequence[Pair], ranks: Mapping[str, int]) -> None:
     """Raise ValueError unless merging by rank is merging by these pairs.
 
-    A list that has every pair of which a token can be made, one token's after the
-    other's, is a list of ranks written out; it needs no test of each token.
+    A list that has, token by token, every pair that can make it, is a list of ranks
+    written out; its tokens need no test.
     """
     if _written_out(pairs, ranks):
         return

@@ -8,16 +8,16 @@ They come in one of three files:
   falls with every merge in the list rebuilds the model;
 - llama2.c's ``tokenizer.bin``: for every piece its score, its length, its bytes.
 
-Where they differ from each other the first is right, since the models were trained
-with it.  So a text that begins with a space gets another one in front here, whatever
-file the vocabulary came in; the *Metaspace* step that newer ``tokenizer.json`` hold
-puts none there, and for Hugging Face " a" and "a" are then the same tokens.
+Where they differ the first is right, since the models were trained with it.  So a
+text that begins with a space gets another one in front here, from whichever file the
+vocabulary came.  The *Metaspace* step of newer ``tokenizer.json`` adds none there, so
+in Hugging Face " a" and "a" are then the same tokens.
 
-A piece that fine-tuning declared special (Yi's ``<|im_start|>`` is one) becomes a
-control piece: SentencePiece then never makes it from what somebody typed.
+A piece that fine-tuning declared special (such as Yi's ``<|im_start|>``) becomes a
+control piece, which SentencePiece never makes from text.
 
-A model is a message of protocol buffers, of which little is needed: fields, each
-with its number; of what is said twice the latter counts, except for the pieces.
+A model is a message of protocol buffers: fields, each with its number.  If a field
+occurs twice the later one counts, except for the pieces.
 
 References
 ----------
@@ -100,7 +100,7 @@ def piece_field(piece: Piece) -> bytes:
 
 
 def model_of(pieces: Sequence[Piece], ends: Sequence[int]) -> bytes:
-    """A SentencePiece model with the settings of LLaMA's, but for the space in front.
+    """A SentencePiece model with LLaMA's settings, but without the space in front.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ def from_model(content: bytes, settings: Settings) -> Tokenizer:
         content = as_control(content, apart.intersection(typed))
         engine = engine_of(content)
     unknown = engine.unk_id()
-    # What the model shows for the unknown counts, not that a file calls it special.
+    # The model's own text for the unknown token counts, even if a file calls it special.
     kept = tuple(t for t in settings.added if t.id != unknown)
     leads = engine.encode("a", out_type=str)[0].startswith(SPACE)
     leads = leads and settings.add_prefix_space is not False
@@ -193,7 +193,7 @@ def named_ends(engine: Any) -> dict[str, str]:
 
 
 def spaced(model: bytes, scheme: str, leads: bool) -> Merge:
-    """Merge by a model, with a space before each part ("always"), or the first only."""
+    """Merge by a model, with a space before each part ("always") or only the first."""
     engine, bare = engine_of(model), engine_of(without_space(model))
     if not leads:
         return lambda text, begins: bare.encode(text)
@@ -266,7 +266,7 @@ def from_llama2c(content: bytes, settings: Settings) -> Tokenizer:
 
 
 class Form(NamedTuple):
-    """How a ``tokenizer.json`` turns a text into one that can be merged."""
+    """How a ``tokenizer.json`` prepares a text for merging."""
 
     scheme: str  # "always", "first" or "never": where a space is put in front
     normalise: Callable[[str], str]  # if that comes before added words are looked for
@@ -338,7 +338,7 @@ def from_pieces(data: Json, settings: Settings) -> Tokenizer:
 
 
 def merger_of(engine: Any, form: Form) -> Merge:
-    """The tokens of a text; the engine itself puts no space in front."""
+    """The tokens of a text; the engine itself adds no space in front."""
 
     def merge(text: str, begins: bool) -> list[int]:
         leads = form.scheme == "always" or (form.scheme == "first" and begins)

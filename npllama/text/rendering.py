@@ -1,12 +1,12 @@
-r"""A chat template, rendered where it can do no harm.
+r"""Rendering a chat template, where it can do no harm.
 
-A checkpoint says in Jinja how it writes conversations.  A template is a program that
-a stranger wrote, so it runs in three fences:
+A checkpoint describes its form of conversations as a template in Jinja.  A template is
+a program by a stranger, so it runs inside three fences:
 
 - Jinja's sandbox, which keeps it from Python's own objects;
 - a process of its own, with limits for time, memory and the size of files, since
   ``{% for i in range(99999) %}`` twice, or ``9**9**9``, breaks no rule of the sandbox;
-- data of its own: what it is given are strings, numbers, lists and dictionaries.
+- data of its own: it gets only strings, numbers, lists and dictionaries.
 
 The environment is the one that transformers renders templates in: blocks are
 trimmed, loops may break and continue, and ``raise_exception``, ``tojson``,
@@ -83,7 +83,7 @@ def environment() -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
     class Generation(Extension):
-        """A block around what the assistant says; only training needs to know."""
+        """A block around the assistant's messages; only training uses it."""
 
         tags = {"generation"}
 
@@ -129,7 +129,7 @@ def environment() -> Any:
 
 
 def raise_exception(message: str) -> None:
-    """What a template calls to refuse a conversation."""
+    """Refuse a conversation; templates call this."""
     raise ValueError(message)
 
 
@@ -140,7 +140,7 @@ def to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as it is; Jinja's own filter would escape what HTML must not hold."""
+    """Plain JSON; Jinja's own filter would escape it for HTML."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -151,7 +151,7 @@ def to_json(
 
 
 def limit() -> None:
-    """Bound what this process may use, where the system knows how."""
+    """Limit the resources of this process, where the system can."""
     try:
         import resource
     except ImportError:

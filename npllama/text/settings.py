@@ -1,8 +1,8 @@
-r"""What the small files beside a tokenizer say.
+r"""The small files beside a tokenizer.
 
-Which token begins a text, which were added by fine-tuning, how conversations are
-written: a checkpoint keeps this apart from the vocabulary, and over the years in
-different files.
+A checkpoint keeps some settings apart from the vocabulary: which token begins a text,
+which tokens fine-tuning added, how conversations are written.  Over the years it has
+kept them in different files.
 
 - ``tokenizer_config.json``: names of the tokens at both ends, ``add_bos_token`` and
   ``add_eos_token``, ``add_prefix_space``, ``legacy``, the added tokens by their ids
@@ -14,9 +14,9 @@ different files.
   are put around every text, even where the vocabulary comes from another file.
 - ``chat_template.jinja``: the chat template, in newer checkpoints.
 
-Where two files contradict each other, the first of this list that speaks counts.
-Where none speaks, a text begins with the beginning-of-sequence token and ends as it
-ends, as LLaMA was trained; a ``tokenizer.json`` always speaks.
+If two files contradict each other, the first in this list counts.  If no file says
+so, a text begins with the beginning-of-sequence token and has no end token, as in
+LLaMA's training; a ``tokenizer.json`` always settles it.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Added(NamedTuple):
 class Settings(NamedTuple):
     """What a checkpoint says about its tokenizer beside the vocabulary.
 
-    `ends` holds the names of "bos_token" and "eos_token" where a file gives them;
-    None says that there is no such token.  An entry that is None was not given.
+    `ends` holds the names of "bos_token" and "eos_token" if a file gives them; None
+    means that there is no such token.  Any other entry that is None was not given.
     """
 
     ends: dict[str, str | None] = {}
@@ -64,7 +64,7 @@ class Settings(NamedTuple):
 
 
 def naming(file: str, read: Callable[..., Any], *given: Any) -> Any:
-    """What `read` makes of a file; whatever is wrong with it, a ValueError says."""
+    """Read a file; raise a ValueError that names it for any error."""
     try:
         return read(*given)
     except Exception as error:
@@ -152,7 +152,7 @@ def _flag(data: Json, key: str) -> bool | None:
 
 
 def _special_names(data: Json) -> Iterator[str]:
-    """Names of the tokens that mark something."""
+    """Names of the tokens that the file lists as special."""
     more = data.get("additional_special_tokens") or data.get("extra_special_tokens")
     more = more.values() if isinstance(more, dict) else more or ()
     ends = (data.get("bos_token"), data.get("eos_token"))

@@ -1,7 +1,7 @@
 r"""Where a byte-level tokenizer cuts a text before it merges.
 
-Merging stops at the borders of words, so that "dog" and "dog!" share a token.  What
-a word is, a regular expression says, and every family of models has its own:
+Merging stops at the borders of words, so that "dog" and "dog!" share a token.  A
+regular expression defines what a word is, and every family of models has its own:
 
 - GPT-2: contractions, words and numbers with the space before them, punctuation.
 - StarCoder and SmolLM2: the same, but every digit stands alone.
@@ -12,8 +12,8 @@ a word is, a regular expression says, and every family of models has its own:
   and Korean in runs, every digit and every line end alone.
 
 ``tokenizer.json`` writes a split as a list of steps.  Each list below becomes one
-pattern for tiktoken; a list that is not here (DeepSeek-LLM's is one) is not guessed
-at.  A pattern must match every character: tiktoken drops what is not matched.
+pattern for tiktoken; any other list (such as DeepSeek-LLM's) is refused.  A pattern
+must match every character, since tiktoken drops the others.
 
 References
 ----------
@@ -38,9 +38,9 @@ LLAMA3 = (
 )
 QWEN2 = LLAMA3.replace("{1,3}", "")
 
-# A later step also cuts what an earlier one isolated: "a\u4e2d" is one word of
-# letters, then the Chinese in it is cut out.  So the pattern names, for every
-# character, what it is to all the steps at once.
+# A later step also cuts the parts that an earlier one isolated: "a\u4e2d" is one word
+# of letters, and then the Chinese is cut out of it.  So the pattern describes every
+# character by its meaning for all steps at once.
 _CJK = "\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff"
 DEEPSEEK_CODER = (
     r"[\r\n]|\s(?=[{cjk}&&[\p{L}\p{P}]])|[\s&&[{cjk}]](?=[\p{L}\p{P}])"
@@ -54,7 +54,7 @@ Step = tuple[Any, ...]
 
 
 def isolated(pattern: str) -> Step:
-    """A step that cuts out what a regular expression matches."""
+    """A step that cuts out the matches of a regular expression."""
     return ("Split", pattern, "Isolated", False)
 
 

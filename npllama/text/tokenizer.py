@@ -3,32 +3,31 @@ r"""Text to tokens and back.
 A model knows a fixed list of pieces of text, its vocabulary; a tokenizer cuts any
 text into them.  Both kinds in use are *byte-pair encodings*: begin with single
 characters (or bytes), and merge the pair that was most frequent in training, again
-and again.  No text is impossible, since a character outside the vocabulary falls
-back to the bytes of its UTF-8 form.
+and again.  Every text can be encoded, since a character outside the vocabulary
+becomes the bytes of its UTF-8 form.
 
 - LLaMA 1 and 2, Code Llama, Mistral, TinyLlama: SentencePiece.  A space is part of
-  the piece that follows it (written U+2581), and one is put in front of every text,
+  the piece that follows it (written U+2581), and one is added in front of every text,
   so that a word is the same piece at the beginning as in the middle.
 - LLaMA 3, SmolLM2, DeepSeek: bytes.  A regular expression first splits the text
   (words, numbers, punctuation ...), then bytes are merged within each part.
 
-On the way back every token stands for some bytes, and the text is these bytes, one
-token's after the other's.  A character may be spread over several tokens: whoever
-shows a text while it is being made has to wait for its last byte.  What went in
-comes out, but for U+2581 itself, which SentencePiece takes for a space.  (A
-tokenizer may also tidy a text up first, or have no token for some bytes; LLaMA's
-own do neither.)
+For decoding, every token stands for some bytes, and the text is these bytes joined.
+A character may be spread over several tokens, so a program that shows a text while it
+grows has to wait for the last byte of a character.  Decoding restores the encoded
+text, except U+2581 itself, which SentencePiece reads as a space.  (A tokenizer may
+also normalise a text first, or have no token for some bytes; LLaMA's own do neither.)
 
-Two kinds of token stand for themselves and are never made by merging:
+Two kinds of token are never made by merging:
 
-- *Special tokens* such as ``<|eot_id|>`` mark what is not text: beginnings, ends,
-  who speaks.  A text makes them only where the caller allows it: what a user typed
-  must not be able to end his turn and begin somebody else's.
-- *Added words* such as ``<think>`` are text to which fine-tuning gave one token.
-  They are found wherever they stand.
+- *Special tokens* such as ``<|eot_id|>`` are not text, but mark beginnings, ends and
+  speakers.  A text produces them only where the caller allows it, since what a user
+  types must not be able to end a turn and begin another.
+- *Added words* such as ``<think>`` are text for which fine-tuning added one token.
+  They are found everywhere in a text.
 
-An embedding often has more rows than the vocabulary has tokens, padded to a round
-number.  A model may therefore choose an id that no token has; it adds no text.
+An embedding often has more rows than the vocabulary has tokens, since their number is
+padded to a round one.  So a model may choose an id without a token; it adds no text.
 
 References
 ----------
@@ -60,18 +59,18 @@ NO_TOKEN = Token("", b"")
 
 
 class Mark(NamedTuple):
-    """How a special token or an added word is found in a text."""
+    """How to find a special token or an added word in a text."""
 
     id: int
     special: bool = True
-    lstrip: bool = False  # takes the white space in front of it along
+    lstrip: bool = False  # includes the white space in front of it
     rstrip: bool = False  # and that after it
     single_word: bool = False  # only where no letter or digit touches it
-    normalized: bool = False  # looked for after the text was normalised
+    normalized: bool = False  # searched after the text was normalised
 
 
 def unchanged(text: str) -> str:
-    """The normal form of tokenizers that take a text as it is."""
+    """The normal form of tokenizers that do not change a text."""
     return text
 
 
@@ -89,17 +88,17 @@ class Tokenizer:
         Special tokens and added words by their names.
     vocabulary : sequence of Token
     merge : function of (text, begins) to list of int
-        The tokens of a text in which no marks are looked for: the library's own
-        code.  `begins` is false if other tokens precede the text.
+        The tokens of a text without marks, by the library.  `begins` is false if
+        other tokens precede the text.
     leading_space : bool
-        Whether a space is put in front of every text.  (transformers 5 puts none in
+        Whether a space is added in front of every text.  (transformers 5 adds none in
         front of a text that begins with one.)
     front, back : tuple of int
         Tokens that the checkpoint puts around every text.
     normalise : function of str to str
         Applied to a text before added words are looked for and tokens are merged.
     chat_template : str
-        How the checkpoint itself writes conversations, in Jinja, if it says so.
+        The checkpoint's own form of conversations, in Jinja, if it has one.
     """
 
     kind: Literal["sentencepiece", "tiktoken", "tokenizers"]
@@ -141,23 +140,23 @@ class Tokenizer:
         text : str
         bos, eos : bool or None
             Whether the beginning-of-sequence token comes first and the end token
-            last, if there are such tokens.  None does what the checkpoint does.
+            last, if there are such tokens.  None follows the checkpoint.
         allowed_special : "all" or strings
-            Special tokens to recognise where their name stands in the text; all
-            others are text like any other.  (transformers recognises them all.)
-            What follows one is a text of its own: SentencePiece puts a space in
-            front, as transformers does with ``legacy=True``.
+            Special tokens to recognise by their names in the text; all other names
+            are plain text.  (transformers recognises all.)  The text after one is
+            encoded separately: SentencePiece adds a space in front, as transformers
+            does with ``legacy=True``.
         guard : str
-            A character that is dropped once special tokens and words were found: a
-            name into which it was put is text.
+            A character that is removed after special tokens and words were found: a
+            name that contains it stays plain text.
         continuing : bool
             Other tokens precede the text.
 
         Raises
         ------
         ValueError
-            If the text holds half a surrogate pair, which is no character, or a
-            name is allowed that no special token has.
+            If the text holds half a surrogate pair, which is not a character, or if
+            an allowed name is not that of a special token.
         """
         check_text(text)
         marks = self._wanted(allowed_special)
@@ -180,7 +179,7 @@ class Tokenizer:
         return [i for i in (*front, *tokens, *back) if i is not None]
 
     def _wanted(self, allowed: Literal["all"] | Collection[str]) -> dict[str, Mark]:
-        """The marks that are looked for."""
+        """The marks to search for."""
         every = allowed == "all"
         if not every and (unknown := set(allowed) - self.special.keys()):
             raise ValueError(
@@ -195,7 +194,7 @@ class Tokenizer:
     def _merged(
         self, text: str, words: Mapping[str, Mark], begins: bool, guard: str
     ) -> list[int]:
-        """The tokens of a part that holds no marks but words looked for last."""
+        """The tokens of a part whose only marks are words searched after normalising."""
         tokens: list[int] = []
         for part in split_at(text, words):
             if isinstance(part, Mark):
@@ -208,8 +207,8 @@ class Tokenizer:
     def decode(self, tokens: Iterable[int], *, skip_special: bool = True) -> str:
         """Put tokens together to a text; bytes that are not UTF-8 become U+FFFD.
 
-        As in Python, one for every character that was begun; SentencePiece itself
-        writes one for every byte.  An id that no token has adds nothing.
+        As in Python, one for every incomplete character; SentencePiece itself writes
+        one for every byte.  An id without a token adds nothing.
 
         Parameters
         ----------
@@ -240,17 +239,18 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Decodes token by token, and never hands out half a character.
+    """Decodes token by token, and never returns half a character.
 
-    What all calls of `push` and then `flush` return is what `decode` returns.
+    The results of all calls of `push` and then `flush`, joined, are what `decode`
+    returns.
 
     Parameters
     ----------
     tokenizer : Tokenizer
     continuing : bool
-        The tokens go on from a text that was shown before, so a space in front of
-        the first piece is part of the text.  Otherwise the space that SentencePiece
-        put there is taken off.
+        The tokens continue a text that was shown before, so a space in front of the
+        first piece is part of the text.  Otherwise the space that SentencePiece
+        added there is removed.
     skip_special : bool
         As for `decode`.
     """
@@ -268,7 +268,7 @@ class StreamDecoder:
         self.utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, index: int) -> str:
-        """The characters that this token completes, possibly none."""
+        """The characters that this token completes, if any."""
         name, content, special = self.tokenizer.token(index)
         if self.at_start and content:
             self.at_start = False
@@ -278,7 +278,7 @@ class StreamDecoder:
         return self.utf8.decode(content)
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for a character that stayed incomplete."""
+        """The rest at the end: U+FFFD for an incomplete character."""
         return self.utf8.decode(b"", final=True)
 
 
@@ -302,7 +302,7 @@ def check_text(text: str) -> None:
 
 
 def split_at(text: str, marks: Mapping[str, Mark]) -> Iterator[str | Mark]:
-    """Cut a text at the names of marks; of names that overlap the longest counts."""
+    """Cut a text at the names of marks; where names overlap, the longest counts."""
     start, names = 0, sorted(filter(None, marks), key=len, reverse=True)
     pattern = "|".join(map(re.escape, names))
     for match in re.finditer(pattern, text) if names else ():
@@ -328,13 +328,13 @@ def _in_a_word(text: str, begin: int, end: int) -> bool:
     return any(map(_is_letter, around))
 
 
-# Symbols that Unicode counts to the alphabet: letters in circles and squares.
+# Symbols that Unicode counts as alphabetic: letters in circles and squares.
 CIRCLED = ((0x24B6, 0x24EA), (0x1F130, 0x1F14A), (0x1F150, 0x1F16A), (0x1F170, 0x1F18A))
 JOINERS = "\u200c\u200d"
 
 
 def _is_letter(character: str) -> bool:
-    """Whether Unicode counts a character to words; a superscript two is not."""
+    """Whether Unicode counts a character as part of words; not a superscript two."""
     kind = unicodedata.category(character)
     if kind[0] in "LM" or kind in ("Nd", "Nl", "Pc") or character in JOINERS:
         return True

@@ -1,11 +1,11 @@
 r"""One turn of a conversation, as tokens.
 
-A message is data.  Were a user's ``<|eot_id|>`` or ``[/INST]`` taken for the mark,
-he could put words into the assistant's mouth.  Where marks are special tokens, such
-strings are encoded as plain text: a guard, a character that no text has, is put into
-each name and taken out when the marks have been found.  Where marks *are* text, a
-message that holds one is refused, as Meta does; what counts is the message as the
-tokenizer reads it, for some read a fullwidth bracket as a bracket.
+A message is data.  If a user's ``<|eot_id|>`` or ``[/INST]`` counted as the mark, the
+user could write the assistant's part.  If the marks are special tokens, such strings
+are encoded as plain text: a guard, a character that occurs in no message, is put into
+each name, and removed after the marks were found.  If the marks *are* text, a message
+that holds one is refused, as by Meta.  This applies to the message as the tokenizer
+reads it, since some tokenizers read a fullwidth bracket as a bracket.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def refuse_marks(tokenizer: Tokenizer, message: str, format: str) -> None:
 
 
 def guard_for(*texts: str | None) -> str:
-    """A character that none of the texts has."""
+    """A character that occurs in none of the texts."""
     for guard in GUARDS:
         if not any(guard in (text or "") for text in texts):
             return guard
@@ -77,8 +77,8 @@ def turn_tokens(
 ) -> list[int]:
     """Tokens of one turn; those of all turns together are `chat_tokens`.
 
-    A program that keeps its cache gives the model these tokens, appends what it
-    answers, and `closing` if the answer was broken off.
+    A program that keeps its cache runs these tokens, appends the answer, and also
+    `closing` if the answer was interrupted.
 
     Parameters
     ----------
@@ -86,12 +86,12 @@ def turn_tokens(
     message : str
         The user's.
     format : str
-        One of `FORMATS` but "template", which may write a turn anew later.
+        One of `FORMATS` except "template", which may change a turn later.
     first : bool
         Whether the conversation begins here.
     system : str
-        Instructions; they are part of the first turn, and of no other.  Without
-        them, ChatML and Vicuna begin with those they were trained with.
+        Instructions, which are part of the first turn only.  Without them, ChatML
+        and Vicuna begin with the instructions from their training.
     answer : str
         The assistant's, if it is known.
 
@@ -159,7 +159,7 @@ def plain_turn(
     system: str | None,
     answer: str | None,
 ) -> list[int]:
-    """The texts and nothing else, each on a line of its own."""
+    """Only the texts, each on its own line."""
     lines = "\n".join(part for part in (system, message, answer) if part is not None)
     if first:
         return tokenizer.encode(lines, eos=False)

@@ -1,13 +1,13 @@
 r"""The files that a tokenizer is read from.
 
-A checkpoint brings its vocabulary in one of several files, and all of them become the
-same thing: a list of tokens, and a function that merges.  `pieces` reads those of
+A checkpoint has its vocabulary in one of several files, and all of them become the
+same thing: a list of tokens, and a function that merges.  `pieces` reads the files of
 LLaMA 1 and 2, `byte_level` those of LLaMA 3; this section opens the right one.
 
-A file may come from anywhere.  A text that is split in a way that is not known here,
-or merges that the libraries would make in another order than the model was trained
-on, go through Hugging Face's own library where it is installed (`borrowed`), and are
-refused by name where it is not: the model would still talk, only worse.
+Some files split texts in a way that is not known here, or need merges that the
+libraries would make in another order than in training.  Hugging Face's own library
+reads them where it is installed (`borrowed`).  Elsewhere they are refused by name,
+because with wrong tokens the model would still answer, but worse.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ def load_tokenizer(members: Mapping[str, bytes]) -> Tokenizer:
     Parameters
     ----------
     members : mapping of file name to content
-        ``tokenizer.model`` (SentencePiece, or tiktoken's ranks: told apart by
-        their content), or else ``tokenizer.json``: byte-level BPE, or pieces with
-        bytes to fall back on; or else llama2.c's ``tokenizer.bin``.  What the
-        other files say is told in `settings`.
+        ``tokenizer.model`` (SentencePiece's, or tiktoken's ranks, by its content),
+        or else ``tokenizer.json``: byte-level BPE, or pieces with bytes to fall back
+        on; or else llama2.c's ``tokenizer.bin``.  For the other files see
+        `settings`.
 
-        Who writes a ``tokenizer.json`` from another source, a GGUF for example,
-        needs ``model`` (``type`` "BPE", ``vocab``, ``merges``; ``byte_fallback``
-        true for pieces), ``pre_tokenizer`` and ``normalizer`` as Hugging Face
-        writes them, and ``added_tokens`` with id, content and special.  Gaps and
-        missing bytes are allowed.  Whether a text begins with BOS is said in
-        ``post_processor``, or by ``add_bos_token`` in ``tokenizer_config.json``.
+        A ``tokenizer.json`` made from another source, such as a GGUF, needs
+        ``model`` (``type`` "BPE", ``vocab``, ``merges``; ``byte_fallback`` true for
+        pieces), ``pre_tokenizer`` and ``normalizer`` as Hugging Face writes them, and
+        ``added_tokens`` with id, content and special.  Gaps and missing bytes are
+        allowed.  ``post_processor``, or ``add_bos_token`` in
+        ``tokenizer_config.json``, says whether a text begins with BOS.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def check_ids(vocabulary: Any) -> None:
 
 
 def _borrowed(data: Json, settings: Settings, why: ValueError) -> Tokenizer:
-    """What the library makes of a file that this package refuses for a reason."""
+    """Let the library read a file that this package refuses for the given reason."""
     try:
         return from_library(data, settings)
     except ImportError:
