@@ -22,6 +22,6 @@ comes, so that a model larger than memory can be converted.
 `adapter`      a LoRA, merged into the weights
 `convert`      recognise, check, round, write
 
-Extra ``[convert]``: gguf knows the quantised types, ml_dtypes rounds to bfloat16, tqdm shows a progress bar.  The
-formats of PyTorch and Meta need torch.
+Extra ``[convert]``: gguf knows the quantised types, ml_dtypes rounds to bfloat16, tqdm
+shows a progress bar.  The formats of PyTorch and Meta need torch.
 """

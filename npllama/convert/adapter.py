@@ -1,7 +1,7 @@
 r"""LoRA: a fine-tune kept as small differences, merged into the weights.
 
-Fine-tuning changes a weight by a matrix of low rank R, so only its two thin factors
-are trained and kept, and merging adds their product:
+LoRA changes a weight by a matrix of low rank R.  Only its two thin factors are trained
+and kept, and merging adds their product:
 
 $$W' = W + s\,B A, \qquad s = \alpha / R \;\text{ or, rank-stabilised, }\;
 \alpha / \sqrt{R}$$
@@ -10,11 +10,11 @@ DoRA also gives every row of the result a length m of its own:
 $W'_c \cdot m_c / \lVert W'_c \rVert$.  For an embedding, which is used by columns,
 the factors are transposed and the lengths belong to columns.
 
-An adapter may also bring whole tensors (``modules_to_save``, biases), which replace
-those of the model.  Where the output layer is tied to the embedding and an adapter
-changes one of them, the other stays as it was, so the two are no longer tied; this
-is what runs when PEFT applies an adapter without merging.  With
-``ensure_weight_tying`` both change, and PEFT saves factors for both.
+An adapter may also contain whole tensors (``modules_to_save``, biases), which replace
+those of the model.  If the output layer is tied to the embedding and an adapter changes
+one of them, the other does not change, so the two are no longer tied.  PEFT does the
+same when it applies an adapter without merging.  With ``ensure_weight_tying`` both
+change, and PEFT saves factors for both.
 
 The merge is computed in float32 and rounded once, when it is written; PEFT computes
 in the dtype of the weights.
@@ -63,7 +63,7 @@ OTHERWISE = (
     "monteclora_config",
     "velora_config",
 )
-# Ways to begin that subtract from the weights what the factors begin with.
+# Initialisations that subtract the first factors from the weights.
 RESIDUAL = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -83,7 +83,7 @@ def merged(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     Raises
     ------
     ValueError
-        If the adapter is none of LoRA's, or does not fit the model.
+        If the adapter is not a LoRA, or does not fit the model.
     OSError
         If a file cannot be read.
     """
@@ -260,7 +260,7 @@ def _float32(tensor: Tensor) -> np.ndarray:
 def merge(
     w: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float, m: np.ndarray | None
 ) -> np.ndarray:
-    """Add a product of two thin matrices; give the rows lengths, if there are some.
+    """Add a product of two thin matrices; then scale the rows to lengths, if given.
 
     Parameters
     ----------

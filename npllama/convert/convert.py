@@ -1,9 +1,9 @@
 """From a checkpoint to one file: recognise, check, round, write.
 
 Every name and shape is checked before anything is written; then the tensors pass
-through memory one at a time.  The result appears when it is whole: what was there
-before stays until then, and a run that fails or is interrupted leaves nothing (one
-that is killed outright leaves a file that ends in ``.part``).
+through memory one at a time.  The result appears only when it is complete.  Until then
+an older file of that name stays, and a run that fails or is interrupted leaves nothing
+(one that is killed leaves a file that ends in ``.part``).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Advance = Callable[[int], object]
 def locate(source: str | Path) -> Path:
     """Where a checkpoint is, given as a path or as an installed package that holds it.
 
-    A package is looked through for one ``.gguf``; none of its code runs.
+    A package must contain exactly one ``.gguf``; none of its code runs.
 
     Raises
     ------
@@ -65,14 +65,14 @@ def locate(source: str | Path) -> Path:
 
 
 def open_checkpoint(path: Path, tokenizer: bool = True) -> Checkpoint:
-    """Recognise the format of `path` and describe what it holds.
+    """Recognise the format of `path`, and describe its content.
 
-    Without `tokenizer`, what concerns only the tokenizer is left out unread.
+    Without `tokenizer`, files that only a tokenizer needs are not read.
 
     Raises
     ------
     ValueError
-        If no format is recognised, or what is there contradicts itself.
+        If no format is recognised, or the files contradict each other.
     OSError
         If a file is missing or cannot be read.
     """
@@ -230,7 +230,7 @@ def convert(
     Raises
     ------
     ValueError
-        If the source is no LLaMA that npllama can run.
+        If the source is not a LLaMA that npllama can run.
     OSError
         If a file cannot be read or written.
 
@@ -309,7 +309,7 @@ def _check_target(out: Path) -> None:
 def converted(
     checkpoint: Checkpoint, dtype: str, advance: Advance
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Read, round and hand over one tensor after another, in the order of use.
+    """Read, round and yield one tensor after another, in the order of use.
 
     Writes
     ------
@@ -327,8 +327,8 @@ def _read(name: str, tensor: Tensor, dtype: str, notes: list[str]) -> np.ndarray
     exact = "float64" if tensor.dtype == "float64" else "float32"
     wide = widen(array, tensor.dtype, exact)
     result = array if tensor.dtype == dtype else narrow(wide, dtype)
-    # NaN passes through min and max, and rounding keeps the order of numbers: the
-    # two extremes tell everything about the rest.
+    # min and max keep NaN, and rounding keeps the order of numbers, so the two extremes
+    # are enough.
     with np.errstate(invalid="ignore"):
         extremes = np.array([wide.min(), wide.max()])
     if not np.isfinite(extremes).all():
@@ -341,7 +341,7 @@ def _read(name: str, tensor: Tensor, dtype: str, notes: list[str]) -> np.ndarray
 def narrow(array: np.ndarray, dtype: str) -> np.ndarray:
     """Round to the nearest value of `dtype`, ties to even.
 
-    From float64 to bfloat16 there is a float32 between, as in PyTorch.
+    Float64 is rounded to float32 before bfloat16, as in PyTorch.
 
     Parameters
     ----------

@@ -1,14 +1,15 @@
 """GGUF as a source: llama.cpp's names, order of rows and settings, taken back.
 
-llama.cpp turns q and k to neighbours, as Meta had them, biases too: H heads for q,
-K for k.  Its floats are float32, so 1e-5 comes as 9.99999975e-6 and is rounded to
-the shortest decimal that means the same float32.  Of llama3's scaling only the
-result is kept, ``rope_freqs.weight``, the divisor of every frequency; its numbers
-are recovered by trying those in use, and a table that fits none is refused.
+llama.cpp permutes the rows of q and k, and their biases, to Meta's order of
+neighbours: H heads for q, K for k.  Its floats are float32, so 1e-5 is stored as
+9.99999975e-6, and is read as the shortest decimal that rounds to the same float32.  Of
+llama3's scaling it keeps only the result, ``rope_freqs.weight``, the divisor of every
+frequency.  The parameters are recovered by trying those in use, and a table that fits
+none of them is refused.
 
-What a file says of itself is believed only where it must be: the vocabulary is as
-large as the embedding has rows, and the output is tied unless ``output.weight`` is
-there.  ``general.file_type`` describes no single tensor and is not read.
+Fields are trusted only where nothing else is known: the number of embedding rows gives
+the size of the vocabulary, and the output is tied unless ``output.weight`` exists.
+``general.file_type`` describes no single tensor and is not read.
 
 References
 ----------
@@ -72,7 +73,7 @@ def open_gguf(path: Path, tokenizer: bool = True) -> Checkpoint:
     Raises
     ------
     ValueError
-        If it is no LLaMA, or something in it cannot be read.
+        If it is not a LLaMA, or something in it cannot be read.
     OSError
         If a file is missing or cannot be read.
     """
@@ -190,7 +191,7 @@ def _ends(fields: Fields) -> Fields:
 def _rope(own: Fields) -> Fields:
     """Rope parameters in Hugging Face's words."""
     rope = {"rope_type": "default", "rope_theta": _short(own, "rope.freq_base", 1e4)}
-    # Where no type is said, a factor means linear; before it, there was scale_linear.
+    # A factor without a type means linear; older files have scale_linear instead.
     kind = own.get("rope.scaling.type", "linear")
     old = _short(own, "rope.scale_linear", 1.0)
     factor = _short(own, "rope.scaling.factor", old)
@@ -247,7 +248,7 @@ def _from_divisors(divisors: np.ndarray, D: int, rope: Fields) -> Fields:
 
 
 def _absent_biases(config: Config, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Zeros for the biases that a layer lacks where others have them."""
+    """Zeros for the biases that one layer lacks while others have them."""
     shapes = tensor_shapes(config).items()
     lacking = {n: s for n, s in shapes if n.endswith(".bias") and n not in tensors}
     any_file = next(iter(tensors.values())).file

@@ -3,11 +3,11 @@
 A header holds named values (sizes, the whole tokenizer) and, for every tensor, its
 name, shape, type and place; the data follows, aligned.  Most types are *blocks*:
 32 or 256 numbers of one row share a scale of 16 bits, and each number is a few
-bits.  Dequantising gives float32, and what rounding took stays lost.
+bits.  Dequantising gives float32; the digits lost by rounding do not come back.
 
-The header is read here, because a length in it must be compared with the size of
-the file before anything is made of it.  What the blocks mean, the package ``gguf``
-knows; llama.cpp's authors keep it up to date.
+The header is read here, because every length in it must be compared with the size of
+the file before it is used.  The package ``gguf`` decodes the blocks; llama.cpp's
+authors keep it up to date.
 
 References
 ----------
@@ -34,7 +34,7 @@ TEXT, ARRAY = 8, 9
 PLAIN = {0: "float32", 1: "float16", 28: "float64", 30: "bfloat16"}
 ON_DISK = {"float32": "<f4", "float16": "<f2", "float64": "<f8", "bfloat16": "<u2"}
 MOST_AXES = 4
-# Bytes of a tensor that are dequantised at once: what it takes on the way is freed.
+# Bytes of a tensor that are dequantised at once, to limit temporary memory.
 AT_ONCE = 1 << 22
 
 Fields = dict[str, Any]
@@ -63,7 +63,7 @@ class Cursor:
 
 
 def read_header(path: Path) -> Header:
-    """Read everything but the tensors' data.
+    """Read everything except the tensors' data.
 
     Raises
     ------
@@ -152,7 +152,7 @@ def _place(cursor: Cursor, name: str) -> tuple[tuple[int, ...], int, int]:
 
 
 def _described(cursor: Cursor, fields: Fields, places: dict) -> Header:
-    """The tensors, once it is known that their data lies within the file."""
+    """The tensors, after a check that their data lies within the file."""
     alignment = fields.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
         raise ValueError(f"general.alignment is {alignment!r}, not a power of two")

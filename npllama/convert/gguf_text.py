@@ -3,12 +3,10 @@ r"""A tokenizer from the fields of a GGUF file, as the files of Hugging Face.
 llama.cpp keeps two kinds.  ``llama`` is a SentencePiece model without its file:
 pieces, scores and kinds, from which the file is written anew.  ``gpt2`` is a
 byte-level BPE: names, merges, and a word, `pre`, for how a text is split before
-bytes are merged; it becomes a ``tokenizer.json``.  llama.cpp itself is the truth
-for tokens: it normalises no text, also where the tokenizer that a file was made
-from did (Qwen2's).
+bytes are merged; it becomes a ``tokenizer.json``.  Tokens are those of llama.cpp
+itself, which normalises no text, even if the original tokenizer did (Qwen2's).
 
-Tokens that are marked as unused pad the vocabulary; they stand for no text and are
-left out.
+Tokens that are marked as unused only pad the vocabulary, and are left out.
 
 References
 ----------
@@ -36,7 +34,7 @@ def tokenizer_files(fields: Fields, notes: list[str]) -> dict[str, bytes]:
     Raises
     ------
     ValueError
-        If what they hold contradicts itself.
+        If the fields contradict each other.
 
     Writes
     ------
@@ -219,8 +217,8 @@ def sentencepiece_model(
 ) -> bytes:
     """SentencePiece's own file: its pieces, and the settings of LLaMA's.
 
-    A BPE merges by score, so pieces and scores are all there is to know of it.  The
-    normaliser's table is not in GGUF; LLaMA's is "identity", which has none.
+    A BPE merges by score, so pieces and scores define it completely.  GGUF does not
+    hold the normaliser's table; LLaMA's is "identity", which has none.
     """
     pieces = b"".join(
         _part(1, _part(1, name.encode()) + _float(2, score) + _int(3, kind))

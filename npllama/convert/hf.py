@@ -42,7 +42,7 @@ def open_hf(folder: Path) -> Checkpoint:
     Raises
     ------
     ValueError
-        If the folder is no LLaMA, or its files contradict each other.
+        If the folder is not a LLaMA, or its files contradict each other.
     OSError
         If a file cannot be read.
     """
@@ -92,7 +92,7 @@ def _settings(
 def _tied(
     tensors: dict[str, Tensor], config: Config, notes: list[str]
 ) -> tuple[dict[str, Tensor], Config]:
-    """Take an output layer that the config ties to the embedding for what it is.
+    """Drop an output layer that equals the embedding to which it is tied; untie another.
 
     Writes
     ------
@@ -142,7 +142,7 @@ def _add_stops(data: dict[str, Any], generation: dict[str, Any]) -> dict[str, An
     """Add the end tokens of ``generation_config.json``, at which `generate` stops."""
     ids: list[Any] = []
     told = generation.get("eos_token_id")
-    # What config.json does not say at all, LlamaConfig takes for 2.
+    # If config.json has no entry, LlamaConfig uses 2.
     default = 2 if told is None else None
     for value in (data.get("eos_token_id", default), told):
         several = value if isinstance(value, list) else [value]
@@ -186,8 +186,8 @@ def _sharded(
 ) -> dict[str, Tensor]:
     """The tensors of all shards.
 
-    The index must be right about the tensors that are needed, or those that may be
-    packed; about others it is only said.
+    The index must be right about tensors that are needed or may be packed; an error
+    about others is only noted.
 
     Writes
     ------

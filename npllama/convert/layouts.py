@@ -1,8 +1,8 @@
 """Weights in 2 to 8 bits: GPTQ, AWQ and compressed-tensors, back to numbers.
 
 - GPTQ packs the codes along the inputs and the zeros along the outputs.  Its first
-  format stores zero - 1, its second the zero; some files say "gptq" and hold the
-  second.  Where zeros must all be the middle (`sym`), the data decides.  Inputs may
+  format stores zero - 1, its second the zero; some files say "gptq" but hold the
+  second.  If all zeros must be the middle (`sym`), the data shows which.  Inputs may
   be grouped in any order, ``g_idx``.
 - AWQ ("gemm") packs both along the outputs, eight to a word, in the order 0, 2, 4,
   6, 1, 3, 5, 7, and stores the zero.
@@ -75,7 +75,7 @@ def gptq_settings(settings: dict[str, Any]) -> Gptq:
 def read_gptq(
     gptq: Gptq, parts: Parts, shape: tuple[int, ...]
 ) -> tuple[int, Callable[[], np.ndarray]]:
-    """Bits, and a function that makes the weight whole."""
+    """Bits, and a function that unpacks the weight."""
     C, S = shape
     words, _ = need(parts, "qweight", INTEGERS)
     groups, _ = need(parts, "scales", FLOATS)
@@ -141,7 +141,7 @@ def awq_settings(settings: dict[str, Any]) -> Any:
 def read_awq(
     group_size: Any, parts: Parts, shape: tuple[int, ...]
 ) -> tuple[int, Callable[[], np.ndarray]]:
-    """Bits, and a function that makes the weight whole."""
+    """Bits, and a function that unpacks the weight."""
     C, S = shape
     groups, _ = need(parts, "scales", FLOATS)
     for name, rows in (("qweight", S), ("qzeros", groups)):
@@ -205,7 +205,7 @@ def compressed_settings(settings: dict[str, Any]) -> Any:
 def read_compressed(
     told: Any, parts: Parts, shape: tuple[int, ...]
 ) -> tuple[int, Callable[[], np.ndarray]]:
-    """Bits, and a function that makes the weight whole."""
+    """Bits, and a function that unpacks the weight."""
     C, S = shape
     _, words = need(parts, "weight_packed", INTEGERS)
     _, groups = need(parts, "weight_scale", FLOATS)
@@ -286,7 +286,7 @@ def unpacked(
     tensors : dict
         With one tensor for the parts of each packed weight.
     lost : list of str
-        What rounding took.
+        The digits that rounding lost.
 
     Raises
     ------

@@ -1,14 +1,14 @@
 """The inputs on which kernels go wrong: seeded, small, and each for a reason.
 
-A wrong kernel is right on most numbers.  A mask that is off by one only shows where the
-key after the query differs, swapped heads only where there are several, a missing
-subtraction of the maximum only where scores are large, a wrong epsilon only where the
-input is as small as it is, and positions in half precision only beyond 256.  So each
-entry of `KINDS` names a danger and draws inputs that have it.  Sizes are odd where odd
-is possible, and pairwise different.  What a cache holds after a row's last position
-is stale but finite, as in a cache that was used before: reading it changes the result.
+A wrong kernel is right on most numbers.  A mask that is off by one shows only if the
+key after the query differs; swapped heads only if there are several; a missing
+subtraction of the maximum only if scores are large; a wrong epsilon only if the input
+is as small as epsilon; positions in half precision only beyond 256.  So each entry of
+`KINDS` names a danger and draws inputs that have it.  Sizes are odd where possible,
+and all different.  After a row's last position a cache holds stale but finite numbers,
+as if it was used before: a kernel that reads them returns another result.
 
-`ops` rounds these numbers to the dtype asked for and says what a kernel has to return.
+`ops` rounds these numbers to a dtype and gives the result that a kernel must return.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def norm_inputs(rng, rows: int, E: int, scale=1.0, eps=1e-5) -> Inputs:
 
 
 def constant_rows(rng, rows: int, E: int) -> Inputs:
-    """Rows without variance, the last of zeros: LayerNorm would give nothing."""
+    """Rows without variance, the last of them zeros: LayerNorm would return zeros."""
     made = norm_inputs(rng, rows, E)
     level = np.append(rng.uniform(1, 3, rows - 1), 0.0)  # (rows,)
     return made | {"x": np.repeat(level[:, None], E, axis=1)}
@@ -97,7 +97,7 @@ def attention_inputs(
 
 
 def equal_keys(rng, start: list[int], T: int, N: int, H: int, K: int, D: int) -> Inputs:
-    """Every key the same, so that every query takes the plain mean of what it sees."""
+    """Equal keys, so that every query takes the plain mean of the values it sees."""
     made = attention_inputs(rng, start, T, N, H, K, D)
     return made | {"k": np.repeat(made["k"][:, :, :1], N, axis=2)}
 
@@ -168,7 +168,7 @@ def score_rows(rng, rows: int, S: int, scale=1.0, offset=0.0) -> Inputs:
 
 
 def hidden_scores(rng, rows: int, S: int) -> Inputs:
-    """Rows of a causal mask: -inf after the diagonal, down to one that is left."""
+    """Rows of a causal mask: -inf after the diagonal; the first row keeps one score."""
     scores = rng.standard_normal((rows, S))  # (rows, S)
     scores[np.arange(S) > np.arange(rows)[:, None]] = -np.inf
     return {"scores": scores}
@@ -186,7 +186,7 @@ SOFTMAX: dict[str, Maker] = {
     "long": partial(score_rows, rows=2, S=4097, scale=2.0),
     "hidden": partial(hidden_scores, rows=9, S=11),
     "equal": partial(equal_scores, rows=4, S=23),
-    # exp overflows, and far below zero all of a row's vanish
+    # exp overflows; far below zero all exponentials of a row vanish
     "large magnitudes": partial(score_rows, rows=4, S=33, scale=300.0),
     "far above zero": partial(score_rows, rows=4, S=33, offset=1000.0),
     "far below zero": partial(score_rows, rows=4, S=33, offset=-1000.0),
@@ -202,8 +202,8 @@ ALMOST_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
 def dyadic(rng, B: int, V: int, parts: int) -> Inputs:
     """Multiples of 1/parts, many of them 0; every u on a multiple or midway.
 
-    Sums are exact in float32, in any order, so there is one right token: at an edge
-    the piece that begins there, and never one of probability 0.
+    Sums are exact in float32, in any order, so there is one right token: at an edge it
+    is the piece that begins there, and never a token of probability 0.
     """
     possible = rng.random((B, V)) < 0.5  # (B, V)
     possible[np.arange(B), rng.integers(0, V, B)] = True
@@ -223,7 +223,7 @@ def one_possible(rng, V: int) -> Inputs:
 def away_from_edges(rng, B: int, V: int) -> Inputs:
     """Any probabilities; each u in the middle of a piece that rounding cannot move.
 
-    The tokens are among the likelier, since a piece has to be wide for that.
+    These tokens are among the likelier ones, since their pieces have to be wide.
     """
     probs = rng.dirichlet(np.full(V, 4 / V), B)  # (B, V)
     probs = probs.astype(np.float16).astype(np.float64)  # (B, V)

@@ -8,11 +8,11 @@ what they are) and the even error of each of its positions and heads all stay be
 The first tensor outside is where to look.  Everything earlier, including its own
 inputs, is within rounding error; later tensors may be wrong only because of it.
 
-In half precision the errors must not lean to one side either.  Cutting digits off
-instead of rounding doubles the distance, which is just where the limit lies; but it
-also makes every number smaller, which rounding does not.  `lean` measures that, as the
-part of the tensor that is missing, and must stay below one floor where `LEAN_ROWS`
-positions or more carry it; in the units of the even error all positions do.
+In half precision the errors must not lean to one side either.  Cutting off digits
+instead of rounding doubles the distance, which is exactly the limit; but it also makes
+every number smaller, which rounding does not.  `lean` measures the part of the tensor
+that is missing.  It must stay below one floor where `LEAN_ROWS` positions or more carry
+it; in the units of the even error all positions do.
 
 Measured: in 1,000 runs of transformers on random models (a fifth plain, the others with
 one row times 50 to 1,000, gains of 0.03 to 30, or sharp attention; 1 to 200 positions;
@@ -20,8 +20,8 @@ float32, bfloat16, float16) no tensor was outside.  The closest came to 1.49 flo
 one position and to 1.31 by the even error, both in float32; in halves to 1.12.  Of 1,200
 errors of three floors planted in one tensor, position or head all were caught there.
 
-What else is measured (largest difference, cosine, ULPs, divergence of the next-token
-distributions) is for the reader to look at, and decides nothing.
+The other measures (largest difference, cosine, ULPs, divergence of the next-token
+distributions) are information for the reader, and do not affect the verdict.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _one_axis_less(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 
 
 def seen_dtype(candidate: Tensors) -> str:
-    """In which format a candidate computed, by the numbers it holds.
+    """The format in which a candidate computed, judged by its numbers.
 
     A float32 array whose numbers all fit in bfloat16 was made in bfloat16.
     """

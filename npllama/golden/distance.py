@@ -6,10 +6,10 @@ $$\mathrm{error} = \sqrt{\textstyle\sum (y - y^*)^2 / \sum {y^*}^2}$$
 
 Trained models have a few enormous numbers (massive activations, arXiv:2402.17762):
 one coordinate of the first position may be 20,000 where all others are near 1.  Then
-the error is the rounding of that one number, and whatever else is wrong hides behind
-it.  So there is a second measure, the *even error*, in which no number can hide
-another: each difference is divided by the size of its own number or by the typical
-size of its position, whichever is larger,
+the error is the rounding of that one number, and hides all others.  So there is a
+second measure, the *even error*, in which no number can hide another: each difference
+is divided by the size of its own number or by the typical size of its position,
+whichever is larger,
 
 $$\mathrm{even}^2 = \mathrm{mean}_i\ (y_i - y_i^*)^2 / ({y_i^*}^2 + m^2)$$
 
@@ -23,10 +23,10 @@ that a norm divides by.  Were the errors Gaussian with a covariance of eigenvalu
 
 $$n = (\textstyle\sum \lambda)^2 / \sum \lambda^2$$
 
-independent ones (Satterthwaite 1946).  The errors of several right computations tell
-n, since for two of them, c and d, the mean of (c . d)^2 is the sum of \lambda^2, and
-that of |c|^2 is the sum of \lambda.  Where errors are independent and as large as
-their numbers, n is (\sum y^2)^2 / \sum y^4, which is near 1 if one number carries all.
+independent ones (Satterthwaite 1946).  The errors of several right computations give
+n: for two of them, c and d, the mean of (c . d)^2 is the sum of \lambda^2, and the
+mean of |c|^2 is the sum of \lambda.  If errors are independent and proportional to
+their numbers, n is (\sum y^2)^2 / \sum y^4, which is near 1 if one number dominates.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def units(y: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     y : (P, H, N) float64
-        The exact numbers; what is hidden (a score behind the mask) is 0.
+        The exact numbers; masked scores are 0.
 
     Returns
     -------
@@ -134,9 +134,9 @@ def even_errors(apart: np.ndarray, unit: np.ndarray) -> np.ndarray:
 def allowed(gram: np.ndarray, ways: np.ndarray, numbers: float) -> np.ndarray:
     """The sum of squares that the worst of several right computations is allowed.
 
-    Some of the worst error is chance, and another computation may have less luck.
-    What the errors do not share is: so much of it as their few causes leave.  And if
-    there are few numbers, all that was measured may be luck.
+    Part of the worst error is chance, and another computation may be less lucky.  The
+    part that the errors do not share is chance, as far as their few causes allow.  If
+    there are few numbers, even all of the error may be chance.
 
     Parameters
     ----------

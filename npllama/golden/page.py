@@ -1,9 +1,9 @@
 """The verdict on a candidate as a page: one file, nothing fetched from elsewhere.
 
-The plot has the tensors of a step from left to right, in the order in which they are
-computed, and their error upwards on a logarithmic scale.  The band is where rounding
-alone ends: from the noise floor up to as many times of it as are allowed.  A point
-above the band is a fault, and the first of them is where to look.
+The plot shows the tensors of a step from left to right, in the order of computation,
+and their errors upwards on a logarithmic scale.  The band reaches from the noise floor
+up to the allowed multiple of it.  A point above the band is a fault; look for the
+cause at the first of them.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 12, 14, 44
 
 
 class Scale:
-    """From tensor number and error to the point in the plot.
+    """Maps tensor number and error to a point of the plot.
 
     Parameters
     ----------
     rows : list of Row
         All with measures.
     factor : float
-        Floors that are allowed.
+        Number of floors allowed.
     """
 
     def __init__(self, rows: list[Row], factor: float):
@@ -92,7 +92,7 @@ def grid(scale: Scale) -> Iterator[str]:
 
 
 def places(scale: Scale, rows: list[Row]) -> Iterator[str]:
-    """A label where each block begins, as many as there is room for."""
+    """Labels where blocks begin, as many as there is room for."""
     starts: dict[str, int] = {}
     for i, row in enumerate(rows):
         words = split_name(row.name)[1].split(".")
@@ -215,7 +215,7 @@ def page(report: Report, title: str) -> str:
     ----------
     report : Report
     title : str
-        What was compared with what.
+        The names of the two traces.
     """
     parts = [
         f"<h1>{escape(title)}</h1>",

@@ -1,13 +1,12 @@
 """Record: run the model, and keep every number on the way.
 
-The forward pass shows what it computes to whoever watches (`ops`).  The recorder
-watches, and writes each tensor to the file at once: no more than one is held beside
-what the pass itself needs.  A prompt is run at once, then a token at a time; tokens
-are the likeliest ones, or drawn, and then the number behind every draw is kept, so
-that any backend can repeat it.
+The forward pass shows its arrays to observers (`ops`).  The recorder is one, and writes
+each tensor to the file immediately, so it holds only one at a time.  A prompt runs in
+one pass, then one token per pass.  Tokens are the likeliest ones, or they are drawn;
+then the number u of every draw is kept, so that any backend can repeat it.
 
-Golden numbers are float64.  What lower precision does to them, the noise floor, is
-measured with the same weights and written along.
+Golden numbers are float64.  The effect of lower precision on them, the noise floor, is
+measured with the same weights and written to the same file.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ ALL = Wanted()
 
 
 class Recorder(Observer):
-    """An observer that hands every tensor on, under its name in a trace.
+    """An observer that passes on every tensor, under its name in a trace.
 
     Parameters
     ----------
@@ -102,7 +101,7 @@ class Recorder(Observer):
         self.layer: Layer | None = None
 
     def enter(self, place: str) -> None:
-        """The computation has come to a block, or to what is around them."""
+        """The computation enters a block, or leaves the blocks."""
         if place != self.place and place.startswith("model.layers."):
             self.layer = self.model.layers[int(place.rsplit(".", 1)[1])]
         self.place = place
@@ -155,7 +154,7 @@ def attend_in_one_piece(
 
 
 def choose(logits: np.ndarray, rng: np.random.Generator | None) -> tuple[Any, Any]:
-    """The next token of every row, and the numbers behind the draw, if it was one.
+    """The next token of every row, and the numbers u of the draw if there was one.
 
     Parameters
     ----------
@@ -280,7 +279,7 @@ def described(meta: Mapping[str, Any]) -> str:
 
 
 def selected(name: str, only: Sequence[str]) -> bool:
-    """Whether a tensor is among those asked for; what was run always is."""
+    """Whether a tensor was asked for; the tokens that were run always are."""
     module = name.rpartition("/")[2]
     always = not only or name in ("tokens", "u")
     return always or any(fnmatch.fnmatchcase(module, pattern) for pattern in only)

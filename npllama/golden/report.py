@@ -1,9 +1,9 @@
 """The verdict on a candidate, in words and as JSON.
 
-A report begins with what its reader has to do next: the first tensor that is wrong, what
-it was made from (and that this was right), and the likely fault.  The measures of the
-tensors follow; the text shows those around the first fault or, if there is none, those
-that came closest to their limit, and the JSON all of them.
+A report begins with what its reader needs next: the first tensor that is wrong, its
+inputs (which are right), and the likely fault.  The measures of the tensors follow.
+The text shows the tensors around the first fault or, if there is none, those closest
+to their limit; the JSON has all of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHOWN = 12
 
 
 class Report(NamedTuple):
-    """All that is said about one candidate."""
+    """The verdict on one candidate, and its reasons."""
 
     comparison: Comparison
     sources: tuple[Row, ...]  # what the first tensor outside was made from
@@ -55,11 +55,11 @@ def examine(
     ----------
     golden, candidate : Trace
     model : Model
-        The weights, in float64.  They make floors that the trace lacks, and let more
-        faults be told apart.
+        The weights, in float64.  With them, floors that the trace lacks can be
+        measured, and more faults can be distinguished.
     dtype : one of `precision.FORMATS`
-        In which the candidate computed; by default what it says, else what its numbers
-        look like.
+        In which the candidate computed; by default the one that it names, or else the
+        one that its numbers show.
     factor : float
         How many noise floors are allowed.
 
@@ -111,16 +111,16 @@ def floors_for(golden: Trace, model: Model | None, dtype: str):
 
 
 def dtype_of(candidate: Trace) -> str:
-    """What a candidate computed in: what it says, else what its numbers show."""
+    """The dtype of a candidate: the one it names, or else the one its numbers show."""
     said = candidate.meta.get("dtype")
     if said is None:
         return seen_dtype(candidate)
-    # Nobody is asked to be closer than float32.
+    # No candidate has to be closer than float32.
     return "float32" if said == "float64" else check_dtype(said)
 
 
 def remarks(comparison: Comparison) -> list[str]:
-    """How far the verdict reaches."""
+    """The limits of the verdict."""
     said = []
     found = [row for row in comparison.rows if row.verdict != "missing"]
     modules = {kind_of(split_name(row.name)[1]) for row in found}
@@ -140,7 +140,7 @@ def remarks(comparison: Comparison) -> list[str]:
 
 
 def limits(scene: Scene, sources: tuple[Row, ...], diagnosis: Diagnosis) -> list[str]:
-    """How far the diagnosis reaches, and what was ruled out."""
+    """The limits of the diagnosis, and what was ruled out."""
     said = [f"ruled out by other tensors: {text}" for text in diagnosis.refuted[:3]]
     said += [f"would explain it as well: {text}" for text in diagnosis.tied[:4]]
     finding = diagnosis.finding
