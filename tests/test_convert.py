@@ -659,7 +659,7 @@ HEADERS = {
     "no JSON": (b"{", 0, "not valid JSON"),
     "no text": (b"\xff\xff", 0, "not valid JSON"),
     "deep JSON": (b"[" * 100_000, 0, "not valid JSON"),
-    "a name twice": (b'{"a": 1, "a": 2}', 0, "'a' stands there 2 times"),
+    "a name twice": (b'{"a": 1, "a": 2}', 0, "'a' occurs 2 times"),
 }
 
 

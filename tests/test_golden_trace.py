@@ -245,7 +245,7 @@ PATHS = ["../out", "a/../../out", "/out", "C:/out", "..\\out", "a\nb"]
 def test_a_name_that_leads_out_of_the_file_is_refused(tmp_path, name):
     path = tmp_path / "c.npz"
     np.savez(path, **{name: np.ones(2)})
-    with pytest.raises(ValueError, match="is no name of a tensor") as caught:
+    with pytest.raises(ValueError, match="is not a name of a tensor") as caught:
         read_trace(path)
     assert len(str(caught.value).splitlines()) == 1
 

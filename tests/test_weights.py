@@ -337,7 +337,7 @@ def test_a_name_that_stands_twice_is_refused(model_file):
     members = [*members_of(model_file).items()] * 2
     with pytest.warns(UserWarning, match="Duplicate name"):
         write_members(model_file, members)
-    with pytest.raises(ValueError, match="'config.json' stands there 2 times"):
+    with pytest.raises(ValueError, match="'config.json' occurs 2 times"):
         load(model_file)
 
 

@@ -1,1 +1,1 @@
-"""The command line, which stands outside the book: it may use all of it."""
+"""The command line.  It is not a chapter of the book, and may use all chapters."""

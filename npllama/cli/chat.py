@@ -30,7 +30,7 @@ from npllama.weights import Model
 
 
 def add_chat(commands) -> argparse.ArgumentParser:
-    """The command ``chat``, but for the options that it shares with others."""
+    """The command ``chat``, without the options that it shares with others."""
     talk = commands.add_parser(
         "chat",
         help="talk, turn by turn",
@@ -63,7 +63,7 @@ def run_chat(options: argparse.Namespace) -> None:
     help_, config = helpers(options), generation_config(options, model)
     check_chat(config)
     if options.eos_token_id is None:
-        # What ends a turn does so whatever else the checkpoint wishes.
+        # The tokens that end a turn count besides those of the checkpoint.
         ends = stop_tokens(model.tokenizer, style).union(config.eos_token_id or ())
         config = replace(config, eos_token_id=tuple(ends))
     conversation = Conversation(model, style, options.system)
@@ -79,7 +79,7 @@ def run_chat(options: argparse.Namespace) -> None:
 
 
 def check_chat(config: GenerationConfig) -> None:
-    """Raise UsageError if more is asked for than a conversation can give."""
+    """Raise UsageError for options that a conversation cannot have."""
     absent = {
         "beams or several texts": not streams(config),
         "log-probabilities": config.logprobs is not None or config.prompt_logprobs,
@@ -165,8 +165,8 @@ def said(message: str) -> list[dict[str, str]]:
 def upto_answer(talk: Conversation, message: str) -> list[int]:
     """The tokens of a conversation from its beginning to where an answer begins.
 
-    A template writes the whole conversation anew; in every other form, what the
-    model said stays as it said it.
+    A template renders the whole conversation again; in every other form, the model's
+    own tokens stay.
     """
     tokenizer = talk.model.tokenizer
     if talk.style == "template":

@@ -86,7 +86,7 @@ def _need_ml_dtypes(dtype: str) -> None:
 
 
 def _say(message: str) -> None:
-    """Print a line; that nobody can read it is no failure of the conversion."""
+    """Print a line; a closed output is not a failure of the conversion."""
     try:
         print(message, flush=True)
     except OSError:

@@ -1,4 +1,4 @@
-"""The command line of what it costs: ``npllama flops`` and ``npllama roofline``."""
+"""The commands about cost: ``npllama flops`` and ``npllama roofline``."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def add_commands(commands) -> None:
 
 
 def add_sizes(command: argparse.ArgumentParser, needed: bool) -> None:
-    """What is run: a model, rows, positions."""
+    """The options for sizes: a model, rows, positions."""
     option = command.add_argument
     # fmt: off
     option("--config", required=needed, metavar="MODEL",
@@ -100,7 +100,7 @@ def add_sizes(command: argparse.ArgumentParser, needed: bool) -> None:
 
 
 def add_machine(command: argparse.ArgumentParser) -> None:
-    """Which machine: by name, or by numbers."""
+    """The options for a machine: its name, or its numbers."""
     option = command.add_argument
     # fmt: off
     option("--hardware", metavar="NAME",
@@ -146,7 +146,7 @@ def read_config(name: str) -> Config:
 
 
 def text_of(options: argparse.Namespace) -> Text:
-    """Rows, positions and new tokens, each a number that can be meant."""
+    """Rows, positions and new tokens; UsageError for impossible numbers."""
     text = Text(options.batch, options.prompt, options.new_tokens)
     for name, value in zip(("--batch", "--prompt", "--new-tokens"), text):
         if not 1 <= value <= MOST:
@@ -212,7 +212,7 @@ def run_flops(options: argparse.Namespace) -> None:
 
 
 class Asked(NamedTuple):
-    """What ``roofline`` was asked, refused where it makes no sense."""
+    """The options of ``roofline``, after they were checked."""
 
     config: Config
     text: Text
@@ -261,7 +261,7 @@ def speculation_of(options: argparse.Namespace) -> dict[str, float]:
 
 
 def run_roofline(options: argparse.Namespace) -> None:
-    """Print, and draw if asked, what a machine could do."""
+    """Print the roofline, and draw it if asked."""
     asked = asked_of(options)
     config, text, machine, kinds, causal, speculation = asked
     found = predict(config, machine, *text, kinds, causal)

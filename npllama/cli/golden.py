@@ -20,7 +20,7 @@ from npllama.golden.workers import workers
 
 
 def add_commands(commands) -> None:
-    """Add ``golden`` and what belongs to it."""
+    """Add ``golden`` and its own commands."""
     golden = commands.add_parser(
         "golden",
         help="record every tensor of a run, and compare a backend's with it",

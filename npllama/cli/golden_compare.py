@@ -1,8 +1,8 @@
 """The command ``npllama golden compare GOLDEN CANDIDATE``.
 
 Its exit code is the verdict: 0 if rounding explains every difference, 1 if something
-leaves the noise floor, 2 if the files cannot be compared.  For that last one the
-functions here raise ValueError, and the command line turns it into the code.
+leaves the noise floor, 2 if the files cannot be compared.  In that case the functions
+here raise ValueError, and the command line turns it into the code.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def add_compare(commands) -> None:
 
 
 def weights_of(path: str | None, golden: Trace) -> Model | None:
-    """The model in float64, if its file is the one that was recorded from.
+    """The model in float64, if its file is that of the recording.
 
     Raises
     ------

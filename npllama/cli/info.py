@@ -1,9 +1,9 @@
-"""The command ``npllama info``: what a model is made of, and what it takes to run.
+"""The command ``npllama info``: the parts of a model, and what it needs to run.
 
-The weights are not loaded: the description inside of the file and the shapes of its
-tensors say it all.  ``--check`` reads the file from end to end, a block at a time, and
-holds every member to its checksum; loading does not, since it maps the weights and
-reads what is touched.
+The weights are not loaded: the description in the file and the shapes of its tensors
+are enough.  ``--check`` reads the whole file, a block at a time, and compares every
+member with its checksum.  Loading does not, since it maps the weights and reads only
+what is used.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def add_commands(commands) -> None:
 
 
 def run_info(options: argparse.Namespace) -> None:
-    """Say what a model is made of."""
+    """Print the parts of a model."""
     named = [n for n in (options.model, options.weights, options.config) if n]
     if len(named) > 1:
         raise UsageError(f"{' and '.join(named)}: one model at a time")
@@ -80,7 +80,7 @@ def of_config(config: Config) -> Facts:
 
 
 def of_file(name: str, check: bool) -> Facts:
-    """What lies in a file of weights, and all that its config says.
+    """The content of a file of weights, and the facts of its config.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def of_file(name: str, check: bool) -> Facts:
 
 
 def of_text(tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """The tokenizer that travels with the weights, and how conversations are written."""
+    """The tokenizer in the file of weights, and the form of its conversations."""
     if tokenizer is None:
         return {"tokenizer": None}
     return {

@@ -1,9 +1,9 @@
 """The command line: ``npllama generate | chat | info | convert | flops ...``.
 
 Text goes to standard output, everything else to standard error, so that output can
-be piped.  Whatever goes wrong is one line that says what would be right; the exit
-code is 2 if the command was misused, 1 if it failed, 130 if it was interrupted (by
-Ctrl-C, SIGTERM or SIGHUP).
+be piped.  Every error is one line that says what would be right.  The exit code is 2
+if the command was misused, 1 if it failed, 130 if it was interrupted (by Ctrl-C,
+SIGTERM or SIGHUP).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_generate(commands) -> argparse.ArgumentParser:
-    """The command ``generate``, but for the options that it shares with others."""
+    """The command ``generate``, without the options that it shares with others."""
     make = commands.add_parser(
         "generate",
         help="continue a text",
@@ -182,7 +182,7 @@ def continue_text(options: argparse.Namespace) -> None:
 def tell_about(
     options: argparse.Namespace, config: GenerationConfig, watch: Stopwatch
 ) -> None:
-    """End a text that was shown; say how fast it came, and what repeats it."""
+    """End a text that was shown; print its speed, and the seed that repeats it."""
     show("\n")
     print(watch.summary(), file=sys.stderr)
     if config.do_sample or config.stochastic_beams:
@@ -190,7 +190,7 @@ def tell_about(
 
 
 def show_as_it_comes(prompt: str, growing: Iterable[Piece]) -> list[int]:
-    """Show a prompt and its text; what goes wrong meanwhile begins a new line.
+    """Show a prompt and its text as it grows; an error begins a new line.
 
     Returns the new tokens.
     """
@@ -220,7 +220,7 @@ def read_ids(options: argparse.Namespace) -> list[int]:
 
 
 def shown_prompt(model: Model, prompt: str | list[int]) -> str:
-    """A prompt as it is shown; of a model without a tokenizer, nothing."""
+    """The prompt as text; empty for a model without a tokenizer."""
     if isinstance(prompt, str):
         return prompt
     return model.tokenizer.decode(prompt, skip_special=False) if model.tokenizer else ""
@@ -264,7 +264,7 @@ RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {
 
 
 def open_streams() -> None:
-    """Make sure that both streams exist, and replace what a terminal cannot show."""
+    """Make sure that both streams exist; replace characters they cannot encode."""
     if sys.stdout is None or sys.stderr is None:  # closed by whoever called
         nowhere = open(os.devnull, "w")
         sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
@@ -302,7 +302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(command: str, message: str, code: int) -> int:
-    """Say in one line what went wrong, if anybody listens; return the code."""
+    """Print an error as one line, if the stream is open; return the exit code."""
     try:
         sys.stdout.flush()
     except OSError:

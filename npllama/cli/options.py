@@ -1,9 +1,9 @@
 """The options of generation on the command line: one per field of the config.
 
-``--num-beams 4`` sets `num_beams`; what is not a number or a word is written in
-JSON, such as ``--bad-words-ids '[[5], [6, 7]]'``.  The command line samples at
-temperature 0.8 unless told otherwise: temperature 0, beams and the other searches
-choose without chance, as long as ``--do-sample`` is not given.
+``--num-beams 4`` sets `num_beams`; values that are not numbers or words are written in
+JSON, such as ``--bad-words-ids '[[5], [6, 7]]'``.  By default the command line samples
+at temperature 0.8.  Temperature 0, beams and the other searches choose without chance,
+unless ``--do-sample`` is given.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ NOT_HERE = {"prefix_allowed_tokens_fn"}  # a Python function cannot be typed in
 
 
 class UsageError(Exception):
-    """The command was called in a way that cannot mean anything."""
+    """The command was called in a way that has no meaning."""
 
 
 def in_words(error: OSError) -> str:
-    """What went wrong with which file."""
+    """The error and its file, in words."""
     if error.strerror is None or error.filename is None:
         return error.strerror or str(error)
     return f"{error.strerror}: {error.filename}"
@@ -136,8 +136,8 @@ def generation_config(
 ) -> GenerationConfig:
     """The options as a config; a value out of range is a usage error.
 
-    Defaults are, the later the stronger, the command line's own, those of the
-    model's makers, and those of the file that the user names.
+    Defaults come from the command line, from the model's makers, and from a file that
+    the user names; later ones override earlier ones.
     """
     given = dict(DEFAULTS)
     named = ((f.name, getattr(options, f.name, None)) for f in fields(GenerationConfig))
@@ -172,7 +172,7 @@ def _in_text(name: str, value: Any) -> Any:
 
 
 def _over(given: dict[str, Any], stronger: dict[str, Any]) -> dict[str, Any]:
-    """Two sets of options as one; a length said in one way undoes the other way."""
+    """Two sets of options as one; a length given in one way undoes the other way."""
     if "max_length" in stronger:
         given = {k: v for k, v in given.items() if k != "max_new_tokens"}
     return given | stronger

@@ -1,4 +1,4 @@
-"""Writing what a model says."""
+"""Printing a model's text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def show(text: str) -> None:
-    """Write at once, whatever the terminal can display of it."""
+    """Write immediately, with control characters made visible."""
     sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 

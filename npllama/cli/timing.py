@@ -1,4 +1,4 @@
-"""What the command line says of speed: tokens per second, and memory."""
+"""Speed, as the command line reports it: tokens per second, and memory."""
 
 from __future__ import annotations
 

@@ -101,13 +101,13 @@ def _header(cursor: Cursor) -> Header:
     for _ in range(fields):
         name = _text(cursor)
         if name in values:
-            raise ValueError(f"{name!r} stands there twice")
+            raise ValueError(f"{name!r} occurs twice")
         values[name] = _value(cursor, _number(cursor, "u4"))
     places: dict[str, tuple[tuple[int, ...], int, int]] = {}
     for _ in range(tensors):
         name = _text(cursor)
         if name in places:
-            raise ValueError(f"tensor {name!r} stands there twice")
+            raise ValueError(f"tensor {name!r} occurs twice")
         places[name] = _place(cursor, name)
     return _described(cursor, values, places)
 

@@ -88,7 +88,7 @@ def _header(path: Path, size: int) -> tuple[dict[str, Any], int]:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, count in Counter(key for key, _ in pairs).items():
         if count > 1:
-            raise ValueError(f"{key!r} stands there {count} times")
+            raise ValueError(f"{key!r} occurs {count} times")
     return dict(pairs)
 
 

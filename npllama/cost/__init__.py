@@ -1,22 +1,22 @@
 """Chapter 16: what it costs.
 
 Every product of the book passes through one function, so its cost can be counted
-while it runs, and predicted before it does.
+while it runs, and predicted before.
 
     `product`   what one product costs
     `report`    what was counted, as a tree
     `counter`   counting while a model runs
     `meetings`  how queries meet keys: where counts disagree
-    `formulas`  the same numbers in closed form, for models that fit nowhere
+    `formulas`  the same numbers in closed form, for models of any size
     `textbook`  the short forms that are quoted, and where they come from
-    `memory`    what has to be held at once
-    `hardware`  what machines can do, by their data sheets
-    `roofline`  what a machine could do with a model
-    `probe`     what this machine can do, measured
+    `memory`    the memory that activations need
+    `hardware`  the speed of machines, by their data sheets
+    `roofline`  the speed that a machine allows a model
+    `probe`     the speed of this machine, measured
     `traffic`   what FlashAttention saves, tile by tile
     `tables`    the tables of README.md, worked out
     `plot`      the roofline, drawn
-    `facts`     what follows from the figures; first, whether a text fits
+    `facts`     conclusions from the figures; first, whether a text fits
     `printed`   predictions as tables of text, and as JSON
 """
 

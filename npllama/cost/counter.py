@@ -4,23 +4,21 @@
         generate(model, "Once upon a time")
     print(count)
 
-Every product of the book goes through `ops.einsum`, which shows it to each observer:
-a counter needs no list of layers to hook into, and misses nothing.  It writes down a
-pointer to what is known already, the kind of the product; what that cost is worked
-out when somebody asks.  So counting takes little, even beside a model whose weights
-sweep everything else out of the processor's cache.
+Every product of the book goes through `ops.einsum`, which shows it to each observer.
+So a counter needs no list of layers, and misses nothing.  It only stores a pointer to
+the kind of the product; the cost is computed when it is asked for.  So counting costs
+little, even beside a model whose weights displace everything else from the
+processor's cache.
 
 A text that holds some positions and gets one more is in *decode*; any other is in
-*prefill*, also one that gets several tokens which a draft has guessed.  A pass with
-texts of both kinds is *mixed*.  A product between two passes belongs to the phase of
-the first.
+*prefill*, even one that gets several tokens guessed by a draft.  A pass with texts of
+both kinds is *mixed*.  A product between two passes belongs to the phase of the first.
 
-Of causal attention the counter tells what was done, and what the s x s formula of
-the textbooks would say: the full square, its masked half included.
+For causal attention the counter reports the work that was done, and the s x s formula
+of the textbooks: the full square, including its masked half.
 
-Norms, rotations, softmax, SiLU and residual sums are no products.  They cost a few
-operations per element that passes through, and are left out, as in every published
-count.
+Norms, rotations, softmax, SiLU and residual sums are not products.  They cost a few
+operations per element, and are left out, as in every published count.
 """
 
 from __future__ import annotations
@@ -54,7 +52,7 @@ MOST_LINES, MOST_KINDS = 10_000, 20_000
 
 
 class Pass(NamedTuple):
-    """A line that says that a pass through the model begins."""
+    """A line that marks the beginning of a pass through the model."""
 
     start: list[int]  # R of them, positions that a text holds before
     new: list[int]  # R of them, positions that it gets
@@ -74,7 +72,7 @@ class Pass(NamedTuple):
 
     @property
     def lookup(self) -> Kind:
-        """What looking up the embeddings cost."""
+        """The cost of looking up the embeddings."""
         tokens = self.shape[:-1]
         return Kind("embed_tokens", LOOKUP, tokens, self.shape, self.dtype)
 
@@ -87,7 +85,7 @@ def _places() -> Places:
 
 
 class Attended(NamedTuple):
-    """A line that says that a layer's attention is done."""
+    """A line that marks the end of a layer's attention."""
 
     shape: tuple[int, ...]  # (B, T, H, D), of what it found
 
@@ -160,10 +158,10 @@ class ThreadsTally(threading.local):
 class FlopCounter(Observer):
     """Counts every product computed inside its ``with`` block.
 
-    Counters may be nested, and used by several threads at a time; each counts for
-    itself.  A new thread is inside no block: give it its work through `carried`.  Do
-    not hold one open across the ``yield`` of a generator: what the consumer computes
-    in between would be counted as well.
+    Counters may be nested, and several threads may use them at a time; each counts
+    separately.  A new thread is not inside the block: pass its work through `carried`.
+    Do not keep a counter open across the ``yield`` of a generator, because it would
+    also count what the consumer computes in between.
     """
 
     def __init__(self) -> None:
@@ -206,7 +204,7 @@ class FlopCounter(Observer):
     # ---- what was counted
 
     def settle(self) -> None:
-        """Sum what was written down; it happens by itself when somebody asks."""
+        """Sum the lines; this happens by itself when a result is asked for."""
         with self._lock:
             for tally in self._tallies:
                 tally.settle()
@@ -232,8 +230,8 @@ class FlopCounter(Observer):
     def attention(self) -> dict[str, dict[str, int]]:
         """FLOPs of `scores` and `values`, by phase, counted both ways.
 
-        "executed" is what the products did; "square" what the s x s formula says:
-        every new position meets every one seen, and half is masked.
+        "executed" is the work of the products; "square" is the s x s formula: every
+        new position meets every one seen, and half is masked.
         """
         found: dict[str, dict[str, int]] = {}
         for (phase, name), sums in self.by("phase", "name").items():
@@ -284,10 +282,10 @@ class FlopCounter(Observer):
 
 
 def carried(function: Callable) -> Callable:
-    """The same function, watched in any thread as it would be watched here.
+    """The same function, with the observers of this thread in any other.
 
-    Observers belong to the context in which their block was entered, and a thread,
-    also one of a pool, starts with an empty one:
+    Observers belong to the context in which their block was entered, and a new thread
+    (of a pool, too) starts with an empty context:
 
         with FlopCounter() as count, ThreadPoolExecutor() as pool:
             list(pool.map(carried(work), parts))

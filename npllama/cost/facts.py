@@ -1,8 +1,8 @@
-"""What follows from the figures: the facts that are printed after them, by name.
+"""Conclusions from the figures, printed after them by name.
 
-The one that matters most is whether a text fits at all.  A machine whose memory
-cannot hold weights and cache does not run at the speeds of a roofline, so that
-verdict is given before them.
+The most important one is whether a text fits at all.  A machine whose memory cannot
+hold weights and cache does not reach the speeds of a roofline, so this verdict comes
+first.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from npllama.cost.textbook import without_cache
 
 
 class Text(NamedTuple):
-    """What is written: some rows, each from a prompt on."""
+    """The text to be written: some rows, each after a prompt."""
 
     batch: int
     prompt: int  # positions of each prompt
@@ -84,7 +84,7 @@ def held_bytes(config: Config, kinds: Dtypes, text: Text) -> float:
 def room_facts(
     config: Config, machine: Hardware, kinds: Dtypes, text: Text
 ) -> dict[str, Any]:
-    """Of a text in a memory: what it takes, what would fit, what is missing."""
+    """For a text in a memory: the bytes it needs, those that fit, those missing."""
     held = held_bytes(config, kinds, text)
     facts: dict[str, Any] = {
         "weights, GB": weight_bytes(config, kinds) / 1e9,
@@ -107,7 +107,7 @@ def room_facts(
 def verdict(
     config: Config, machine: Hardware, kinds: Dtypes, text: Text
 ) -> tuple[str, ...]:
-    """That a text does not fit, in sentences; nothing if it does, or nobody knows."""
+    """Sentences that a text does not fit; none if it fits, or if that is unknown."""
     facts = room_facts(config, machine, kinds, text)
     if "does not fit, GB" not in facts:
         return ()

@@ -1,21 +1,21 @@
 """What a LLaMA costs, in closed form.
 
-Nothing is run and nothing is allocated here: sizes in, integers out, for any model
-and context.  `operators` says of every product of the model how many operations it
-does and how many elements it moves; `counter` counts the same while a model runs,
-and the two agree to the last digit.
+Nothing runs and nothing is allocated here: sizes go in and integers come out, for any
+model and context.  `operators` gives the number of operations and of elements moved
+for every product of the model.  `counter` counts the same while a model runs, and the
+two agree to the last digit.
 
-What a product costs is told in `product`: a projection of B T positions from E to F
-takes 2 B T E F FLOPs, a lookup none; and it moves B T E + E F + B T F elements.  Of
-these three kinds are told apart, since they may be stored in types of different
-sizes: weights, cached keys and values, and all that is in flight.
+`product` defines the cost of a product: a projection of B T positions from E to F
+takes 2 B T E F FLOPs, a lookup none, and it moves B T E + E F + B T F elements.  There
+are three kinds of elements, since their types may have different sizes: weights,
+cached keys and values, and activations.
 
-Causal attention is where counts differ, so every one is labelled: "square",
-"triangle", "blocks" or "rowwise", as told in `meetings`.
+Counts differ in causal attention, so every count is labelled: "square", "triangle",
+"blocks" or "rowwise"; see `meetings`.
 
-Norms, rotations, softmax, SiLU and the residual sums are not products; they cost a
-few operations per element that passes through, well below a hundredth of the FLOPs
-of a model of some size, and are left out, as every published count does.
+Norms, rotations, softmax, SiLU and the residual sums are not products.  They cost a
+few operations per element, well below a hundredth of the FLOPs of all but the smallest
+models, and are left out, as in every published count.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def parameters(config: Config) -> dict[str, int]:
 
 
 def cache_elements(config: Config, tokens: int = 1) -> int:
-    """Elements of keys and values that `tokens` positions leave behind.
+    """Elements of keys and values that the cache holds for `tokens` positions.
 
     A key and a value of D numbers for each of K heads in each of L layers.  Grouped
     heads (GQA) keep H / K times less than multi-head attention would, and a single
@@ -108,7 +108,7 @@ def cache_bytes(config: Config, tokens: int = 1, element_bytes: float = 2) -> fl
 
 
 class Work(NamedTuple):
-    """What one or more passes through the model have to do."""
+    """The work of one or more passes through the model."""
 
     passes: int  # how often all weights are read
     positions: int  # that go through the layers, of all rows
@@ -287,7 +287,7 @@ def prefill(
     causal: str = "square",
     last: bool = True,
 ) -> tuple[Operator, ...]:
-    """What it costs to run a prompt: at once, or in chunks of so many positions.
+    """The cost of running a prompt: at once, or in chunks of so many positions.
 
     Every chunk reads all weights again.  Only the last position of each needs
     logits; `last` is False if all get them.
@@ -330,10 +330,10 @@ def generation(
     chunk: int | None = None,
     causal: str = "square",
 ) -> Generation:
-    """What it costs to continue a prompt by `new_tokens` tokens per row.
+    """The cost of continuing a prompt by `new_tokens` tokens per row.
 
     The prompt's own pass gives the first of them, and the last is not run through
-    the model: ``new_tokens - 1`` steps of decode.
+    the model, so there are ``new_tokens - 1`` steps of decode.
     """
     if new_tokens < 1:
         raise ValueError(f"new_tokens: {new_tokens}; it must be 1 or more")

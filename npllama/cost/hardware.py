@@ -1,8 +1,8 @@
-"""What machines can do: operations per second, and bytes per second.
+"""The speed of machines: operations per second, and bytes per second.
 
-The figures are those of the makers' data sheets, for dense products (some sheets
+The figures come from the makers' data sheets, for dense products (some sheets
 advertise twice as much, for matrices half of whose entries are zero), and no program
-reaches them quite.  The machine at hand is measured instead, in `probe`.
+quite reaches them.  `probe` measures this machine instead.
 
 References
 ----------
@@ -34,11 +34,11 @@ class Hardware(NamedTuple):
     storage : float
         Bytes per second from what holds more than the memory: a disk, or a host.
     elementwise : float
-        Elements per second outside of products.  None where a compiler melts what
-        stands between two products into them, as on a GPU.
+        Elements per second outside of products.  None if a compiler fuses the
+        operations between two products into them, as on a GPU.
     overhead : float
-        Seconds that a layer takes however small its arrays are: the interpreter's.
-        None where kernels are queued ahead, as on a GPU.
+        Seconds that the interpreter takes per layer, however small the arrays are.
+        None if kernels are queued ahead, as on a GPU.
     """
 
     name: str

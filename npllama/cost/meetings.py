@@ -3,18 +3,18 @@
 A new position t, after `cached` others, may look at the keys 0 ... cached + t.  How
 many pairs of a query and a key are really multiplied depends on the arrangement:
 
-    square     every new position meets every one seen, and what lies in its future
-               is masked afterwards: T S pairs, the s x s of the textbooks and of
-               plain PyTorch
-    triangle   every position meets only what it may see, the least there is to do:
-               `attention.naive`
+    square     every new position meets every one seen, and later ones are masked
+               afterwards: T S pairs, the s x s of the textbooks and of plain
+               PyTorch
+    triangle   every position meets only the keys that it may see, the least
+               possible: `attention.naive`
     blocks     a block of queries meets the keys up to its last one, a block of keys
                and a few heads at a time: `attention.blocked`
     rowwise    as in blocks, but every query of every row goes alone: `ops.rowwise`
 
-The same is said of all four: how many products there are, how many pairs, and how
-many query and key vectors are read.  A pair costs 2 D FLOPs in the scores, and 2 D
-again when the values are weighted.
+For all four this section gives the number of products, of pairs, and of query and key
+vectors read.  A pair costs 2 D FLOPs in the scores, and 2 D again when the values are
+weighted.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""How much has to be held at once, besides the weights and the cache.
+"""The memory that activations need, besides the weights and the cache.
 
-Activations come and go; what counts is the moment at which most of them are alive.
-In a block that is one of three: while queries and keys are turned, while a block of
-queries attends, or while the feed-forward is at its widest.  After the last block
-it is the logits.  Every moment is told in arrays that have a name in the book, or
-that NumPy makes for an intermediate result.
+Activations come and go; the peak is the moment at which most of them are alive.  In a
+block that is one of three moments: while queries and keys are rotated, while a block
+of queries attends, or while the feed-forward is at its widest.  After the last block
+the logits are alive.  Each moment is counted in arrays that have a name in the book,
+or that NumPy makes for an intermediate result.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _triangle(config: Config, batch: int, new: int, cached: int) -> int:
 
 
 def _blocks(config: Config, batch: int, new: int, cached: int) -> int:
-    """The most that a block of n queries takes: itself, scores, and what it finds.
+    """The most that a block of n queries needs: itself, its scores, and its result.
 
     (Or itself twice, lined up for the product where heads share keys.)  Beyond one
     block of keys, what was found among the ones before is there, too.

@@ -1,4 +1,4 @@
-"""The roofline, drawn: matplotlib is needed for this alone."""
+"""The roofline, drawn; only this needs matplotlib."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def number_text(value: float | int | None) -> str:
-    """A number for people; None is what never happens."""
+    """A number for people; None means never."""
     if value is None:
         return "never"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"

@@ -1,28 +1,29 @@
-"""What this machine can do, measured in a few seconds.
+"""The speed of this machine, measured in a few seconds.
 
-A data-sheet's figures bound any program; a prediction for this program needs what
-NumPy gets.  So the probe does what a forward pass does, on arrays of its sizes:
+The figures of a data sheet bound any program; a prediction for this program needs the
+speed that NumPy reaches.  So the probe does the work of a forward pass, on arrays of
+the same sizes:
 
-*Memory*, by matrix-vector products, for that is all that decode does: every weight
-is read once, multiplied and forgotten.  The weights are more than processors' caches
-hold, and lie in pages of the kind that a mapped file has, not in the large ones that
-NumPy asks for: finding small pages takes its time, and a model's weights are mapped.
+*Memory*, by matrix-vector products, since decode consists of these: every weight is
+read once and multiplied.  The weights exceed the processors' caches.  They lie in
+pages of the size that a mapped file has, not in the large ones that NumPy requests:
+small pages take longer to find, and a model's weights are mapped.
 
 *Arithmetic*, by products of 256 positions with matrices of a small and of a large
-model, since larger ones are done at a better rate.  There are so many that none is
-still in the cache when its turn comes again, as in a forward pass.
+model, since larger matrices reach a better rate.  There are so many of them that none
+is still in the cache when it is used again, as in a forward pass.
 
-*Everything else*, by RMSNorm, a rotation and SiLU.  A GPU's compiler melts what stands
-between two products into them; NumPy walks through the array once for each function,
-on one core.  With a BLAS on several cores it takes a seventh of the time of a prompt,
-too much to leave out.
+*Everything else*, by RMSNorm, a rotation and SiLU.  A GPU's compiler fuses such
+operations into the products; NumPy passes over the array once for each function, on
+one core.  With a BLAS on several cores this takes a seventh of the time of a prompt,
+too much to ignore.
 
-*The interpreter*, by a narrow model: what a layer of decode takes beyond its products
-with weights.  A call of NumPy costs a microsecond before it touches a number, and
-twice that where streaming weights have driven its code out of the caches, so it is
-measured there.
+*The interpreter*, by a narrow model: the time of a layer of decode beyond its products
+with weights.  A call of NumPy costs a microsecond before any arithmetic, and twice
+that after streaming weights have displaced its code from the caches, so it is measured
+in that state.
 
-Each is the median of several rounds, after one that is forgotten.
+Each figure is the median of several rounds, after one that is discarded.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ def layer_overhead() -> float:
 
     step()
     products()
-    # In turns, for machines have moods.
+    # Alternately, since a machine's speed varies over time.
     more = [seconds_of(step) - seconds_of(products) for _ in range(4 * ROUNDS)]
     return max(median(more), 0.0) / LAYERS
 

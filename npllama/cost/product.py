@@ -1,12 +1,12 @@
-"""What one product costs, read off its equation and its shapes.
+"""The cost of one product, from its equation and its shapes.
 
 *FLOPs*, floating-point operations: every entry of the result of an (m, n) by (n, p)
 product is a sum of n products, n multiplications and n additions, so 2 m n p in all.
 Written as an equation, that is twice the product of its letters, batch axes included.
 
 *Elements moved* (MOPs): both operands read once, the result written once, so
-m n + n p + m p.  A processor whose cache cannot hold an operand moves more; none can
-do with less, if it starts and ends in memory.
+m n + n p + m p.  A processor whose cache cannot hold an operand moves more; no
+processor can move less, if the data starts and ends in memory.
 
 *Arithmetic intensity*: FLOPs per element moved, or per byte.  It decides whether a
 machine waits for its memory or for its arithmetic.
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from npllama.ops import Kind
 
-# Looking up embeddings is no product: for every token, its row of the table is read
+# Looking up embeddings is not a product: for every token, its row of the table is read
 # and written.  Its first operand are the tokens, its second the rows that are read.
 LOOKUP = "VE[BT]->BTE"
 
@@ -90,9 +90,9 @@ def _sizes(kind: Kind) -> dict[str, int]:
 def cost(kind: Kind) -> Total:
     """What one product costs.
 
-    The second operand is what the model keeps, weights or cached keys and values;
-    the first is in flight.  A `Weight` that is no plain array counts the bytes that it
-    keeps, under the name of its format; what it takes to unpack them is no product.
+    The second operand is stored by the model, weights or cached keys and values; the
+    first is an activation.  A `Weight` that is not a plain array counts the bytes that
+    it stores, under the name of its format; unpacking them is not a product.
     """
     if kind.equation == LOOKUP:
         flops, a = 0, 0

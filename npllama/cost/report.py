@@ -1,7 +1,7 @@
-"""What was counted, as a tree: for people, as JSON, as CSV.
+"""Counts as a tree: for people, as JSON, as CSV.
 
-The tree follows the model: all, then each phase, then what stands outside the
-blocks and the blocks themselves (together, or one by one), then each component.
+The tree follows the model: all, then each phase, then the parts outside the blocks and
+the blocks themselves (together, or one by one), then each component.
 """
 
 from __future__ import annotations

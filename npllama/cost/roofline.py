@@ -1,18 +1,18 @@
-"""What a machine could do with it: the roofline.
+"""The speed that a machine allows: the roofline.
 
-A product takes its FLOPs from the processor and its bytes from the memory, and the
-two go on at the same time, so it takes as long as the slower:
+A product needs FLOPs from the processor and bytes from the memory.  Both work at the
+same time, so the product takes as long as the slower:
 
     time = max(FLOPs / (FLOP/s), bytes / (bytes/s))
 
 Its arithmetic intensity, FLOPs per byte, decides which.  Below the machine's ridge,
-(FLOP/s) / (bytes/s), it is bound by memory and the processor waits; above, by
-computing.  Decode has one position for every weight that is read, and lies far below;
-prefill has hundreds, and lies above; and a batch moves decode up until its own cached
-keys and values, which no row shares, are all that is read.
+(FLOP/s) / (bytes/s), it is bound by memory and the processor waits; above, it is bound
+by computing.  Decode uses each weight for one position, and lies far below.  Prefill
+uses it for hundreds, and lies above.  A batch moves decode up, until most of the bytes
+read are its cached keys and values, which rows do not share.
 
-A roofline is a bound: nothing gets there quite.  For a machine that was measured, as
-`probe` does, the time between the products is added, and it becomes a prediction.
+A roofline is a bound, which no program quite reaches.  For a machine measured by
+`probe`, the time between the products is added, and the bound becomes a prediction.
 
 References
 ----------
@@ -39,12 +39,12 @@ from npllama.cost.hardware import Hardware
 
 BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
 BYTES["fp8"] = 1.0
-# What products are computed in: 4 bits are widened, a bfloat16 is as fast as a float16.
+# The dtype of products: 4 bits are widened, a bfloat16 is as fast as a float16.
 ARITHMETIC = {"bf16": "fp16", "int4": "fp16"}
 
 
 class Dtypes(NamedTuple):
-    """What numbers are stored in, by kind; products run in that of the activations."""
+    """Dtypes of stored numbers, by kind; products run in that of the activations."""
 
     weights: str = "fp16"
     cache: str = "fp16"
@@ -154,7 +154,7 @@ class Phase(NamedTuple):
 
     @property
     def bound(self) -> str:
-        """What most time is spent on; "overhead" lies between the products."""
+        """What takes most of the time; "overhead" lies between the products."""
         shares = {"memory": 0.0, "compute": 0.0, "overhead": self.between}
         for op in self.operators:
             shares[op.bound] += op.seconds
@@ -189,8 +189,8 @@ def fused(
 ) -> tuple[Operator, ...]:
     """Operators of an attention that is one program on a GPU, as FlashAttention is.
 
-    It multiplies no pair that is masked, as in the triangle, reads every key and value
-    once, as in the square, and moves no score.
+    As in the triangle it multiplies no masked pair, as in the square it reads every key
+    and value once, and it moves no scores.
 
     Parameters
     ----------
@@ -216,7 +216,7 @@ def counted(
 
 
 class Prediction(NamedTuple):
-    """What continuing a prompt takes."""
+    """The time that continuing a prompt takes."""
 
     prefill: Phase
     decode: Phase  # one step, in the middle of the text
@@ -244,8 +244,8 @@ def predict(
     prompt, new_tokens : int
         Per row.
     causal : "square", "triangle", "blocks", "rowwise" or "fused"
-        How queries meet keys; "blocks" is what this package does, and below "fused"
-        no program can go.
+        How queries meet keys; "blocks" is the way of this package, "fused" the least
+        possible.
     """
 
     def of(part: int) -> tuple[Operator, ...]:
@@ -323,7 +323,7 @@ def most_tokens(config: Config, machine: Hardware, kinds: Dtypes) -> int | None:
 def offload_seconds(held: float, memory: float, storage: float) -> float:
     """Seconds per token for weights and cache that the memory cannot hold.
 
-    What does not fit has to come from storage for every token anew.
+    The part that does not fit has to be read from storage for every token.
 
     Parameters
     ----------
@@ -342,8 +342,8 @@ def speculative_speedup(acceptance: float, guesses: int, draft_cost: float) -> f
 
     $$\frac{1 - a^{g + 1}}{(1 - a)(g c + 1)}$$
 
-    Each round costs g passes of the draft and one of the target, and brings the
-    guesses up to the first that is not kept, and a token besides.
+    Each round costs g passes of the draft and one of the target.  It gives the guesses
+    before the first that is not kept, and one token more.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The tables of this part's README, worked out each time they are printed.
+"""The tables of the README about cost, computed each time they are printed.
 
     npllama flops --table NAME
 

@@ -1,9 +1,9 @@
 """The short forms that are quoted, and where they come from.
 
-Papers and blogs write b rows, a sequence of s positions, width h, nh heads of hd
-and a feed-forward of ff.  Here that is b = B, s = T = S, h = E = H D, nh = H,
-hd = D, ff = F.  Everything follows from one product: (m, n) by (n, p) has m p
-entries, each a sum of n products, so 2 m n p FLOPs.
+Papers and blogs write b rows, a sequence of s positions, width h, nh heads of size hd
+and a feed-forward of width ff.  Here b = B, s = T = S, h = E = H D, nh = H, hd = D,
+ff = F.  Everything follows from one product: (m, n) by (n, p) has m p entries, each a
+sum of n products, so 2 m n p FLOPs.
 
 The forms are for multi-head attention of a whole text, every position with every
 one.  `formulas` counts what a LLaMA does: shared keys, a cache, three matrices.
@@ -64,9 +64,9 @@ def layer_flops(b: int, s: int, h: int) -> int:
 def token_flops(config: Config) -> int:
     """About 2 x parameters per token: every weight multiplies every token once.
 
-    Of the parameters that are multiplied: the embedding is a lookup, and counts only
-    as the `lm_head` that it may be; gains and biases are no products.  Attention's
-    own 4 S H D per layer comes on top.
+    This counts only multiplied parameters.  The embedding is a lookup, and counts only
+    if it is also the `lm_head`; gains and biases are not products.  Attention's own
+    4 S H D per layer comes on top.
     """
     parts = parameters(config)
     projections = sum(n for name, n in parts.items() if name.endswith("_proj"))

@@ -2,10 +2,10 @@
 
 A GPU computes out of a small fast memory and keeps its arrays in a large slow one.
 Standard attention runs as several programs, each of which reads its operands from the
-slow memory and writes its result back: the scores, N x N for every head, make the trip
-again and again.  FlashAttention takes a block of keys and values at a time, lets all
-queries pass by it, and never writes a score.  Its backward pass computes the scores a
-second time rather than fetch them: more FLOPs, and still much faster.
+slow memory and writes its result back, so the scores, N x N for every head, travel
+several times.  FlashAttention takes one block of keys and values at a time, combines it
+with all queries, and never writes a score.  Its backward pass computes the scores a
+second time instead of reading them: more FLOPs, but still much faster.
 
 Every load and store of a tile is counted here by walking the loops of the paper's
 algorithms; nothing is computed.  Sizes are those of one head, in elements.
@@ -29,7 +29,7 @@ class Traffic(NamedTuple):
     scalars: int  # the running maximum and sum of a query
 
     def bytes(self, D: int) -> int:
-        """All of them, in float16; the running sums have to be in float32."""
+        """All elements in float16, except the running sums in float32."""
         return 2 * (self.vectors * D + self.scores) + 4 * self.scalars
 
 

@@ -9,7 +9,7 @@ What all share
 One token after the other
     `layers`            what every layer would have said
     `sample`            greedy search and sampling
-    `contrastive_search`  likely, and unlike what stands there already
+    `contrastive_search`  likely, and unlike the text so far
     `dola`              late layers against early ones
     `contrastive_decoding`  an expert against an amateur
 

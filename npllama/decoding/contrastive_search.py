@@ -1,4 +1,4 @@
-r"""Contrastive search: likely, but not what has been said already.
+r"""Contrastive search: likely tokens that do not repeat the text.
 
 The likeliest text repeats itself, and the hidden states show it: after a token that
 repeats something, the last hidden state points in the direction of an earlier one.

@@ -1,7 +1,7 @@
 """Chapter 11: files.
 
 `whole`        a file appears when it is whole
-`ending`       signals that end a program let it put its files in order
-`npz`          arrays in a file, used where they lie
+`ending`       signals that end a program leave no half of a file
+`npz`          arrays in a file, used in place
 `checkpoint`   one file that is the whole model
 """

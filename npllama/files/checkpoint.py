@@ -1,12 +1,11 @@
 """One file that is the whole model.
 
-The file is a plain ``.npz``: arrays under the names that Hugging Face gives them,
-beside small files that travel along: ``config.json``, those of the tokenizer,
-``generation_config.json`` if there was one, and ``npllama.json`` (the dtype and where
-the weights came from).
+The file is a plain ``.npz``: arrays under Hugging Face's names, and some small files:
+``config.json``, those of the tokenizer, ``generation_config.json`` if there was one,
+and ``npllama.json`` (the dtype, and the origin of the weights).
 
-Every tensor is a view of the mapped file (see `npz`), so that loading costs no time
-and no copy.
+Every tensor is a view of the mapped file (see `npz`), so loading costs neither time
+nor memory.
 
 bfloat16, which NumPy does not know, is kept as its 16 bits in a uint16 array; it
 is the upper half of a float32, so widening it is a shift by 16.
@@ -70,7 +69,7 @@ def load(path: str | os.PathLike, dtype: str = "float32") -> Model:
 
 
 def lost_on_the_way(path: str | os.PathLike) -> list[str]:
-    """What a conversion did to the weights: dequantised, merged; a line for each."""
+    """Changes by a conversion to the weights (dequantised, merged), a line for each."""
     path = locate(path)
     lost = _json_object(read_npz(path).files, "npllama.json").get("lost", [])
     return [str(line) for line in lost] if isinstance(lost, list) else [str(lost)]
@@ -194,8 +193,8 @@ def save(
 ) -> None:
     """Write a model, one tensor at a time, so that one tensor is held in memory.
 
-    The file grows beside its final name and is renamed when it is whole: whoever
-    reads `path` finds the old file or the new one, never a half.
+    The file grows under another name and is renamed when it is complete: a reader of
+    `path` finds the old file or the new one, never a part.
 
     Parameters
     ----------
@@ -204,7 +203,7 @@ def save(
         its bits in uint16.
     dtype : "float32", "float16", "bfloat16" or "float64"
     files : mapping of name to bytes
-        The tokenizer's files, to travel along.
+        The tokenizer's files.
     metadata : mapping
         Further entries of ``npllama.json``, such as the source's SHA-256.
 

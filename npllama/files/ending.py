@@ -1,9 +1,8 @@
 """Signals that end a program, and the time to put its files in order.
 
-Ctrl-C raises KeyboardInterrupt: every `finally` runs, and no half of a file stays.  The
-other two ways to ask a program to end, SIGTERM (``kill``, a batch system, a
-container) and SIGHUP (the terminal was closed), end Python on the spot.  Here they
-raise an exception too.
+Ctrl-C raises KeyboardInterrupt: every `finally` runs, and no half of a file stays.
+Two other signals end Python immediately: SIGTERM (``kill``, a batch system, a
+container) and SIGHUP (the terminal was closed).  Here they raise an exception too.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class Ended(SystemExit):
 
 
 def end(number: int, frame: object = None) -> None:
-    """Handle a signal: raise what it stands for."""
+    """Handle a signal: raise the matching exception."""
     raise KeyboardInterrupt if number == signal.SIGINT else Ended(INTERRUPTED)
 
 
@@ -35,8 +34,8 @@ def end(number: int, frame: object = None) -> None:
 def ending_tidily() -> Iterator[None]:
     """Within the block, signals that would end the process raise `Ended`.
 
-    A signal that somebody else handles, or that is ignored (as under ``nohup``), is
-    left alone.  Only the main thread can do this; in others nothing is changed.
+    A signal that is handled elsewhere or ignored (as under ``nohup``) does not change.
+    Only the main thread can do this; in other threads nothing changes.
     """
     heard: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Arrays in a file, used where they lie.
+"""Arrays in a file, used in place.
 
 An ``.npz`` is a zip archive whose members are arrays in NumPy's own format,
 possibly beside other files.  ``np.load`` and ``unzip`` both read it.
@@ -9,11 +9,11 @@ a page from disk when it is first touched.  Opening costs no time and no copy, a
 two processes share one copy.  (``np.load`` itself cannot map inside a zip.)  Here
 every array begins on a 64 byte boundary.
 
-A file may come from anywhere.  Nothing in it is unpickled, and nothing is believed
-before it was compared with the size of the file.  A zip holds a checksum of every
-member; it is only looked at if the caller asks, since that means reading the whole
-file.  Compressed members cannot be mapped: they are unpacked into memory if the
-caller says how many bytes that may take, and refused otherwise.
+A file may come from anywhere.  Nothing in it is unpickled, and every size in it is
+first compared with the size of the file.  A zip holds a checksum of every member; it
+is tested only if the caller asks, since that means reading the whole file.  Compressed
+members cannot be mapped: they are unpacked into memory if the caller gives a limit in
+bytes, and refused otherwise.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ BLOCK = 2**20
 
 
 class Archive(NamedTuple):
-    """What lies in an ``.npz``: arrays, mapped if they can be, and the other files."""
+    """Content of an ``.npz``: arrays, mapped if possible, and the other files."""
 
     tensors: dict[str, np.ndarray]
     files: dict[str, bytes]
 
 
 class Reading(NamedTuple):
-    """How much of an archive to look at, and what to do with compressed members.
+    """How to read an archive: whether to test checksums and to unpack members.
 
     Parameters
     ----------
@@ -122,9 +122,9 @@ def _check_directory(
     """Refuse a directory with a name twice, with bytes used twice, or a damaged one."""
     for name, count in Counter(info.filename for info in members).items():
         if count > 1:
-            raise ValueError(f"{path}: {name!r} stands there {count} times")
+            raise ValueError(f"{path}: {name!r} occurs {count} times")
         if not name.isprintable():
-            raise ValueError(f"{path}: {name!r} is no name of a tensor or file")
+            raise ValueError(f"{path}: {name!r} is not a name of a tensor or file")
     # A wrong length makes an entry swallow those after it, and they would be gone.
     if any(b"PK\x01\x02" in info.comment + info.extra for info in members):
         raise ValueError(f"{path}: its directory is damaged")

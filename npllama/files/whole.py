@@ -1,26 +1,26 @@
-"""A file that is whole, or not there.
+"""Files that are complete or absent.
 
-Whoever reads a file while it is being written sees half of it, and whoever is stopped
-while writing leaves half of it.  So nothing here writes under the name that it was
-given.  A new file grows beside that name, under a name of its own, and takes the
-right one when it is whole and on the disk:
+A program that reads a file while it is being written sees half of it, and a program
+that is stopped while writing leaves half of it.  So nothing here writes under the
+final name.  A new file grows beside it, under another name, and is renamed when it is
+complete and on the disk:
 
     model.npz                         what a reader opens: whole, always
     model.npz.5f0c2a9be3d81746.part   what one writer is writing
 
 The system renames a file in one step, so a reader finds the old file or the new one.
 
-A part belongs to one writer.  Its name is drawn at random, and it is created, never
-opened: two writers of one file do not meet, and a link that somebody laid there is
-not followed.  The last one to finish gives the file its content.
+A part belongs to one writer.  Its name is random, and it is always created, never
+opened.  So two writers of one file do not collide, and a link planted under that name
+is not followed.  The last writer to finish gives the file its content.
 
-Whatever stops the writer, an error, Ctrl-C or a signal that Python hears of, removes
-the part.  Only a process that is killed outright leaves one.  A writer locks its part,
-and the system drops the locks of a dead process; so the next writer of the same file
-can tell a part that was left from one that grows, and removes it.
+If an error, Ctrl-C or a signal that Python can handle stops the writer, the part is
+removed.  Only a killed process leaves one.  A writer locks its part, and the system
+drops the locks of a dead process; so the next writer of the same file can distinguish
+an abandoned part from a growing one, and removes it.
 
-One rule about folders: the folder of a file must be there.  It is looked for before
-any work is done, since its absence is most likely a slip of the pen.
+The folder of a file must exist.  This is checked before any work is done, since a
+missing folder is most likely a typing error.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ KEPT = 50
 def check_place(
     path: str | os.PathLike, sources: Mapping[str, str | os.PathLike] | None = None
 ) -> None:
-    """Make sure, before the work, that a file can be written and nothing is lost.
+    """Check, before the work, that a file can be written and nothing is lost.
 
     Parameters
     ----------
     path : path or str
-        Where a file is to be written.  A file that stands there may be replaced.
-    sources : mapping of what it is to its path
-        The files that are read, none of which may be written over.
+        Where a file is to be written.  An existing file may be replaced.
+    sources : mapping of names to paths
+        The files that are read, which must not be overwritten.
 
     Raises
     ------
     ValueError
-        If the folder is missing, or if a folder, a device, a link or one of the
-        sources stands there.
+        If the folder is missing, or if `path` is a folder, a device, a link or one
+        of the sources.
     OSError
-        If the folder cannot be written to, or the name is none for a file.
+        If the folder cannot be written to, or the name cannot be a file's.
     """
     path, folder = Path(path), Path(path).parent
     if not folder.exists():
@@ -85,9 +85,9 @@ def check_place(
 
 @contextmanager
 def new_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Open a new file, to be written and read, that appears when the block is done.
+    """Open a new file for writing and reading; it appears when the block is done.
 
-    If the block raises, nothing appears, and what stood there stays.
+    If the block raises, nothing appears, and an older file stays.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def write_file(path: str | os.PathLike, content: str | bytes) -> None:
 
 
 def stamp_of(path: str | os.PathLike) -> Stamp | None:
-    """What tells a file from another one under the same path; None if none is there."""
+    """Identifies a file among others under the same path; None if there is none."""
     try:
         found = os.stat(path)
     except FileNotFoundError:

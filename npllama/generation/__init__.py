@@ -1,10 +1,10 @@
 """Chapter 15: one face for all of generation.
 
-`limits`       what an option may be
-`steps`        from an option to a function on distributions
-`options`      what a user may ask for, a row per option
+`limits`       the values that an option may have
+`steps`        how each option acts on a distribution
+`options`      all options of generation, a row for each
 `pipeline`     the steps that are on, in the order of the rows
-`task`         a prompt made ready
-`strategies`   which strategy is asked for
+`task`         from a prompt to a job
+`strategies`   from a config to a strategy
 `generate`     text in, text out
 """

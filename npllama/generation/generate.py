@@ -1,10 +1,9 @@
 """One face for all of generation: text in, text out.
 
 `generate` takes one prompt or several, as text or as token ids, and a
-`GenerationConfig` that says how; `stream` yields the text as it grows.  Which
-strategy runs follows from the config, as in transformers: beams if `num_beams` is
-above 1, contrastive search if `penalty_alpha` is set, and so on; without any of
-them, sampling or greedy search.
+`GenerationConfig`; `stream` yields the text as it grows.  The config selects the
+strategy, as in transformers: beams if `num_beams` is above 1, contrastive search if
+`penalty_alpha` is set, and so on; otherwise sampling or greedy search.
 """
 
 from __future__ import annotations
@@ -72,24 +71,24 @@ def generate(
     prompts : str, or token ids, or a list of either
         Text is encoded with a beginning-of-sequence token; ids are taken as given.
     config : GenerationConfig
-        By default what the checkpoint's ``generation_config.json`` says, if any.
+        By default the checkpoint's ``generation_config.json``, if it has one.
     rng : np.random.Generator
-        Where chance comes from; a fresh one by default.  Each row draws from a
-        child of its own, so its text does not depend on its neighbours.
+        The source of chance; a new one by default.  Each row draws from its own
+        child of it, so its text does not depend on its neighbours.
     helpers : Helpers
-        A draft model, an amateur, a rule of one's own for stopping.
+        A draft model, an amateur, a further rule for stopping.
     cache : KVCache
         Of one row, for one text of one prompt: as for `pieces`.
     **options
-        Fields of a `GenerationConfig` that take the place of those of `config`, such
-        as ``max_new_tokens=5``.
+        Fields of a `GenerationConfig` that replace those of `config`, such as
+        ``max_new_tokens=5``.
 
     Returns
     -------
     Generation, or a list of them
-        A list if several prompts were given, or several texts asked for
-        (``num_return_sequences``): then those of the first prompt come first, and
-        may be fewer if a search finds no more.
+        A list if there are several prompts, or several texts per prompt
+        (``num_return_sequences``).  Texts of the first prompt come first; a search
+        may find fewer than asked for.
 
     Raises
     ------
@@ -97,8 +96,8 @@ def generate(
         If a prompt is empty or too long, a token is outside the vocabulary, or the
         options leave no token to choose.
     TypeError
-        If a prompt is neither text nor token ids, or another argument not what it
-        should be.
+        If a prompt is neither text nor token ids, or another argument has the wrong
+        type.
     """
     config, rng = _asked(model, config, rng, options)
     single = is_prompt(prompts)
@@ -152,8 +151,8 @@ def pieces(
     Raises
     ------
     ValueError
-        As `generate`; also if several texts are asked for, a strategy that knows
-        its text only at the end, or log-probabilities.
+        As `generate`; also for several texts, for beams, whose text is known only at
+        the end, and for log-probabilities.
     """
     config, rng = _asked(model, config, rng, options)
     if not is_prompt(prompt):
@@ -202,7 +201,7 @@ def _asked(
     rng: np.random.Generator | None,
     options: Mapping[str, Any],
 ) -> tuple[GenerationConfig, np.random.Generator]:
-    """Options and source of chance, or their defaults; TypeError for other kinds."""
+    """Check the arguments; fill in the defaults of config and rng."""
     if not isinstance(model, Model):
         raise TypeError(f"model: {type(model).__name__} found; see npllama.load")
     config = GenerationConfig(**options_of(model)) if config is None else config
@@ -224,7 +223,7 @@ def most_texts(config: GenerationConfig) -> int:
 def naming_options(
     error: NothingLeft, config: GenerationConfig, prompts: int = 1
 ) -> ValueError:
-    """The same error, with the options that removed every token, and the prompt."""
+    """The error again, with the options that removed every token, and the prompt."""
     copies = (
         1 if config.num_beams > 1 else config.best_of or config.num_return_sequences
     )
@@ -290,7 +289,7 @@ def generation_of(
     entries: Sequence[TokenLogprob] = (),
     steps: Sequence[Step] = (),
 ) -> Generation:
-    """Report a text; log-probabilities that were not noted are worked out."""
+    """Report a text; log-probabilities that are missing are computed."""
     config, model, prompt = task.plan.config, task.plan.model, task.job.prompt
     logprobs = prompt_logprobs = speculation = None
     if config.logprobs is not None:

@@ -1,8 +1,8 @@
-"""What a value may be, and which values exclude each other.
+"""The values that an option may have, and values that exclude each other.
 
-A `Range` says in a test and in words what an option may be, and brings a value into
-one form first, so that configs can be compared: lists and NumPy's arrays become
-tuples, NumPy's numbers Python's.
+A `Range` describes the legal values of an option, as a test and in words.  It first
+converts a value to one form, so that configs can be compared: lists and arrays become
+tuples, and NumPy's numbers become Python's.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def mapping(value: Any) -> Any:
 
 
 def mapping_or_pairs(value: Any) -> Any:
-    """The same, which transformers also writes as a list of pairs."""
+    """A mapping; transformers also writes it as a list of pairs."""
     pairs = value = mapping(value)
     if isinstance(pairs, tuple) and all(
         isinstance(pair, tuple) and len(pair) == 2 and are_ids(pair[0])
@@ -66,7 +66,7 @@ def mapping_or_pairs(value: Any) -> Any:
 
 
 class Range(NamedTuple):
-    """What an option may be."""
+    """The values that an option may have."""
 
     fits: Callable[[Any], Any]
     legal: str  # the same in words
@@ -99,7 +99,7 @@ def real(test: Callable[[float], bool], legal: str) -> Range:
 
     def fits(value: Any) -> bool:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        # A whole number may be too large to be asked whether it is finite.
+        # A whole number may be too large for math.isfinite.
         return number and abs(value) <= sys.float_info.max and test(value)
 
     return Range(fits, legal)
@@ -240,13 +240,13 @@ MARK = Range(lambda v: isinstance(v, MARKS), "a GreenList or a SynthID", waterma
 
 #  ---- options together ---------------------------------------------------------
 
-# Each of these is a way of its own to write a text; only one can be asked for.
+# Each of these selects a strategy; they exclude each other.
 WAYS = ["prompt_lookup_num_tokens", "assistant_early_exit", "assistant_window"]
 WAYS += ["lookahead_window", "penalty_alpha", "dola_layers"]
 
 
 def ways(c: Any) -> list[str]:
-    """Options that ask for more than greedy search or plain sampling."""
+    """Options that select another strategy than greedy search or sampling."""
     beams = ["num_beams"] if c.num_beams > 1 else []
     return beams + [name for name in WAYS if getattr(c, name)]
 
@@ -276,7 +276,7 @@ def check_together(c: Any) -> None:
 
 
 def check_constraints(c: Any) -> None:
-    """The same, for what a text may or must hold."""
+    """Refuse contradictions among formats, bans and forced tokens."""
     formats = [c.regex, c.json_schema, c.grammar].count(None) < 3
     refuse(c.grammar is not None and (c.regex, c.json_schema) != (None, None),
         "a grammar and another format (regex, json_schema) exclude each other")
@@ -292,7 +292,7 @@ def check_constraints(c: Any) -> None:
 
 
 def check_beams(c: Any) -> None:
-    """The same, for beams."""
+    """Refuse contradictions among the options of beams."""
     beams, groups, several = c.num_beams, c.num_beam_groups, c.num_return_sequences
     forced, drawn = bool(c.force_words_ids), c.stochastic_beams
     refuse(beams % groups,

@@ -1,14 +1,14 @@
-"""What a user may ask of generation: one row per option.
+"""All options of generation, one row for each.
 
-A row holds all there is to know of an option: its type and default, its range, a
-sentence, and its step in the pipeline, if it has one.  The order of the rows is the
-order of the pipeline, which is that of transformers; the function that makes a row
-is named after its chapter.  The command line's help and the docstring of
-`GenerationConfig` are made of these rows, too.
+A row holds everything about an option: its type and default, its range, a sentence,
+and its step in the pipeline, if it has one.  The order of the rows is the order of the
+pipeline, which is that of transformers; the function that makes a row is named after
+its chapter.  The command line's help and the docstring of `GenerationConfig` are made
+from these rows.
 
-Names and defaults are those of transformers' ``GenerationConfig``, so that a
-checkpoint's ``generation_config.json`` can be read as it is; what transformers lacks
-is spelled as llama.cpp or vLLM spell it.
+Names and defaults are those of transformers' ``GenerationConfig``, so a checkpoint's
+``generation_config.json`` needs no translation.  Other options have their names from
+llama.cpp or vLLM.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ output = partial(row, "Output")
 class GenerationConfig:
     """How to generate.
 
-    Lists and NumPy's arrays and numbers may be given wherever tuples and numbers are
-    named.  Every value is checked when the record is made: ValueError if one is out
-    of range, or if two of them contradict each other.
+    Lists may be given for tuples, and NumPy's arrays and numbers for Python's.  Every
+    value is checked when the record is made: ValueError if one is out of range, or if
+    two of them contradict each other.
     """
 
     # fmt: off
@@ -307,9 +307,9 @@ GenerationConfig.__doc__ += described()
 def with_options(
     config: GenerationConfig, options: Mapping[str, Any]
 ) -> GenerationConfig:
-    """The config with some options changed; TypeError if there is no such option.
+    """The config with some options changed; TypeError for an unknown option.
 
-    A length that is given in one way undoes the other way.
+    `max_length` alone undoes `max_new_tokens`.
     """
     for name in options:
         if name not in OPTIONS:
@@ -321,24 +321,23 @@ def with_options(
     return dataclasses.replace(config, **options)
 
 
-# What these say has no effect on a search that draws nothing.
+# These have no effect if nothing is drawn.
 OF_CHANCE = "temperature top_k top_p min_p typical_p epsilon_cutoff eta_cutoff".split()
 
 
 def options_from_hf(
     data: Mapping[str, Any], overridden: Collection[str] = ()
 ) -> dict[str, Any]:
-    """What a ``generation_config.json`` says, as `GenerationConfig` takes it.
+    """The options in a ``generation_config.json``, for `GenerationConfig`.
 
     Entries that npllama does not know (cache and torch settings, versions) are
-    passed over; those it knows are checked.  Where the file asks for no sampling,
-    values of sampling that could not be used, such as a temperature of 0, are
-    passed over, too.
+    ignored; the others are checked.  If the file asks for no sampling, illegal values
+    of sampling, such as a temperature of 0, are ignored, too.
 
     Parameters
     ----------
     overridden : names of options
-        Given by the user, so that the file's values for them do not count.
+        Given by the user; the file's values for them are ignored.
 
     Raises
     ------
@@ -366,7 +365,7 @@ def _is_legal(name: str, value: Any) -> bool:
 
 
 def options_of(model: Model, overridden: Collection[str] = ()) -> dict[str, Any]:
-    """What a checkpoint's makers wish, as `GenerationConfig` takes it."""
+    """The options in a checkpoint, for `GenerationConfig`."""
     return options_from_hf(model.generation_config or {}, overridden)
 
 

@@ -1,7 +1,7 @@
-"""Which strategy a config asks for, and how it is called.
+"""From a config to a strategy, and its call.
 
-Two kinds: `write` grows one text per task, a `Step` at a time, and can be watched
-doing so; `search` compares several texts of one task and knows the best at the end.
+There are two kinds of strategy.  `write` grows one text per task, and yields a `Step`
+at a time; `search` compares several texts of one task, and returns the best at the end.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def grow(task: Task, rng: Rng, cache: KVCache | None) -> Iterator[Step]:
 
 
 def draft(task: Task, rng: Rng) -> Propose:
-    """What makes the guesses, with a process and a source of chance of its own."""
+    """The draft that makes the guesses, with its own process and source of chance."""
     plan, c = task.plan, task.plan.config
     if c.prompt_lookup_num_tokens:
         return prompt_lookup(c.max_matching_ngram_size, plan.eos)

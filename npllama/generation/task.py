@@ -1,8 +1,8 @@
-"""What is to be done: once for a config, and for each of its prompts.
+"""From a config and its prompts to jobs.
 
-Some preparation lies between the user's words (`options`) and the strategies
-(`decoding`): text becomes tokens, limits are resolved, stopping rules and formats
-are made.  A `Plan` holds what all prompts share, a `Task` what one prompt needs.
+Some preparation is needed between options and strategies: text becomes tokens, limits
+are resolved, stopping rules and formats are made.  All prompts share a `Plan`, which is
+made once for a config; each prompt has a `Task`.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ DEFAULT_NEW_TOKENS = 20
 
 
 class Helpers(NamedTuple):
-    """What some strategies need besides the model."""
+    """Models and rules that some strategies need besides the model."""
 
     assistant: Model | None = None  # drafts for speculative decoding
-    amateur: Model | None = None  # from whom contrastive decoding keeps away
+    amateur: Model | None = None  # for contrastive decoding
     stop: Stop | None = None  # a further rule for stopping
 
 
 class Plan(NamedTuple):
-    """What a config asks of a model, made once for all its prompts."""
+    """A model and a config, with all that is made once for its prompts."""
 
     model: Model
     config: GenerationConfig
@@ -70,7 +70,7 @@ class Task(NamedTuple):
 
 
 def plan_of(model: Model, config: GenerationConfig, helpers: Helpers) -> Plan:
-    """Make what all prompts of a config share.
+    """Prepare what all prompts of a config share.
 
     Raises
     ------
@@ -119,7 +119,7 @@ def check_helpers(model: Model, config: GenerationConfig, helpers: Helpers) -> N
 
 
 def format_of(config: GenerationConfig) -> Machine | Grammar | None:
-    """What binds the new text, if the config names a format.
+    """The format to which the new text is held, if the config names one.
 
     Raises
     ------
@@ -137,7 +137,7 @@ def format_of(config: GenerationConfig) -> Machine | Grammar | None:
 
 
 def prepare(plan: Plan, prompt: Prompt) -> Task:
-    """Make a task of a prompt.
+    """Prepare a prompt.
 
     Raises
     ------
@@ -254,15 +254,15 @@ def encode_prompt(
 ) -> list[int]:
     """Token ids of a prompt: text as the checkpoint begins it, ids as they are given.
 
-    A special token stands in a text by its name only where that is allowed.
+    Names of special tokens in a text count only if they are allowed.
 
     Raises
     ------
     TypeError
         If it is neither text nor whole numbers.
     ValueError
-        If it is text and the model has no tokenizer, an id is not a token, or a name
-        is allowed that no special token has.
+        If it is text and the model has no tokenizer, if an id is not a token, or if
+        an allowed name is not that of a special token.
     """
     V = model.config.vocab_size
     if isinstance(prompt, str):

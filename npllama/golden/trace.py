@@ -141,7 +141,7 @@ def _check_name(name: str) -> None:
     """Raise ValueError if a file of this name would be unpacked somewhere else."""
     folders = name.replace("\\", "/").split("/")
     if ".." in folders or folders[0] == "" or ":" in name:
-        raise ValueError(f"{name!r:.80} is no name of a tensor")
+        raise ValueError(f"{name!r:.80} is not a name of a tensor")
 
 
 def _check_tensor(name: str, tensor: np.ndarray, meta: dict[str, Any]) -> None:
