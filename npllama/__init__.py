@@ -55,6 +55,9 @@ Part V, the golden reference
 Part VI, many at once
     20  `serving`      pages, turns and an engine for many texts
 
+Part VII, long texts and small memories
+    21  `contexts`     perplexity, the yardstick
+
 Letters stand for sizes, and only for sizes:
 
     B  rows of a batch              H  query heads

