@@ -137,6 +137,33 @@ def test_a_text_does_not_depend_on_its_company():
     assert alone["usage"] == beside["usage"]
 
 
+def test_every_whole_number_is_a_seed_of_its_own():
+    seeds = [-(2**63), -2, -1, 0, 1, 2, 2**63 - 1]
+    found = [
+        completion_of({"prompt": "x", "seed": seed}, SERVED).seed for seed in seeds
+    ]
+    assert len(set(found)) == len(seeds) and min(found) >= 0
+    assert completion_of({"prompt": "x"}, SERVED).seed is None
+
+
+def test_texts_of_several_prompts_are_numbered_one_after_the_other():
+    body = {"prompt": [PROMPT, "One"], "temperature": 0, "n": 2, "max_tokens": 3}
+    choices = answered(body)["choices"]
+    assert [choice["index"] for choice in choices] == [0, 1, 2, 3]
+    texts = [choice["text"] for choice in choices]
+    assert texts[0] == texts[1] != texts[2] == texts[3]
+    best = {"temperature": 1, "seed": 1, "best_of": 3}
+    assert [c["index"] for c in answered(body | best)["choices"]] == [0, 1, 2, 3]
+
+
+def test_an_answer_ends_where_the_turn_does():
+    ends = SERVED._replace(ends=(2, 300))
+    assert chat_of({"messages": SAID}, ends).config.eos_token_id == (2, 300)
+    assert completion_of({"prompt": PROMPT}, ends).config.eos_token_id == (2,)
+    given = {"messages": SAID, "eos_token_id": [5]}
+    assert chat_of(given, ends).config.eos_token_id == (5,)
+
+
 def test_a_text_without_chance_is_told_as_often_as_asked():
     body = {"prompt": PROMPT, "temperature": 0, "n": 3, "best_of": 5, "max_tokens": 4}
     texts = [choice["text"] for choice in answered(body)["choices"]]
@@ -188,6 +215,7 @@ def test_a_conversation_is_a_chat_completion():
     pieces = read(streamed(body, chat=True))
     deltas = [piece["choices"][0]["delta"] for piece in pieces]
     assert deltas[0] == {"role": "assistant", "content": ""} and deltas[-1] == {}
+    assert sum("role" in delta for delta in deltas) == 1
     assert {p["object"] for p in pieces} == {"chat.completion.chunk"}
     text = "".join(delta.get("content", "") for delta in deltas)
     assert text == choice["message"]["content"] != ""
@@ -422,6 +450,12 @@ def test_a_near_name_is_named():
     assert "temperature?" in str(refusal({"prompt": "x", "temperatur": 1}))
     for name, called in CALLED.items():
         assert called in str(refusal({"prompt": "x", name: 1}))
+
+
+def test_what_is_null_was_not_given():
+    nulls = dict.fromkeys(["stop", "n", "tools", "seed", "top_k", "suffix", "bogus"])
+    asked = completion_of({"prompt": PROMPT} | nulls, SERVED)
+    assert asked == completion_of({"prompt": PROMPT}, SERVED)
 
 
 @pytest.mark.parametrize("name", ["logit_bias", "suppress_tokens"])
