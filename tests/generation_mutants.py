@@ -37,8 +37,8 @@ MUTANTS = [
     (PIPELINE, "if not config.do_sample:", "if not shape:",
      T + "order_of_the_steps_follows_the_config"),
     # a bias that float32 cannot hold
-    (LIMITS, "key(k) and (b == -math.inf or MODERATE.fits(b))",
-     "key(k) and (b == -math.inf or NOT_NEGATIVE.fits(abs(b)))",
+    (LIMITS, "is_key(k) and (b == -math.inf or MODERATE.fits(b))",
+     "is_key(k) and (b == -math.inf or NOT_NEGATIVE.fits(abs(b)))",
      T + "bias_that_would_overflow_is_refused_with_its_range"),
     # of several prompts, another is named
     (GENERATE, "prompt {error.row // copies}", "prompt {error.row // copies - 1}",

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,34 +86,56 @@ class Range(NamedTuple):
 
 def whole(least: int, most: int = INT64) -> Range:
     """Whole numbers."""
-
-    def fits(value: Any) -> bool:
-        number = isinstance(value, int) and not isinstance(value, bool)
-        return number and least <= value <= most
-
     bounds = f", {least} or more" if most == INT64 else f" from {least} to {most}"
-    return Range(fits, f"a whole number{bounds}")
+    return Range(partial(is_whole, least, most), f"a whole number{bounds}")
 
 
-def real(test: Callable[[float], bool], legal: str) -> Range:
-    """Numbers that pass a test."""
+def is_whole(least: int, most: int, value: Any) -> bool:
+    """Whether this is a whole number within bounds."""
+    number = isinstance(value, int) and not isinstance(value, bool)
+    return number and least <= value <= most
 
-    def fits(value: Any) -> bool:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        # A whole number may be too large for math.isfinite.
-        return number and abs(value) <= sys.float_info.max and test(value)
 
-    return Range(fits, legal)
+def real(legal: str, low: float = -math.inf, high: float = math.inf) -> Range:
+    """Finite numbers from `low` to `high`; use `above` and `below` for open ends."""
+    return Range(partial(is_real, low, high), legal)
+
+
+def is_real(low: float, high: float, value: Any) -> bool:
+    """Whether this is a finite number within bounds."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # A whole number may be too large for math.isfinite.
+    return number and abs(value) <= sys.float_info.max and low <= value <= high
+
+
+def above(number: float) -> float:
+    """The least number above this one: an open lower end."""
+    return math.nextafter(number, math.inf)
+
+
+def below(number: float) -> float:
+    """The largest number below this one: an open upper end."""
+    return math.nextafter(number, -math.inf)
 
 
 def among(*choices: Any) -> Range:
     """One of a few values."""
+    return Range(partial(is_among, choices), f"one of {', '.join(map(repr, choices))}")
 
-    def fits(value: Any) -> bool:
-        # True equals 1, but is not the number.
-        return any(type(value) is type(c) and value == c for c in choices)
 
-    return Range(fits, f"one of {', '.join(map(repr, choices))}")
+def is_among(choices: Sequence[Any], value: Any) -> bool:
+    """Whether this is one of a few values; True equals 1, but is not the number."""
+    return any(type(value) is type(c) and value == c for c in choices)
+
+
+def of_kind(kinds: Any, legal: str) -> Range:
+    """Values of some types."""
+    return Range(partial(is_kind, kinds), legal)
+
+
+def is_kind(kinds: Any, value: Any) -> bool:
+    """Whether this is of one of some types."""
+    return isinstance(value, kinds)
 
 
 def are_ids(value: Any) -> bool:
@@ -120,80 +143,93 @@ def are_ids(value: Any) -> bool:
     return isinstance(value, tuple) and all(map(ID.fits, value))
 
 
+def are_some_ids(value: Any) -> bool:
+    """Whether this is a tuple of one token id or more."""
+    return are_ids(value) and len(value) > 0
+
+
 def are_phrases(value: Any) -> bool:
     """Whether this is a tuple of tuples of token ids, none of them empty."""
-    return isinstance(value, tuple) and all(p and are_ids(p) for p in value)
+    return isinstance(value, tuple) and all(map(are_some_ids, value))
 
 
-def _demands(value: Any) -> bool:
-    """Phrases, or lists of phrases."""
+def are_demands(value: Any) -> bool:
+    """Whether these are phrases, or lists of phrases."""
     entries = value if isinstance(value, tuple) else ((),)
     return all(e and (are_ids(e) or are_phrases(e)) for e in entries)
 
 
-def _biases(key: Callable[[Any], Any], legal: str, read: Callable) -> Range:
-    """A mapping from keys of a kind to numbers; minus infinity forbids."""
-
-    def fits(value: Any) -> bool:
-        return isinstance(value, Mapping) and all(
-            key(k) and (b == -math.inf or MODERATE.fits(b)) for k, b in value.items()
-        )
-
-    return Range(fits, legal, read)
+def are_biases(is_key: Callable[[Any], Any], value: Any) -> bool:
+    """Whether keys of a kind have numbers; minus infinity forbids."""
+    return isinstance(value, Mapping) and all(
+        is_key(k) and (b == -math.inf or MODERATE.fits(b)) for k, b in value.items()
+    )
 
 
-def _decay(value: Any) -> bool:
+def is_decay(value: Any) -> bool:
+    """Whether this is a start and a factor."""
     pair = isinstance(value, tuple) and len(value) == 2
     return pair and ID.fits(value[0]) and POSITIVE.fits(value[1])
 
 
-FLAG = Range(lambda value: isinstance(value, bool), "True or False")
+def are_layers(value: Any) -> bool:
+    """Whether this names layers, or some numbers of layers."""
+    return value in ("low", "high") or are_some_ids(value)
+
+
+def are_strings(value: Any) -> bool:
+    """Whether this is a tuple of strings, none of them empty."""
+    return isinstance(value, tuple) and all(isinstance(s, str) and s for s in value)
+
+
+def are_names(value: Any) -> bool:
+    """Whether this is a tuple of strings, or "all"."""
+    return value == "all" or (
+        isinstance(value, tuple) and set(map(type, value)) <= {str}
+    )
+
+
+def names(value: Any) -> Any:
+    """One string alone as a list of it; "all" stays."""
+    return value if isinstance(value, str) and value == "all" else strings(value)
+
+
+FLAG = of_kind(bool, "True or False")
 COUNT, SIZE = whole(0), whole(1)
 # Rows of a batch and guesses of a round, which are all held at once.
 MANY, PAIR_OR_MORE = whole(1, 2**14), whole(2, 2**14)
-POSITIVE = real(lambda x: x > 0, "above 0")
-NOT_NEGATIVE = real(lambda x: x >= 0, "0 or more")
-SHARE = real(lambda x: 0 < x <= 1, "above 0 and at most 1")
-PROBABILITY = real(lambda x: 0 <= x <= 1, "from 0 to 1")
-CUTOFF = real(lambda x: 0 <= x < 1, "0 (off), or between 0 and 1")
+POSITIVE = real("above 0", above(0))
+NOT_NEGATIVE = real("0 or more", 0)
+SHARE = real("above 0 and at most 1", above(0), 1)
+PROBABILITY = real("from 0 to 1", 0, 1)
+CUTOFF = real("0 (off), or between 0 and 1", 0, below(1))
 # Added to a logit a million times, or multiplied with one, these are still numbers.
-MODERATE = real(lambda x: abs(x) <= 1e30, "a number from -1e30 to 1e30")
-FACTOR = real(lambda x: 1e-30 <= x <= 1e30, "above 0, from 1e-30 to 1e30")
+MODERATE = real("a number from -1e30 to 1e30", -1e30, 1e30)
+FACTOR = real("above 0, from 1e-30 to 1e30", 1e-30, 1e30)
 # The power of a length must be a number: a million to the 50th still is.
-EXPONENT = real(lambda x: abs(x) <= 50, "a number from -50 to 50")
-TEMPERATURE = real(lambda x: x > 0, "above 0; for greedy search do not sample")
+EXPONENT = real("a number from -50 to 50", -50, 50)
+TEMPERATURE = real("above 0; for greedy search do not sample", above(0))
 ID = COUNT._replace(legal="a token id")
 IDS = Range(are_ids, "a list of token ids", id_list)
 PHRASES = Range(are_phrases, "a list of lists of token ids, none of them empty")
-DEMANDS = Range(_demands, "a list of phrases (ids), or of lists of phrases")
-LAYERS = Range(
-    lambda v: v in ("low", "high") or (v and are_ids(v)),
-    "'low', 'high' or a list of layers",
-)
-DECAY = Range(_decay, "a start, 0 or more, and a factor")
-SEQUENCE_BIAS = _biases(
-    lambda k: k and are_ids(k),
+DEMANDS = Range(are_demands, "a list of phrases (ids), or of lists of phrases")
+LAYERS = Range(are_layers, "'low', 'high' or a list of layers")
+DECAY = Range(is_decay, "a start, 0 or more, and a factor")
+SEQUENCE_BIAS = Range(
+    partial(are_biases, are_some_ids),
     "a mapping of tuples of token ids to numbers from -1e30 to 1e30, or -inf",
     mapping_or_pairs,
 )
-LOGIT_BIAS = _biases(
-    ID.fits, "a mapping of token ids to numbers from -1e30 to 1e30, or -inf", mapping
+LOGIT_BIAS = Range(
+    partial(are_biases, ID.fits),
+    "a mapping of token ids to numbers from -1e30 to 1e30, or -inf",
+    mapping,
 )
-STRINGS = Range(
-    lambda v: isinstance(v, tuple) and all(isinstance(s, str) and s for s in v),
-    "strings, none of them empty",
-    strings,
-)
-SPECIAL = Range(
-    lambda v: v == "all" or (isinstance(v, tuple) and all(type(s) is str for s in v)),
-    'names of special tokens, or "all"',
-    lambda value: (
-        value if isinstance(value, str) and value == "all" else strings(value)
-    ),
-)
-REGEX = Range(lambda v: isinstance(v, str), "a regular expression, as text")
-GRAMMAR = Range(lambda v: isinstance(v, str), "a grammar, as text")
-SCHEMA = Range(lambda v: isinstance(v, (Mapping, str)), "a mapping, or its JSON")
+STRINGS = Range(are_strings, "strings, none of them empty", strings)
+SPECIAL = Range(are_names, 'names of special tokens, or "all"', names)
+REGEX = of_kind(str, "a regular expression, as text")
+GRAMMAR = of_kind(str, "a grammar, as text")
+SCHEMA = of_kind((Mapping, str), "a mapping, or its JSON")
 ROW_FUNCTION = Range(callable, "a function of (row, tokens)")
 
 
@@ -201,16 +237,14 @@ ROW_FUNCTION = Range(callable, "a function of (row, tokens)")
 
 MARKS = (GreenList, SynthID)
 MARK_RANGES = {
-    "greenlist_ratio": real(lambda x: 0 < x < 1, "between 0 and 1"),
-    "bias": real(lambda x: True, "a finite number"),
+    "greenlist_ratio": real("between 0 and 1", above(0), below(1)),
+    "bias": real("a finite number"),
     "hashing_key": COUNT,
     "seeding_scheme": among("lefthash", "selfhash"),
     "context_width": whole(1, 2**24),
     "pick": Range(callable, "a function of (seed, V, number)"),
     "table": Range(callable, "a function of the key"),
-    "keys": Range(
-        lambda v: v and are_ids(v), "a list of whole numbers, each below 2 to the 63rd"
-    ),
+    "keys": Range(are_some_ids, "a list of whole numbers, each below 2 to the 63rd"),
     "ngram_len": PAIR_OR_MORE,
     "sampling_table_size": whole(1, 2**24),
     "sampling_table_seed": COUNT,
@@ -235,7 +269,7 @@ def watermark(data: Any) -> Any:
     return kind(**given)
 
 
-MARK = Range(lambda v: isinstance(v, MARKS), "a GreenList or a SynthID", watermark)
+MARK = of_kind(MARKS, "a GreenList or a SynthID")._replace(read=watermark)
 
 
 #  ---- options together ---------------------------------------------------------

@@ -162,7 +162,7 @@ class GenerationConfig:
     dry_multiplier: float = penalty(0.0, must_be.NOT_NEGATIVE,
         "DRY: how strongly to penalise a token that prolongs a repeated passage",
         steps.dry)
-    dry_base: float = penalty(1.75, must_be.real(lambda x: x >= 1, "1 or more"),
+    dry_base: float = penalty(1.75, must_be.real("1 or more", 1),
         "DRY: growth of the penalty per token of the passage")
     dry_allowed_length: int = penalty(2, must_be.SIZE, "DRY: shorter passages are free")
     dry_penalty_last_n: int | None = penalty(None, must_be.COUNT,
