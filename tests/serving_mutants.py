@@ -2,6 +2,7 @@
 
 ROWWISE, PACKED = "test_rowwise.py::test_", "test_serving_packed.py::test_"
 TRACE, WASTE = "test_serving_trace.py::test_", "test_serving_waste.py::test_"
+PROMPTS = "test_serving_prompts.py::test_"
 SIMULATE = "test_serving_simulate.py::test_"
 SAVED = "test_serving_saved.py::test_"
 WEIGHT, ATTENTION = "test_weight.py::test_", "test_attention.py::test_"
@@ -129,8 +130,8 @@ MUTANTS = [
      WASTE + "jumping_from_end_to_end_counts_what_every_step_would"),
     ("serving/waste.py", "            give_back(buddy, heappop(ends)[1])", "            heappop(ends)",
      WASTE + "texts_of_one_length_waste_what_can_be_worked_out_by_hand"),
-    ("serving/waste.py", "states = sum(text.computed for text in running)",
-     "states = sum(text.decided for text in running)",
+    ("serving/waste.py", "sums += [states, 0, held - states, len(running)]",
+     "sums += [states, held - states, 0, len(running)]",
      WASTE + "pages_of_texts_of_one_length_are_worked_out_by_hand"),
     ("serving/waste.py", "(n * (p + (n - 1) / 2)).sum() / n.sum()", "(p + (n - 1) / 2).mean()",
      WASTE + "the_law_of_renewal_is_what_the_simulation_of_max_finds"),
@@ -165,4 +166,32 @@ MUTANTS = [
      SIMULATE + "a_pass_of_one_text_takes_what_the_roofline_says"),
     ("serving/simulate.py", "trace.output).max()) - 1", "trace.output).max())",
      SIMULATE + "a_text_that_no_pages_hold_is_refused"),
+    # ---- many prompts
+    ("serving/prompts.py", "    rng = np.random.default_rng(job.seed)\n    return Request(",
+     "    rng = np.random.default_rng(0)\n    return Request(",
+     PROMPTS + "every_result_is_that_of_the_prompt_alone_with_its_seed"),
+    ("serving/prompts.py", "                job = together[answer.number]", "                job = jobs[answer.number]",
+     PROMPTS + "every_result_is_that_of_the_prompt_alone_with_its_seed"),
+    ("serving/prompts.py", "        for job in jobs:\n            if not runs_in_engine(job.config):", "        for job in ():\n            if not runs_in_engine(job.config):",
+     PROMPTS + "every_result_is_that_of_the_prompt_alone_with_its_seed"),
+    ("serving/prompts.py", "about = [job.number, job.prompt,", "about = [job.number,",
+     PROMPTS + "results_of_another_run_are_refused_and_kept"),
+    ("serving/prompts.py", "config, job.seed, job.id,", "config, job.id,",
+     PROMPTS + "results_of_another_run_are_refused_and_kept"),
+    ("serving/prompts.py", "for n, line in lines if line.strip()]", "for n, line in lines]",
+     PROMPTS + "a_malformed_line_is_refused_by_its_number_before_work_begins"),
+    ("serving/prompts.py", 'text.split("\\n"), 1)', "text.splitlines(), 1)",
+     PROMPTS + "files_that_are_no_prompts_are_refused"),
+    ("serving/prompts.py", "not isinstance(value, bool)", "True",
+     PROMPTS + "a_malformed_line_is_refused_by_its_number_before_work_begins"),
+    ("serving/prompts.py", "return [found[job.number] for job in jobs]", "return list(found.values())",
+     PROMPTS + "other_workers_give_the_same_results"),
+    ("serving/results.py", "        file.truncate(whole)\n", "",
+     PROMPTS + "a_torn_last_line_is_mended"),
+    ("serving/results.py", "if not (torn[: len(BEGINNING)]", "if False and not (torn[: len(BEGINNING)]",
+     PROMPTS + "a_file_that_holds_something_else_is_refused_and_kept"),
+    ("serving/results.py", "and keys[index] == key", "",
+     PROMPTS + "results_of_another_run_are_refused_and_kept"),
+    ("serving/results.py", "        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "        pass",
+     PROMPTS + "two_runs_do_not_write_one_file"),
 ]  # fmt: skip

@@ -28,6 +28,7 @@ from npllama.cli import cost as cost_cli
 from npllama.cli import golden as golden_cli
 from npllama.cli import info as info_cli
 from npllama.cli import perplexity as perplexity_cli
+from npllama.cli import prompts as prompts_cli
 from npllama.cli import saving
 from npllama.cli import serve as serve_cli
 from npllama.cli import serve_sim as serve_sim_cli
@@ -46,9 +47,10 @@ from npllama.cli.timing import Stopwatch
 from npllama.cost import FlopCounter
 from npllama.files.checkpoint import load
 from npllama.files.ending import INTERRUPTED, Ended, ending_tidily
-from npllama.generation.generate import Generation, Piece, generate, pieces
+from npllama.generation.generate import Piece, generate, pieces
 from npllama.generation.options import GenerationConfig
 from npllama.generation.task import encode_prompt
+from npllama.serving.prompts import as_json
 from npllama.weights import Model
 
 USAGE, FAILURE = 2, 1
@@ -104,6 +106,7 @@ def add_generate(commands) -> argparse.ArgumentParser:
         "--flops", action="store_true", help="count the products, tell on stderr"
     )
     saving.add_cache_options(make)
+    prompts_cli.add_prompts_options(make)
     return make
 
 
@@ -134,14 +137,18 @@ def parser() -> Parser:
 #  ---- generate ---------------------------------------------------------------
 
 
-def run_generate(options: argparse.Namespace) -> None:
-    """Continue one text, and tell what it cost if asked."""
+def run_generate(options: argparse.Namespace) -> int:
+    """Continue one text, and tell what it cost if asked; or many from a file."""
+    prompts_cli.check_prompts_options(options)
+    if options.prompts is not None:
+        return prompts_cli.run_prompts(options)
     if not options.flops:
         continue_text(options)
-        return
+        return 0
     with FlopCounter() as count:
         continue_text(options)
     print(count, file=sys.stderr)
+    return 0
 
 
 def continue_text(options: argparse.Namespace) -> None:
@@ -226,15 +233,6 @@ def shown_prompt(model: Model, prompt: str | list[int]) -> str:
     if isinstance(prompt, str):
         return prompt
     return model.tokenizer.decode(prompt, skip_special=False) if model.tokenizer else ""
-
-
-def as_json(text: Generation) -> dict:
-    """A generation as a dictionary, log-probabilities by name."""
-    data = text._asdict()
-    for name in ("logprobs", "prompt_logprobs"):
-        if data[name] is not None:
-            data[name] = [entry and entry._asdict() for entry in data[name]]
-    return data
 
 
 def read_prompt(argument: str | None) -> str:

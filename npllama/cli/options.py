@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -131,17 +131,24 @@ def _json_or_word(text: str) -> Any:
     raise argparse.ArgumentTypeError(f"{text!r:.60} is not JSON")
 
 
+NOTHING: Mapping[str, Any] = {}
+
+
 def generation_config(
-    options: argparse.Namespace, model: Model | None = None
+    options: argparse.Namespace,
+    model: Model | None = None,
+    more: Mapping[str, Any] = NOTHING,
 ) -> GenerationConfig:
     """The options as a config; a value out of range is a usage error.
 
     Defaults come from the command line, from the model's makers, and from a file that
-    the user names; later ones override earlier ones.
+    the user names; later ones override earlier ones.  Options by
+    name, in `more`, override them all.
     """
     given = dict(DEFAULTS)
     named = ((f.name, getattr(options, f.name, None)) for f in fields(GenerationConfig))
     own = {n: _in_text(n, v) for n, v in named if v is not None}
+    own = _over(own, dict(more))
     if model is not None:
         given = _over(given, options_of(model, own))
     if options.generation_config:

@@ -17,7 +17,7 @@ import dataclasses
 import difflib
 import json
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -304,6 +304,15 @@ GenerationConfig.__doc__ += described()
 #  ---- configs from others ----------------------------------------------------
 
 
+def check_names(names: Iterable[str]) -> None:
+    """Raise TypeError, with the nearest name, for one that no option has."""
+    for name in names:
+        if name not in OPTIONS:
+            near = difflib.get_close_matches(name, OPTIONS, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise TypeError(f"{name!r} is not an option of generation{hint}")
+
+
 def with_options(
     config: GenerationConfig, options: Mapping[str, Any]
 ) -> GenerationConfig:
@@ -311,11 +320,7 @@ def with_options(
 
     `max_length` alone undoes `max_new_tokens`.
     """
-    for name in options:
-        if name not in OPTIONS:
-            near = difflib.get_close_matches(name, OPTIONS, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise TypeError(f"{name!r} is not an option of generation{hint}")
+    check_names(options)
     if "max_length" in options and "max_new_tokens" not in options:
         options = {**options, "max_new_tokens": None}
     return dataclasses.replace(config, **options)

@@ -9,6 +9,8 @@
 `requests`   what can be asked
 `engine`     requests in, tokens out
 `collect`    from events to whole texts
+`results`    a file of results that outlives the run that writes it
+`prompts`    many prompts, each as if it were alone
 `saved`      a cache that outlives its request
 `fields`     what a field of a request means
 `offered`    what a server offers: a model, its words, its ends
