@@ -43,3 +43,45 @@ MUTANTS = [
         NUMBER,
     ),
 ]
+
+STREAMING, S = "contexts/streaming.py", "tests/test_contexts_streaming.py::test_"
+PLACE = S + "what_is_kept_is_what_it_would_have_been_at_its_new_place"
+ALONE = S + "with_one_layer_a_stream_reads_sinks_and_window_alone"
+SMALL = S + "a_prompt_of_any_length_goes_through_a_small_window"
+
+MUTANTS += [
+    # turned forward; values turned, too; sinks turned
+    (STREAMING, "np.array([[-drop]])", "np.array([[drop]])", PLACE),
+    (
+        STREAMING,
+        "v[:, :, kept] = v[:, :, old:length].copy()",
+        "v[:, :, kept] = rotate(v[:, :, old:length].swapaxes(1, 2), cos, sin)"
+        ".swapaxes(1, 2)",
+        PLACE,
+    ),
+    (
+        STREAMING,
+        "old, length = sinks + drop, int(cache.length[0])",
+        "old, length = drop, int(cache.length[0])",
+        PLACE,
+    ),
+    # the length is forgotten; the factor of YaRN is used twice
+    (STREAMING, "    cache.length[0] -= drop\n", "", PLACE),
+    (STREAMING, "return cos / size, sin / size", "return cos, sin", PLACE),
+    # the sinks go first; too little is forgotten, or too late
+    (
+        STREAMING,
+        "min(max(missing, discard), held), sinks)",
+        "min(max(missing, discard), held), 0)",
+        ALONE,
+    ),
+    (STREAMING, "max(n, discard)", "n", ALONE),
+    (STREAMING, "max(1, (W - sinks) // 2)", "W - sinks", SMALL),
+    # a stream ends with the window
+    (
+        STREAMING,
+        "        new = choose(processed[None], [job.rng]).tolist()\n",
+        "        new = choose(logits[None], [job.rng]).tolist()\n",
+        S + "pieces_of_a_stream_that_fits_are_those_of_generate",
+    ),
+]

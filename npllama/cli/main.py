@@ -29,7 +29,7 @@ from npllama.cli import golden as golden_cli
 from npllama.cli import info as info_cli
 from npllama.cli import perplexity as perplexity_cli
 from npllama.cli import prompts as prompts_cli
-from npllama.cli import saving
+from npllama.cli import saving, streaming
 from npllama.cli import serve as serve_cli
 from npllama.cli import serve_sim as serve_sim_cli
 from npllama.cli.options import (
@@ -107,6 +107,7 @@ def add_generate(commands) -> argparse.ArgumentParser:
     )
     saving.add_cache_options(make)
     prompts_cli.add_prompts_options(make)
+    streaming.add_stream_options(make)
     return make
 
 
@@ -164,11 +165,15 @@ def continue_text(options: argparse.Namespace) -> None:
             raise UsageError("log-probabilities are shown with --json")
         config = replace(config, echo=False)  # the prompt is shown in any case
     saving.check_cache_options(options, config)
+    streaming.check_stream_options(options)
     tokens = encode_prompt(model, prompt, config.allowed_special)
     cache = saving.cache_of(options, model, tokens, config, help_)
     held = 0 if cache is None else int(cache.length[0])
     watch, shown = Stopwatch(len(tokens) - held), shown_prompt(model, prompt)
-    if options.json or not streams(config):
+    if options.stream_window is not None:
+        growing = streaming.endless_of(options, model, prompt, config, rng, help_)
+        new = show_as_it_comes(shown, watch.time(growing))
+    elif options.json or not streams(config):
         begin = time.perf_counter()
         found = generate(model, [prompt], config, rng, help_, cache)
         assert isinstance(found, list)

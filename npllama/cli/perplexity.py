@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from npllama.contexts.perplexity import (
     strided,
     surprise,
 )
+from npllama.contexts.streaming import surprise_of_stream
 from npllama.decoding import context_length
 from npllama.files.checkpoint import load, locate
 from npllama.generation.task import encode_prompt
@@ -50,6 +52,11 @@ def add_commands(commands) -> None:
            f"{LLAMA_CPP_LENGTH})")
     option("--stride", type=int, metavar="N",
            help="tokens from one strided window to the next (default: half a window)")
+    option("--stream-window", type=int, metavar="W",
+           help="read the text as a stream in a cache of W positions, and count the "
+           "tokens behind the first W")
+    option("--sinks", type=int, metavar="C",
+           help="first positions that a stream keeps (default: 4)")
     option("--json", action="store_true",
            help="print one JSON object, with the surprise at every token in nats")
     option("--workers", type=int, default=1, metavar="N",
@@ -66,6 +73,11 @@ def run_perplexity(options: argparse.Namespace) -> None:
         raise UsageError(f"--stride: {options.convention}'s windows stand side by side")
     model = load(options.weights)
     tokens = encode_prompt(model, read_text(options.file))
+    if options.stream_window is not None:
+        run_stream(options, model, tokens)
+        return
+    if options.sinks is not None:
+        raise UsageError("--sinks is for --stream-window")
     windows, bos = windows_of(options, model, len(tokens))
     found = run_windows(options, model, tokens, windows, bos)
     if not options.json:
@@ -75,17 +87,45 @@ def run_perplexity(options: argparse.Namespace) -> None:
             f"({options.convention}, {len(windows)} windows of {windows[0].end})"
         )
         return
-    places = found.places.tolist()
-    entries = zip(places, found.nats.tolist())
-    answer = {
+    shown = [window._asdict() for window in windows]
+    how = {"convention": options.convention, "windows": shown}
+    print(json.dumps(as_json(found, tokens, how)))
+
+
+def run_stream(
+    options: argparse.Namespace, model: Model, tokens: Sequence[int]
+) -> None:
+    """Read the text as a stream, token by token, and print the number."""
+    W, sinks = options.stream_window, 4 if options.sinks is None else options.sinks
+    others = "convention length stride dask".split()
+    defaults = {"convention": "strided"}
+    if any(getattr(options, name) != defaults.get(name) for name in others):
+        raise UsageError("--stream-window is a way of its own: no windows, no --dask")
+    if len(tokens) <= W:
+        raise UsageError(f"the text has {len(tokens)} tokens, none behind {W}")
+    nats = surprise_of_stream(model, tokens, W, sinks)[W - 1 :]
+    found = Surprise(np.arange(W, len(tokens)), nats)
+    if options.json:
+        stream = {"window": W, "sinks": sinks}
+        print(json.dumps(as_json(found, tokens, {"stream": stream})))
+        return
+    print(
+        f"perplexity {found.perplexity:.4f} +/- {found.error:.4f} "
+        f"over the last {len(nats)} of {len(tokens)} tokens "
+        f"(a stream of {W} positions, {sinks} of them sinks)"
+    )
+
+
+def as_json(found: Surprise, tokens: Sequence[int], how: dict[str, Any]) -> dict:
+    """The number, how it was found, and the surprise at every token that counts."""
+    entries = zip(found.places.tolist(), found.nats.tolist())
+    return {
         "perplexity": found.perplexity,
-        "error": None if len(places) < 2 else found.error,
+        "error": None if len(found.nats) < 2 else found.error,
         "tokens": len(tokens),
-        "convention": options.convention,
-        "windows": [window._asdict() for window in windows],
+        **how,
         "counted": [{"place": p, "token": tokens[p], "nats": x} for p, x in entries],
     }
-    print(json.dumps(answer))
 
 
 def read_text(name: str) -> str:

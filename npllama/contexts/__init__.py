@@ -1,4 +1,5 @@
 """Chapter 21: long texts and small memories.
 
 `perplexity`  how much a text surprises a model: the yardstick of what follows
+`streaming`   a text without end in a cache that does not grow
 """

@@ -1,0 +1,67 @@
+"""``npllama generate --stream-window``: a text past any length."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+import numpy as np
+
+from npllama.cli.options import UsageError
+from npllama.contexts.streaming import check_stream, endless_pieces
+from npllama.generation.generate import Piece
+from npllama.generation.options import GenerationConfig
+from npllama.generation.task import Helpers
+from npllama.weights import Model
+
+SINKS = 4
+
+
+def add_stream_options(command: argparse.ArgumentParser) -> None:
+    """How much of a text is kept."""
+    option = command.add_argument
+    # fmt: off
+    option("--stream-window", type=int, metavar="W",
+           help="go on past any length: keep W positions in the cache, and forget others")
+    option("--sinks", type=int, metavar="C",
+           help=f"with --stream-window: first positions that stay (default: {SINKS})")
+    option("--discard", type=int, metavar="D",
+           help="with --stream-window: positions forgotten at a time (default: a "
+           "sixteenth of the window)")
+    # fmt: on
+
+
+def endless_of(
+    options: argparse.Namespace,
+    model: Model,
+    prompt: str | list[int],
+    config: GenerationConfig,
+    rng: np.random.Generator,
+    helpers: Helpers,
+) -> Iterator[Piece]:
+    """The pieces of a text that is written in a stream.
+
+    Raises
+    ------
+    UsageError
+        If that cannot be done as it was asked for.
+    """
+    W = options.stream_window
+    sinks = SINKS if options.sinks is None else options.sinks
+    discard = max(1, W // 16) if options.discard is None else options.discard
+    if any(helper is not None for helper in helpers):
+        raise UsageError("--stream-window: a text without helping models")
+    if options.json or options.save_cache or options.load_cache:
+        raise UsageError("--stream-window: no --json, --save-cache, --load-cache")
+    try:
+        check_stream(model.config, W, sinks, discard)
+    except ValueError as error:
+        raise UsageError(f"--stream-window: {error}") from None
+    return endless_pieces(model, prompt, config, rng, W, sinks, discard)
+
+
+def check_stream_options(options: argparse.Namespace) -> None:
+    """Raise UsageError if an option has nothing to say."""
+    for name in ("sinks", "discard"):
+        if options.stream_window is None and getattr(options, name) is not None:
+            raise UsageError(f"--{name} is for --stream-window")
