@@ -84,6 +84,12 @@ MUTANTS = [
     ),
     (
         "golden/diagnose.py",
+        "told = valid | (y < HIDDEN)[valid].any()",
+        "told = valid",
+        NAMES + "fault_that_nobody_foresaw_gets_no_wrong_name",
+    ),
+    (
+        "golden/diagnose.py",
         "(within and left <= BETTER * before)",
         "within",
         DIAGNOSE + "number_is_not_fitted_to_what_is_just_outside",

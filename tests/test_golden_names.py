@@ -3,6 +3,7 @@
 import os
 
 import faulty
+import faulty_blind
 import numpy as np
 import pytest
 from backend import random_model
@@ -52,6 +53,27 @@ def test_fault_gets_its_own_name_or_none(traced, fault, dtype):
         scene = scene_of(traced, change, dtype, ends)
         finding = scene and diagnose(scene)
         assert finding is None or finding.fault in keys, (view, finding)
+
+
+@pytest.fixture(scope="module")
+def unseen():
+    """The same of a model and of faults that the names were not tuned on."""
+    model = random_model(23, H=8, K=2, D=12, E=64, L=3)
+    exact = golden(model, 23, scores=True)
+    dtypes = ("float32", "bfloat16") if THOROUGH else ("float32",)
+    return model, exact, {dtype: floor(exact, model, dtype) for dtype in dtypes}
+
+
+@pytest.mark.parametrize(
+    "fault", sorted(faulty_blind.FAULTS) if THOROUGH else ["reversed mask"]
+)
+def test_fault_that_nobody_foresaw_gets_no_wrong_name(unseen, fault):
+    change, keys = faulty_blind.FAULTS[fault]
+    for dtype in unseen[2]:
+        for view, ends in faulty.VIEWS.items():
+            scene = scene_of(unseen, change, dtype, ends)
+            finding = scene and diagnose(scene)
+            assert finding is None or finding.fault in keys, (dtype, view, finding)
 
 
 # What the diagnosis has to name, and where it shows.

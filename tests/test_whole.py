@@ -263,6 +263,31 @@ def test_signals_raise_in_the_block_and_are_as_they_were_after_it():
         assert signal.signal(number, before) == signal.SIG_DFL
 
 
+class Signals:
+    """Sends a signal where Python ignores exceptions: while it is thrown away."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __del__(self):
+        signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_arrives_where_exceptions_are_ignored_ends_the_block(number):
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before, hook = signal.signal(number, usual[number]), sys.unraisablehook
+    try:
+        with pytest.raises((Ended, KeyboardInterrupt)), ending_tidily():
+            Signals(number)
+            deadline = time.monotonic() + 5
+            while time.monotonic() < deadline:
+                pass
+        assert sys.unraisablehook == hook
+    finally:
+        signal.signal(number, before)
+
+
 def test_a_signal_that_is_ignored_or_handled_stays_so():
     heard = []
     for handler in (signal.SIG_IGN, lambda number, frame: heard.append(number)):

@@ -7,8 +7,11 @@ container) and SIGHUP (the terminal was closed).  Here they raise an exception t
 
 from __future__ import annotations
 
+import _thread
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +31,36 @@ class Ended(SystemExit):
 def end(number: int, frame: object = None) -> None:
     """Handle a signal: raise the matching exception."""
     raise KeyboardInterrupt if number == signal.SIGINT else Ended(INTERRUPTED)
+
+
+def raise_again(heard: list[int]) -> None:
+    """Let the main thread handle a signal once more, when it is elsewhere."""
+    time.sleep(0.01)
+    if heard:
+        _thread.interrupt_main(heard[-1])
+
+
+@contextmanager
+def lost_ones_again(heard: list[int]) -> Iterator[None]:
+    """Within the block, what a signal raised is raised again where it was ignored.
+
+    Python ignores exceptions in ``__del__`` and in callbacks of weak references and of
+    the garbage collector, and a signal may arrive in one of them.
+    """
+    usual = sys.unraisablehook
+
+    def ignored(what: Any) -> None:
+        if heard and isinstance(what.exc_value, (KeyboardInterrupt, Ended)):
+            # Here it would be ignored again.  No lock may be asked for, either.
+            _thread.start_new_thread(raise_again, (heard,))
+        else:
+            usual(what)
+
+    sys.unraisablehook = ignored
+    try:
+        yield
+    finally:
+        sys.unraisablehook = usual
 
 
 @contextmanager
@@ -50,7 +83,8 @@ def ending_tidily() -> Iterator[None]:
     try:
         for number in ours:
             signal.signal(number, hear)
-        yield
+        with lost_ones_again(heard):
+            yield
     except Exception:
         # What is interrupted may make its own error of ours, as an extension does that
         # is being imported.
@@ -58,5 +92,6 @@ def ending_tidily() -> Iterator[None]:
             raise Ended(INTERRUPTED) from None
         raise
     finally:
+        heard.clear()
         for number in ours:
             signal.signal(number, usual[number])

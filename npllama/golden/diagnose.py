@@ -106,7 +106,10 @@ def left_by(tensor: np.ndarray | None, y: np.ndarray, scene: Scene):
         return math.inf, math.inf
     valid = np.isfinite(exact)
     if kind_of(scene.module) == "self_attn.scores":
-        if ((y < HIDDEN) != (tensor < HIDDEN))[valid].any():
+        # A backend that hides what should be seen shows its mask: it says of every key
+        # whether it is hidden.
+        told = valid | (y < HIDDEN)[valid].any()
+        if ((y < HIDDEN) != (tensor < HIDDEN))[told].any():
             return math.inf, math.inf
         broken = valid & np.isnan(y)
     else:
