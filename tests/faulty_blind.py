@@ -117,7 +117,6 @@ BENDS = {
     "softsign": lambda g: g / (1 + np.abs(g)),
     "gelu squared": lambda g: (g * (1 + erf(g / math.sqrt(2))) / 2) ** 2,
 }
-# These two are near to an activation that has a name; none of the others is one.
 NORMS = {
     "half of the width": lambda x, g, e, r: r(
         x / np.sqrt(mean_square(x[..., : x.shape[-1] // 2]) + e) * g
@@ -308,6 +307,7 @@ FAULTS |= {
     for n, f in BENDS.items()
 }
 FAULTS |= {f"norm: {n}": (sets(norm=f), set()) for n, f in NORMS.items()}
+FAULTS["norm: gain squared"][1].add("other gain")
 FAULTS |= {f"softmax: {n}": (sets(soft=f), set()) for n, f in SCORES.items()}
 FAULTS |= {f"logits: {n}": (sets(logits=f), keys) for n, (f, keys) in LOGITS.items()}
 FAULTS |= {

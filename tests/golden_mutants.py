@@ -83,13 +83,13 @@ MUTANTS = [
         COMPARE + "limit_of_a_head_is_the_lower_of_its_two_floors",
     ),
     (
-        "golden/diagnose.py",
+        "golden/likeness.py",
         "told = valid | (y < HIDDEN)[valid].any()",
         "told = valid",
         NAMES + "fault_that_nobody_foresaw_gets_no_wrong_name",
     ),
     (
-        "golden/diagnose.py",
+        "golden/likeness.py",
         "(within and left <= BETTER * before)",
         "within",
         DIAGNOSE + "number_is_not_fitted_to_what_is_just_outside",

@@ -8,8 +8,9 @@ from test_golden_floor import golden
 import npllama.golden.diagnose
 from npllama.config import config_to_hf
 from npllama.golden.compare import compare, judge
-from npllama.golden.diagnose import diagnose, left_by, unproved_blocks
+from npllama.golden.diagnose import diagnose, unproved_blocks
 from npllama.golden.floor import floor
+from npllama.golden.likeness import left_by
 from npllama.golden.report import examine
 from npllama.golden.scene import Scene, made_from
 from npllama.golden.trace import Trace

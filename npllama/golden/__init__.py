@@ -21,6 +21,7 @@ Where do mine first differ?  And is that more than rounding?
     `faults`     and weights that are others
     `suspects`   what a tensor would be with each of them
     `signs`      what the numbers themselves show
+    `likeness`   how much of the difference a suspicion leaves
     `diagnose`   which of them explains the difference
     `report`     the verdict as text and JSON
     `page`       the verdict as a page with a plot

@@ -53,8 +53,8 @@ TEXTS = {
     "layer norm": "the norm takes the mean off first (LayerNorm); RMSNorm does not",
     "no gain": "the weight of {} is left out",
     "gain plus one": "the weight of {} is used as 1 + weight, as in Gemma",
-    "other gain": "RMSNorm multiplies by another weight: that of another norm, or one "
-    "that was not loaded",
+    "other gain": "RMSNorm multiplies by other numbers than its weight: by those of "
+    "another norm, by its own twice, or by some that were never loaded",
     "transposed": "{} is read transposed: files hold the output axis first",
     "swapped": "this is the golden {}: two tensors are swapped, or a step is left out",
     "gate and up": "gate_proj and up_proj are swapped",

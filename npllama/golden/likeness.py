@@ -1,0 +1,111 @@
+"""How much of a difference is left under a suspicion, and how little explains it.
+
+A suspicion says what the wrong tensor would be.  It *explains* the candidate if the
+distance from there is within the floor again, or near it and a tenth or less of what
+it was; it is *proved* if both.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from npllama.golden.distance import by_position, units
+from npllama.golden.scene import Scene, kind_of
+from npllama.golden.signs import ENOUGH, Finding
+from npllama.golden.slips import FITTED
+from npllama.golden.suspects import HIDDEN
+
+# How much of the error a fault may leave, and how many limits that may be: a wrong model
+# may be more sensitive to rounding than the right one.
+LIKELY, NEAR = 0.1, 4
+AT_THE_END = 0.25
+# Of a large error so little may be left anyway.
+LITTLE = 1e-3
+# Near the limit a fault must at least make it better, and not by chance.
+BETTER = 0.65
+
+
+def left_by(tensor: np.ndarray | None, y: np.ndarray, scene: Scene):
+    """Even error that remains under a suspicion, and that before.
+
+    A suspicion that leaves numbers open (NaN) explains none of the error in them, and
+    what it hides must be hidden, and nothing else.
+
+    Returns
+    -------
+    left, before : float
+        Infinite where it cannot be the explanation.
+    """
+    exact = scene.exact
+    if tensor is None or tensor.shape != y.shape:
+        return math.inf, math.inf
+    valid = np.isfinite(exact)
+    if kind_of(scene.module) == "self_attn.scores":
+        # A backend that hides what should be seen shows its mask: it says of every key
+        # whether it is hidden.
+        told = valid | (y < HIDDEN)[valid].any()
+        if ((y < HIDDEN) != (tensor < HIDDEN))[told].any():
+            return math.inf, math.inf
+        broken = valid & np.isnan(y)
+    else:
+        broken = valid & ~np.isfinite(y)
+    if (broken & np.isfinite(tensor)).any():
+        return math.inf, math.inf
+    shown = valid & np.isfinite(y) & np.isfinite(tensor)
+    if shown.sum() < min(ENOUGH, exact.size / 2):
+        return math.inf, math.inf
+    hides = (valid & ~np.isfinite(y)).any()
+    before = math.inf if hides else apart(y, exact, shown, scene)
+    # Far smaller numbers are near to any others of their size.
+    zero = np.zeros_like(y)
+    sizes = (apart(x, zero, shown, scene) for x in (y, exact))
+    smaller = next(sizes) / max(next(sizes), 1e-300)
+    return apart(y, tensor, shown, scene) / min(max(smaller, 1e-300), 1.0), before
+
+
+def apart(y: np.ndarray, tensor: np.ndarray, shown: np.ndarray, scene: Scene) -> float:
+    """Even error of the numbers that are shown; of the worst place, if only that is off."""
+    name, exact = scene.row.name, scene.exact
+    unit = units(by_position(name, np.where(np.isfinite(exact), exact, 0.0)))
+    shown = by_position(name, shown)  # (P, H, N)
+    with np.errstate(invalid="ignore"):
+        parts = np.where(shown, by_position(name, y - tensor), 0.0)  # (P, H, N)
+    parts = np.divide(parts, unit, out=np.zeros_like(parts), where=unit > 0)
+    if (spot := only_spot(scene)) is not None and shown[spot].any():
+        parts, shown = parts[spot], shown[spot]
+    return float(np.sqrt(np.square(parts).sum() / shown.sum()))
+
+
+def only_spot(scene: Scene) -> tuple[int, int] | None:
+    """The worst position and head, if the tensor as a whole is within."""
+    evenness = scene.row.evenness
+    if evenness is None or not evenness.even_floor or not evenness.spot_floors:
+        return None
+    whole = evenness.even_error > scene.factor * evenness.even_floor
+    return None if whole or evenness.spot_floors <= scene.factor else evenness.spot
+
+
+def limit_of(scene: Scene, before: float) -> float:
+    """Up to which even error nothing but rounding is left."""
+    evenness = scene.row.evenness
+    if evenness is None or not evenness.even_floor:
+        return scene.factor * (scene.row.floor or 0.0)
+    if only_spot(scene) is not None:
+        return scene.factor * before / evenness.spot_floors
+    return scene.factor * evenness.even_floor
+
+
+def explained(key: str, text: str, left: float, before: float, limit: float):
+    """The finding, if what is left is little enough; else None."""
+    within = left <= limit
+    much = left <= min(LIKELY * before, LIKELY, max(NEAR * limit, LITTLE * before))
+    # A query at the end may see a key that is not there yet: what is then in its place
+    # (zeros of a cache with room, or nothing) is the backend's own.
+    much |= key == "mask" and left <= AT_THE_END * min(before, 1.0)
+    if left >= before or not (much or (within and left <= BETTER * before)):
+        return None
+    if key in FITTED and not (much and left <= max(limit, LITTLE * before)):
+        return None
+    return Finding(key, text, left, within and much)
