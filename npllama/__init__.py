@@ -56,7 +56,7 @@ Part VI, many at once
     20  `serving`      pages, turns and an engine for many texts
 
 Part VII, long texts and small memories
-    21  `contexts`     perplexity, and texts past any length
+    21  `contexts`     perplexity, texts past any length, sparse patterns
 
 Letters stand for sizes, and only for sizes:
 

@@ -85,3 +85,52 @@ MUTANTS += [
         S + "pieces_of_a_stream_that_fits_are_those_of_generate",
     ),
 ]
+
+SPARSE, P = "contexts/sparse.py", "tests/test_contexts_sparse.py::test_"
+MASK, BLOCKS = (
+    P + "the_mask_is_the_definition",
+    P + "blocks_of_a_pattern_are_its_mask_in_any_pieces",
+)
+
+MUTANTS += [
+    (SPARSE, "lambda i, j: i - j < W,", "lambda i, j: i - j <= W,", MASK),
+    (SPARSE, "max(0, first + 1 - W)", "max(0, first + 2 - W)", BLOCKS),
+    (SPARSE, "j % size >= size - cells,", "j % size < cells,", MASK),
+    (
+        SPARSE,
+        "return j[j % size >= size - cells]",
+        "return j[j % size > size - cells]",
+        BLOCKS,
+    ),
+    (SPARSE, "(j > i[:, None]) | ~", "~", BLOCKS),
+    (
+        SPARSE,
+        "np.arange(first % stride, first + n, stride)",
+        "np.arange(0, first + n, stride)",
+        BLOCKS,
+    ),
+    (
+        SPARSE,
+        "np.arange(first // size * size, first + n)",
+        "np.arange(first, first + n)",
+        BLOCKS,
+    ),
+    (
+        SPARSE,
+        "max(0, W - cached - 1)",
+        "max(0, W - cached)",
+        P + "pairs_of_a_window_are_in_closed_form",
+    ),
+    (
+        SPARSE,
+        "for pattern in layers:",
+        "for pattern in layers[::-1]:",
+        P + "a_fixed_pattern_reaches_everything_only_if_blocks_come_first",
+    ),
+    (
+        SPARSE,
+        "self.layer = (self.layer + 1) % self.layers",
+        "self.layer += 1",
+        P + "layers_take_turns_and_begin_anew_with_every_pass",
+    ),
+]
