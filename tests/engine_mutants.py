@@ -7,7 +7,9 @@ EXAMPLE = PAGES + "vllms_example_of_ten_blocks_comes_out_number_for_number"
 NAMES = PAGES + "a_name_stands_for_the_whole_text_up_to_the_end_of_the_page"
 FOUND = PAGES + "pages_are_found_up_to_the_first_that_is_not_there"
 DEALT = PAGES + "a_free_page_keeps_its_name_until_it_is_dealt_out"
-COPIES = PAGES + "a_text_that_writes_into_a_shared_page_gets_a_copy_and_the_last_holder_none"
+COPIES = (
+    PAGES + "a_text_that_writes_into_a_shared_page_gets_a_copy_and_the_last_holder_none"
+)
 REST = PAGES + "pages_that_are_found_while_free_are_not_there_for_the_rest"
 WORLD = PAGES + "whatever_texts_do_nothing_leaks_and_nobody_reads_what_is_not_his"
 
@@ -17,13 +19,13 @@ TURNS = SCHEDULER + "a_long_prompt_delays_nobody_who_decodes"
 WATERMARK = SCHEDULER + "a_watermark_holds_back_the_second_text_but_never_the_first"
 AGAIN = SCHEDULER + "what_preemption_took_is_computed_again_and_counted"
 
-ALONE = ENGINE + "in_any_traffic_every_text_is_that_of_the_request_alone"
-COST = ENGINE + "every_step_costs_what_the_closed_form_says"
+ALONE = ENGINE + "in_a_crowd_every_text_is_that_of_the_request_alone"
 ONCE = ENGINE + "nothing_is_computed_twice_but_what_preemption_took"
 OPTION = ENGINE + "every_option_means_what_it_means_alone"
 ERROR = ENGINE + "an_error_ends_one_text_and_no_other"
 ABORT = ENGINE + "an_aborted_request_gives_its_pages_back_wherever_it_is"
 PROMPT = ENGINE + "logprobs_of_a_prompt_are_those_of_its_text_though_others_computed_it"
+GUESSES = ENGINE + "guesses_are_those_made_alone_and_their_pages_are_given_back"
 SAMPLES = ENGINE + "samples_of_one_prompt_compute_it_once_and_share_its_pages"
 
 MUTANTS = [
@@ -71,7 +73,8 @@ MUTANTS = [
     ("serving/scheduler.py", "min(text.missing, most)", "text.missing", TURNS),
     ("serving/scheduler.py", "copied(state.blocks)", "state.blocks", EVERY_STEP),
     ("serving/scheduler.py", "plan if plan.preempted else _admit(plan, limits)",
-     "_admit(plan, limits)", EVERY_STEP),
+     "_admit(plan, limits)",
+     SCHEDULER + "nobody_is_admitted_in_a_step_that_preempts_though_he_would_fit"),
     ("serving/scheduler.py", "texts[running] = _preempted(texts[running], blocks)",
      "texts.append(_preempted(texts.pop(running), blocks))", LATEST),
     ("serving/scheduler.py", "texts[running] = _preempted(texts[running], blocks)",
@@ -104,7 +107,7 @@ MUTANTS = [
     ("serving/engine.py", "known[start:end]", "known[:n]", ALONE),
     ("serving/engine.py", "places(tables[id], end, P)", "places(sorted(tables[id]), end, P)", ALONE),
     ("serving/engine.py", "max(start, min(texts[id].seen, end))", "max(start, end - 1)", ALONE),
-    ("serving/engine.py", "max(start, min(texts[id].seen, end))", "start", COST),
+    ("serving/engine.py", "max(start, min(texts[id].seen, end))", "start", SAMPLES),
     ("serving/engine.py", "self.state = stopped(self.state)", "pass",
      ENGINE + "an_error_of_the_model_loses_no_request"),
     # ---- what becomes of it
@@ -112,12 +115,12 @@ MUTANTS = [
     ("serving/writing.py", "if text.seen >= len(text.tokens):", "if True:", ALONE),
     ("serving/writing.py", "rows, text.new, one", "rows, text.tokens, one", ALONE),
     ("serving/writing.py", "text.last - len(text.tokens) - 1)", "text.last - len(text.tokens))",
-     ENGINE + "a_text_ends_where_all_pages_are_full"),
+     GUESSES),
     ("serving/writing.py", "[[*job.prompt, *new]]", "[new]", OPTION),
     ("serving/writing.py", "given[text.seen]", "given[text.seen - 1]", PROMPT),
-    ("serving/writing.py", "(text.shower.flush() if reason else \"\")", '""',
+    ("serving/writing.py", "ended=reason is not None", "ended=False",
      ENGINE + "the_pieces_of_a_text_come_as_they_do_alone"),
-    ("serving/writing.py", "text.begun, rows = True,", "rows =", OPTION),
+    ("serving/writing.py", "text.begun, rows = True,", "rows =", PROMPT),
     ("serving/requests.py", "begun(task._replace(row=choice), child,", "begun(task._replace(row=choice), rng,",
      ALONE),
     ("serving/requests.py", "begun(task._replace(row=choice), child,", "begun(task, child,",
@@ -125,18 +128,16 @@ MUTANTS = [
     ("serving/requests.py", "seen=0 if config.prompt_logprobs else", "seen=", PROMPT),
     ("serving/requests.py", '!= "prompt_lookup_num_tokens"]', 'in ("num_beams", "penalty_alpha")]',
      ENGINE + "what_cannot_be_served_is_refused_in_one_line"),
-    ("serving/requests.py", "if len(task.prompt) >= room:", "if len(task.prompt) > room:",
+    ("serving/requests.py", "if len(task.job.prompt) >= room:", "if len(task.job.prompt) > room:",
      ENGINE + "what_cannot_be_served_is_refused_in_one_line"),
     ("serving/engine.py", "reuse = text.prompt_logprobs is None", "reuse = True", PROMPT),
     ("serving/engine.py", "chain(prompt, P, text.salt)", "chain(prompt, P)",
      ENGINE + "only_requests_of_one_salt_share_pages"),
     ("serving/engine.py", "names[:sure]", "names", ALONE),
-    ("serving/engine.py", "if self.reuse else ()", "if True else ()",
-     ENGINE + "only_requests_of_one_salt_share_pages"),
     ("serving/engine.py", "computed = min(known.computed, len(text.tokens) - 1)",
      "computed = known.computed", ALONE),
     ("serving/engine.py", "        table = shrink(self.state.blocks, known.table, computed)",
-     "        table = known.table", SAMPLES),
+     "        table = known.table", GUESSES),
     ("serving/engine.py", "        if text.others and text.logits:", "        if False:", ALONE),
     ("serving/engine.py", "other.logits, other.seen = list(text.logits), text.seen",
      "other.logits, other.seen = text.logits, text.seen", ALONE),
@@ -147,7 +148,7 @@ MUTANTS = [
      "        self._finished", ABORT),
     ("serving/engine.py", "        except Exception as error:", "        except NameError as error:",
      ERROR),
-    ("serving/engine.py", "            with naming_options(text.task.plan.config):", "            if True:",
+    ("serving/engine.py", "        except NothingLeft as error:", "        except NameError as error:",
      ERROR),
     ("serving/engine.py", 'self._sums["prefix_hits"] += found', "pass", ONCE),
     # ---- beams, and answers

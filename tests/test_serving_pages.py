@@ -118,6 +118,9 @@ def test_pages_are_found_up_to_the_first_that_is_not_there():
     assert match(blocks, names, 1) == ()
     other = chain([1, 2, 9, 9, 5, 6], 2)
     assert match(blocks, other, 6) == (0,)
+    # The second page is gone: the third alone is of no use.
+    del blocks.page_of[names[1]], blocks.name_of[1]
+    assert match(blocks, names, 6) == (0,)
 
 
 def test_of_two_equal_pages_the_first_keeps_the_name():

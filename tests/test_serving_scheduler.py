@@ -239,6 +239,21 @@ def test_preempted_texts_are_the_latest_and_wait_in_front():
     run(TIGHT)
 
 
+def test_nobody_is_admitted_in_a_step_that_preempts_though_he_would_fit():
+    limits, names = Limits(20, 3, watermark=0.0), chain([1, 2, 3, 4], 2)
+    state = State(
+        (Text(0, 4, names=names), Text(1, 4, names=names)), 0, new_blocks(4, 2)
+    )
+    state = schedule(state, limits).state  # each computes the same two pages
+    for text in state.texts:
+        publish(state.blocks, text.table, names)
+    state = replaced(state, *(text._replace(decided=5) for text in state.texts))
+    plan = schedule(state, limits)
+    # The first has the third page; what the second had, it could find again.
+    assert (plan.preempted, plan.admitted) == ([1], [])
+    assert schedule(plan.state, limits).hits == {1: 4}
+
+
 def test_nobody_is_admitted_past_one_that_does_not_fit():
     blocks = new_blocks(4, 2)
     state = State((Text(0, 5), Text(1, 3), Text(2, 1)), 0, blocks)
