@@ -413,11 +413,9 @@ def test_the_pieces_of_a_text_come_as_they_do_alone(stories):
     plain = GenerationConfig(max_new_tokens=12, echo=True)
     # The end of the text is held back, since this stop string might begin there.
     ending = generate(stories, prompt, plain).text[-1] + "~~~"
-    for config in (
-        plain,
-        replace(plain, stop_strings=["."]),
-        replace(plain, stop_strings=[ending]),
-    ):
+    cut = dict(include_stop_str_in_output=False)
+    cases = [{}, dict(stop_strings=["."]), dict(stop_strings=[ending], **cut)]
+    for config in [replace(plain, **case) for case in cases]:
         engine = Engine(stories, 40)
         engine.submit(Request(prompt, config))
         told = [(event.token, event.text, event.reason) for event in to_the_end(engine)]
