@@ -1,9 +1,9 @@
-"""Chapter 18: what must hold of a sampler, tried on anyone's.
+"""Chapter 18: laws that any sampler must obey, and checks of yours.
 
-A sampler is wrong in ways that its text does not show: one token too many where a sum
-meets top-p exactly, a penalty that rewards, a draft whose distribution is not the one
-it was drawn from.  Here every strategy has a check, made of laws that Hypothesis tries
-to break:
+The errors of a sampler do not show in its text: one token too many where a sum meets
+top-p exactly, a penalty that rewards, a draft whose distribution is not the one it was
+drawn from.  Here every strategy has a check, made of laws that Hypothesis tries to
+break:
 
     from npllama.testing import check_top_p
 
@@ -12,18 +12,18 @@ to break:
 
 A check takes a plain function of NumPy arrays, mostly ``sampler(logits, option)`` with
 logits (V,) float32, and returns nothing; or it raises `Violation`, an AssertionError
-that states the law and the least case found that breaks it.  Where implementations
-differ on purpose, the check has a *convention*, whose default is what transformers 5
-does.  ``help(check_top_p)`` tells how the function is called and what the conventions
-are.  How many cases are tried is up to the profile of Hypothesis.
+that states the law and the smallest case found that breaks it.  Where implementations
+differ on purpose, the check has a *convention*, whose default is that of transformers
+5.  ``help(check_top_p)`` explains how the function is called and what its conventions
+are.  The profile of Hypothesis sets the number of cases.
 
-A sampler of another form is wrapped: one that shortens a list of candidates writes
-minus infinity for what it left out, one that returns probabilities takes the logits of
-what has any.
+A sampler of another form needs a wrapper: one that shortens a list of candidates has to
+write minus infinity for the others, one that returns probabilities has to return their
+logarithms.
 
-Nothing here uses the samplers of the package: truth is worked out anew, in plain
-steps and float64, with as much room as rounding in float32 needs and none where sums
-are exact.  `npllama.conformance` runs all checks on a package and reports.
+Nothing here uses the samplers of the package.  The right results are computed again, in
+plain steps and float64, with as much tolerance as rounding in float32 needs, and none
+where sums are exact.  `npllama.conformance` runs all checks on a package and reports.
 
 The strategies, and how a sampler of each is called (a word with ``=`` is passed by
 that name; ``help(npllama.testing.check_top_k)`` says more):

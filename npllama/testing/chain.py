@@ -1,4 +1,4 @@
-"""Checks of what combines: guidance, and the order of a chain of samplers."""
+"""Checks of combinations: guidance, and the order of a chain of samplers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Checks of biases and constraints: what is favoured, forbidden or forced.
+"""Checks of biases and constraints: favoured, forbidden and forced tokens.
 
-They are called as ``sampler(logits, ...)`` with logits (V,) float32 and what each
-check names, and return new logits.
+Samplers are called as ``sampler(logits, ...)`` with logits (V,) float32 and the
+arguments that each check names, and return new logits.
 """
 
 from __future__ import annotations

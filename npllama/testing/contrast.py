@@ -1,4 +1,4 @@
-"""Checks of what contrasts: hidden states, an amateur, an early layer."""
+"""Checks of contrasts: with hidden states, an amateur, an early layer."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def check_contrastive_search() -> Iterator[Law]:
     """
 
     alphas = st.sampled_from([0.0, 0.3, 0.6, 1.0])
-    says = "the candidate is chosen that is probable and unlike all that was seen"
+    says = "the chosen candidate is probable, and unlike all that was seen"
     yield Law(says, cases(seed=seeds, penalty_alpha=alphas), _chooses_the_best)
 
 
@@ -102,7 +102,7 @@ def check_contrastive_decoding() -> Iterator[Law]:
         # Just above alpha times the best, and just below.
         usual | {"logits": row(0, math.log(0.1) + 2e-4, math.log(0.1) - 2e-4, -9)},
     )
-    says = "of the tokens the expert finds plausible, those gain that it likes better"
+    says = "plausible tokens gain where the expert likes them better than the amateur"
     yield Law(says, rows, _contrasts_models, known)
     yield Law("the array passed in is not written into", rows, not_written)
 
@@ -128,5 +128,5 @@ def check_dola() -> Iterator[Law]:
 
     rows = cases(logits=FINITE.map(array), premature=FINITE.map(array))
     known = ({"logits": row(2, 1, 0, -5), "premature": row(0, 0, 1, 0)},)
-    says = "of the plausible tokens those gain that the last layer makes more likely"
+    says = "plausible tokens gain where the last layer makes them more likely"
     yield Law(says, rows, _contrasts_layers, known)

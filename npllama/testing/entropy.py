@@ -290,7 +290,7 @@ def check_tail_free(convention: str, ties: str, batched: bool) -> Iterator[Law]:
 
     options = {"z": shares(0.05, 0.95)}
     yield from mask_laws(options, batched=batched)
-    says = "the tokens before the bends add up to more than z stay"
+    says = "tokens stay until the sum of the bends exceeds z"
     known = (
         {"logits": row(3, 2, 1, 0, -1), "z": 0.5},
         {"logits": row(0, 0, 0, 0, 0, 0), "z": 0.6},

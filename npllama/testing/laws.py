@@ -1,9 +1,8 @@
 """A law: one statement about a sampler, and the cases it is tried on.
 
 A check is a list of laws.  For each, Hypothesis looks for a case that breaks it and
-makes that case as small as it can; cases that were somebody's bug once are tried
-first.  A failure report states the law, the smallest failing case, and what the
-sampler did beside what was expected.
+makes that case as small as possible; cases of known bugs are tried first.  A failure
+report shows the law, the smallest failing case, and expected versus actual.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Case = dict[str, Any]
 
 
 class Violation(AssertionError):
-    """A law that does not hold, and the least case found that breaks it."""
+    """A law that does not hold, and the smallest case found that breaks it."""
 
 
 class Law(NamedTuple):
@@ -41,7 +40,7 @@ class Law(NamedTuple):
 
 
 def shown(value: Any) -> str:
-    """A value as a reader would write it down: few digits, long arrays cut."""
+    """A value for people: few digits, long arrays cut."""
     if isinstance(value, np.ndarray) and value.ndim == 1:
         most = 20 if value.size <= 20 else 12
         few = [shown(x) for x in value[:most]]
@@ -62,7 +61,7 @@ def shown(value: Any) -> str:
 
 
 def report(law: Law, case: Case, problem: BaseException) -> str:
-    """A broken law in words: the statement, the case, and what went wrong."""
+    """A broken law in words: the statement, the case, and the problem."""
     what = str(problem) if isinstance(problem, Violation) else raised(problem)
     lines = [law.says, *(f"  {name} = {shown(x)}" for name, x in case.items())]
     return "\n".join([*lines, *(f"  {line}" for line in what.splitlines())])
@@ -92,19 +91,19 @@ def _place(problem: BaseException) -> str:
 
 
 def counterexample(law: Law, sampler: Callable, shrink: bool = True) -> str | None:
-    """The least case that breaks a law, in words; None if none was found.
+    """The smallest case that breaks a law, in words; None if no case does.
 
     Parameters
     ----------
     law : Law
     sampler : function
     shrink : bool
-        Whether to look for the least case, or be content with any.
+        Whether to look for the smallest case, or stop at the first.
 
     Returns
     -------
     str or None
-        As many cases are tried as the active profile of Hypothesis says.
+        The active profile of Hypothesis sets the number of cases.
     """
 
     def trial(case: Case) -> None:

@@ -1,8 +1,8 @@
-"""What every sampler promises that only removes tokens.
+"""Laws of all samplers that only remove tokens.
 
-A truncation decides which of the remaining tokens may stay, and changes nothing else:
-values, types and removed tokens are as they were.  These laws hold for all truncations
-and are part of every truncation's check.
+A truncation decides which of the remaining tokens stay, and changes nothing else, not
+their values, their type, or removed tokens.  These laws hold for all truncations and
+are part of their checks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Options = dict[str, st.SearchStrategy]
 
 
 def applied(sampler: Callable, logits: NDArray, *options: Any) -> NDArray:
-    """The row that a sampler makes of a copy of another.
+    """The result of a sampler on a copy of the row.
 
     Returns
     -------

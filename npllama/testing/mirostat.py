@@ -1,7 +1,7 @@
-"""Checks of mirostat, which truncates and draws, and steers itself by what it drew.
+"""Checks of mirostat, which truncates and draws, and adapts to the tokens it drew.
 
-The checks work out the sampler's state instead of looking at it: mu starts at 2 tau
-and follows from the tokens that were drawn, so a run can be checked from outside.
+The checks compute the sampler's state instead of reading it: mu starts at 2 tau and
+follows from the tokens that were drawn, so a run can be checked from outside.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def zipf_count(logits: NDArray, mu: float, m: int) -> tuple[float, float] | None
 
 
 def _trace(sampler: Callable, **case: Any) -> tuple[NDArray, list[int]]:
-    """What a run of mirostat left at each step, and the tokens drawn from it."""
+    """The rows that a run of mirostat left, and the tokens that it drew from them."""
     outs, tokens = sampler(
         case["logits"].copy(), case["tau"], case["eta"], case["seed"]
     )

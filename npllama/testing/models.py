@@ -1,8 +1,8 @@
-"""Language models of a few words, to search and sample from where all is known.
+"""Language models of a few words, for searches whose results are known.
 
 Strategies that write whole texts are called with a function from a text to the logits
-of the next token.  The models here give every text a row of its own, so a sampler that
-mixes up two texts, or forgets a token, sees other logits.  Their texts are so few that
+of the next token.  The models here give every text a different row, so a sampler that
+confuses two texts, or forgets a token, sees other logits.  They have so few texts that
 all of them can be listed.
 """
 

@@ -1,4 +1,4 @@
-"""Checks of what looks for repeated passages: n-grams and DRY.
+"""Checks of samplers that look for repeated passages: n-grams and DRY.
 
 They are called as ``sampler(logits, history, option, ...)``, as in `penalties`.
 """

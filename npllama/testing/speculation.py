@@ -1,4 +1,4 @@
-"""Checks of guessing ahead: the rule that makes it exact, the whole, and lookup.
+"""Checks of speculation: the rule that makes it exact, whole texts, and lookup.
 
 The rule is checked without chance.  Probabilities are multiples of 1 / 16, and every
 uniform number is the middle of a piece of [0, 1) on which the decision is the same, so
@@ -223,7 +223,7 @@ def check_speculative(runs: int) -> Iterator[Law]:
     )
     says = "greedily, the text is that of the target alone, whatever the draft"
     yield Law(says, cases(**two, **rest, process=shaping), _greedy, greedily)
-    says = "a text ends at the first eos or at the last place, not behind it"
+    says = "a text ends at the first eos or at the last place, not after it"
     seeds = st.integers(0, 99)
     yield Law(says, cases(**two, **rest, seed=seeds), _whole)
     odds = functools.partial(_odds, runs=runs)

@@ -1,9 +1,9 @@
-"""What samplers are tried on: strategies of Hypothesis for logits, texts, options.
+"""Cases for samplers: strategies of Hypothesis for logits, texts, options.
 
-Samplers fail at ties, at removed tokens, at rows of equals, at numbers that overflow
-when exponentiated, and where a running sum meets a threshold exactly.  These strategies
-make such rows on purpose, from few and simple numbers, so that a failing case is easy
-to read.
+Samplers fail at ties, at removed tokens, at rows of equal logits, at numbers whose
+exponential overflows, and where a running sum meets a threshold exactly.  These
+strategies make such rows on purpose, from few and simple numbers, so that a failing
+case is easy to read.
 """
 
 from __future__ import annotations

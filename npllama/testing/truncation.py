@@ -1,9 +1,9 @@
 """Checks of truncation by rank, by mass and by probability.
 
-Every sampler is called as ``sampler(logits, option)`` with logits (V,) float32, of
-which some may be minus infinity, and returns the logits of what stays, minus infinity
-elsewhere.  With ``takes_least=True`` it is also called with one argument more, the
-fewest tokens to keep.
+Every sampler is called as ``sampler(logits, option)`` with logits (V,) float32, some of
+which may be minus infinity.  It returns the logits of the tokens that stay, and minus
+infinity for the others.  With ``takes_least=True`` it is also called with a further
+argument, the fewest tokens to keep.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What is true of a row of logits, in float64 and plain steps.
+"""The right results for a row of logits, in float64 and plain steps.
 
-A check must not trust what it checks, so this section takes nothing from the samplers
+A check must be independent of what it checks, so this section uses none of the samplers
 of the package.  A sampler's running sum in float32 may differ from the true one by a
 few units in the last place.  `slack` bounds that difference; it is zero for rows whose
 sums are exact.
