@@ -71,8 +71,8 @@ MUTANTS += [
     # the sinks go first; too little is forgotten, or too late
     (
         STREAMING,
-        "min(max(missing, discard), held), sinks)",
-        "min(max(missing, discard), held), 0)",
+        "max(n, discard), sinks)",
+        "max(n, discard), 0)",
         ALONE,
     ),
     (STREAMING, "max(n, discard)", "n", ALONE),
@@ -117,8 +117,8 @@ MUTANTS += [
     ),
     (
         SPARSE,
-        "max(0, W - cached - 1)",
-        "max(0, W - cached)",
+        "few * (few + 1) // 2",
+        "few * (few - 1) // 2",
         P + "pairs_of_a_window_are_in_closed_form",
     ),
     (

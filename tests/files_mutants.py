@@ -22,7 +22,7 @@ MUTANTS = [
      WHOLE + "a_name_may_be_as_long_as_the_system_lets_it"),
     ("files/ending.py", "        if heard:\n", "        if False:\n",
      WHOLE + "an_import_that_makes_its_own_error_of_a_signal_hides_nothing"),
-    ("files/ending.py", "        _thread.interrupt_main(heard[-1])", "        pass",
+    ("files/ending.py", "        _thread.interrupt_main(signal.Signals(heard[-1]))", "        pass",
      WHOLE + "a_signal_that_arrives_where_exceptions_are_ignored_ends_the_block"),
     ("files/ending.py", "main and signal.getsignal(n) == usual[n]", "main",
      WHOLE + "a_signal_that_is_ignored_or_handled_stays_so"),

@@ -37,7 +37,7 @@ def raise_again(heard: list[int]) -> None:
     """Let the main thread handle a signal once more, when it is elsewhere."""
     time.sleep(0.01)
     if heard:
-        _thread.interrupt_main(heard[-1])
+        _thread.interrupt_main(signal.Signals(heard[-1]))
 
 
 @contextmanager
