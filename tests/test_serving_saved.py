@@ -17,6 +17,7 @@ import npllama
 from npllama.cache import KVCache, new_cache
 from npllama.cli.main import main
 from npllama.config import Rope
+from npllama.files.checkpoint import locate
 from npllama.files.npz import adding_to, write_array, write_text
 from npllama.model import forward
 from npllama.ops import rowwise
@@ -101,6 +102,9 @@ def test_one_token_is_always_left_to_run(model, tmp_path):
         assert restore(found, prompt, model, 9).length.tolist() == [held]
     assert restore(found, [1], model, 9).length.tolist() == [0]
     assert restore(found, [2, 5, 9], model, 9).length.tolist() == [0]
+    for wrong in ([], [1, 5, 9]):
+        with pytest.raises(ValueError, match="give 1 to 2"):
+            restore(found, wrong, model, 2)
 
 
 def test_the_token_that_was_not_run_is_not_saved(model, tmp_path):
@@ -281,9 +285,19 @@ def text(capsys, *arguments):
     return capsys.readouterr()
 
 
-@pytest.mark.parametrize(
-    "more", [[], ["--json"], ["--temperature", "0", "--prompt-lookup-num-tokens", "3"]]
-)
+WAYS = [
+    [],
+    ["--json"],
+    ["--temperature", "0", "--prompt-lookup-num-tokens", "3"],
+    ["--temperature", "0", "--dola-layers", "high"],
+    ["--assistant", "stories-draft"],
+    ["--assistant-early-exit", "1"],
+    ["--assistant-window", "4"],
+    ["--regex", "[a-z ,]*"],
+]
+
+
+@pytest.mark.parametrize("more", WAYS)
 def test_the_command_saves_and_continues_the_same_text(more, capsys, tmp_path):
     path = str(tmp_path / "c.npz")
     whole = text(capsys, *STORY, "9", "Once upon a time", *more).out
@@ -328,6 +342,7 @@ def test_generate_takes_a_cache_for_one_text_alone():
         ),
         (["--save-cache", "no/such/folder.npz"], "no folder"),
         (["--save-cache", "."], "--save-cache"),
+        (["--save-cache", str(locate("stories-draft"))], "is the model"),
     ],
 )
 def test_misuse_is_one_line_and_exit_code_two(more, said, capsys):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from npllama.cache import KVCache, new_cache
 from npllama.cli.options import UsageError, streams
+from npllama.files.checkpoint import locate
 from npllama.files.whole import check_place
 from npllama.generation.options import GenerationConfig
 from npllama.generation.task import Helpers, plan_of, prepare
@@ -44,7 +45,7 @@ def check_cache_options(options: argparse.Namespace, config: GenerationConfig) -
             )
     if options.save_cache is not None:
         try:
-            check_place(options.save_cache)
+            check_place(options.save_cache, {"the model": locate(options.weights)})
         except ValueError as error:
             raise UsageError(f"--save-cache {error}") from None
 

@@ -279,7 +279,14 @@ def restore(
     -------
     KVCache
         Of one row and 0 to ``len(prompt) - 1`` positions: the last token has to run.
+
+    Raises
+    ------
+    ValueError
+        If the prompt is empty, or longer than the capacity.
     """
+    if not 0 < len(prompt) <= capacity:
+        raise ValueError(f"prompt: {len(prompt)} tokens; give 1 to {capacity}")
     S = min(common(saved.tokens, prompt), len(prompt) - 1)
     cache = new_cache(model.config, 1, capacity, model.embed.dtype.name)
     cache.k[:, 0, :, :S] = saved.k[:, :, :S]

@@ -56,10 +56,11 @@ def pass_operators(
     config: Config, pieces: Pieces, causal: str = FUSED
 ) -> tuple[Operator, ...]:
     """The products of one packed pass; by default with attention as one program."""
-    return counted(
-        config, lambda c: tabulate(config, packed_pass(config, pieces, causal=c), c),
-        causal,
-    )  # fmt: skip
+
+    def count(c: str) -> tuple[Operator, ...]:
+        return tabulate(config, packed_pass(config, pieces, causal=c), c)
+
+    return counted(config, count, causal)
 
 
 def roofline_clock(
