@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
-from npllama.config import preset
+from npllama.config import Config, preset
 from npllama.cost.formulas import cache_elements, parameters, prefill
-from npllama.cost.hardware import HARDWARE
+from npllama.cost.hardware import HARDWARE, Hardware
 from npllama.cost.roofline import FUSED, Dtypes, counted, phase
 from npllama.cost.tables import Rows
 from npllama.serving.latency import Latencies, Targets, goodput, latencies
@@ -220,12 +221,43 @@ RATE, REQUESTS = 3.0, 80
 TARGETS = Targets(ttft=1.0, tpot=0.03)
 
 
-@lru_cache(maxsize=1)
-def measured_runs() -> dict[str, tuple[Run, Latencies]]:
-    """Ways to share one machine, on one trace."""
-    trace = trace_of("sharegpt", REQUESTS, RATE)
-    clock = roofline_clock(preset(MODEL), HARDWARE[MACHINE])
-    rows, pages = PLACES // CONTEXT, PLACES // PAGE
+class Scene(NamedTuple):
+    """A model on a machine, and who comes."""
+
+    config: Config
+    machine: Hardware
+    lengths: str  # of `trace.LENGTHS`
+    rate: float  # requests per second
+    requests: int
+    places: int
+
+    @property
+    def trace(self) -> Traffic:
+        """The requests."""
+        return trace_of(self.lengths, self.requests, self.rate)
+
+
+def published_scene() -> Scene:
+    """The setting of this part's README."""
+    machine = HARDWARE[MACHINE]
+    return Scene(preset(MODEL), machine, "sharegpt", RATE, REQUESTS, PLACES)
+
+
+def compared(scene: Scene) -> dict[str, tuple[Run, Latencies]]:
+    """Ways to share one machine, on one trace.
+
+    Raises
+    ------
+    ValueError
+        If not even one text of the whole context fits.
+    """
+    trace, clock = scene.trace, roofline_clock(scene.config, scene.machine)
+    rows, pages = scene.places // CONTEXT, scene.places // PAGE
+    if rows < 1:
+        raise ValueError(
+            f"{scene.places} positions fit beside the weights; at least {CONTEXT} "
+            "are needed"
+        )
 
     def on_pages(tokens: int, requests: int) -> Run:
         return continuous(trace, clock, Limits(tokens, requests), pages, PAGE)
@@ -240,18 +272,25 @@ def measured_runs() -> dict[str, tuple[Run, Latencies]]:
     return {name: (run, latencies(run.served)) for name, run in runs.items()}
 
 
+@lru_cache(maxsize=1)
+def measured_runs() -> dict[str, tuple[Run, Latencies]]:
+    """The ways compared on the published scene."""
+    return compared(published_scene())
+
+
 def needed(trace: Traffic) -> int:
     """Positions that have to be computed: all but the last token of each text."""
     return int((trace.prompt + trace.output - 1).sum())
 
 
-def latency() -> Rows:
-    """Who waits how long; milliseconds where nothing else is said."""
+def waiting(scene: Scene, runs: dict[str, tuple[Run, Latencies]]) -> Rows:
+    """Rows of latencies; milliseconds where nothing else is said."""
     head = ("", "tokens/s", "TTFT, s", "TPOT", "ITL, 99%", "longest", "E2EL/token")
     rows: Rows = [(*head, "goodput", "in vain, %")]
-    useful = needed(trace_of("sharegpt", REQUESTS))
-    for name, (run, found) in measured_runs().items():
-        times = found.mean_tpot, float(np.percentile(found.itl, 99)), found.itl.max()
+    useful = needed(scene.trace)
+    for name, (run, found) in runs.items():
+        gaps = found.itl if found.itl.size else np.zeros(1)
+        times = found.mean_tpot, float(np.percentile(gaps, 99)), float(gaps.max())
         rows.append(
             (
                 name,
@@ -263,6 +302,11 @@ def latency() -> Rows:
             )
         )
     return rows
+
+
+def latency() -> Rows:
+    """Who waits how long; milliseconds where nothing else is said."""
+    return waiting(published_scene(), measured_runs())
 
 
 TABLES: dict[str, Callable[[], Rows]] = {
