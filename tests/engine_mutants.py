@@ -110,6 +110,9 @@ MUTANTS = [
     ("serving/engine.py", "max(start, min(texts[id].seen, end))", "start", SAMPLES),
     ("serving/engine.py", "self.state = stopped(self.state)", "pass",
      ENGINE + "an_error_of_the_model_loses_no_request"),
+    ("serving/engine.py", "        self._events += self._read_notes()",
+     "        self._events = self._read_notes()",
+     ENGINE + "an_error_of_the_model_loses_no_request"),
     # ---- what becomes of it
     ("serving/writing.py", "len(self.logits) > len(self.guessed)", "bool(self.logits)", ALONE),
     ("serving/writing.py", "if text.seen >= len(text.tokens):", "if True:", ALONE),

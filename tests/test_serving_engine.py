@@ -606,6 +606,7 @@ def test_an_error_of_the_model_loses_no_request(model, monkeypatch):
                  for i, r in enumerate(requests)]  # fmt: skip
         engine, events = Engine(model, 20, 2), []
         numbers = [engine.submit(request) for request in requests]
+        unwanted = engine.submit(requests[0])
         events += engine.step() + engine.step()
 
         def broken(*_):
@@ -614,6 +615,7 @@ def test_an_error_of_the_model_loses_no_request(model, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(engines, "forward_packed", broken)
+            engine.abort(unwanted)
             with pytest.raises(MemoryError):
                 engine.step()
         engine.pool.k[:] = engine.pool.v[:] = 0
@@ -622,6 +624,7 @@ def test_an_error_of_the_model_loses_no_request(model, monkeypatch):
         events += to_the_end(engine)
     for number, tokens in zip(numbers, alone):
         assert [e.token for e in events if e.id == number] == tokens
+    assert [e.reason for e in events if e.id == unwanted][-1] == "abort"
     assert engine.statistics().recomputed > 0
 
 

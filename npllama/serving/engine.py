@@ -114,6 +114,7 @@ class Engine:
         self.texts: dict[int, Writing] = {}  # by their own numbers
         self.passed: Passed | None = None  # of the last step
         self._notes: deque[Writing | int] = deque()
+        self._events: list[Event] = []  # that are still to be told
         self._numbers = count()
         self._sums: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
@@ -166,12 +167,19 @@ class Engine:
         list of Event
             Empty if there was nothing to do, or only pieces of prompts were read.
         """
+        self._pass()
+        events, self._events = self._events, []
+        return events
+
+    def _pass(self) -> None:
+        """The step itself; what it tells waits in `_events`, whatever goes wrong."""
         self.passed = None
-        events = self._read_notes() + self._make_guesses()
+        self._events += self._read_notes()
+        self._events += self._make_guesses()
         plan = schedule(self.state, self.limits)
         self.state = plan.state
         if not plan.segments:
-            return events
+            return
         try:
             self.passed = run(self.model, self.pool, plan, self.texts)
         except BaseException:
@@ -180,8 +188,7 @@ class Engine:
             raise
         self._count(plan)
         for segment in plan.segments:
-            events += self._settle(self.texts[segment.id])
-        return events
+            self._events += self._settle(self.texts[segment.id])
 
     def _read_notes(self) -> list[Event]:
         """Take in what was submitted, and give up what was aborted."""
