@@ -262,6 +262,22 @@ def test_nobody_is_admitted_past_one_that_does_not_fit():
     assert plan.state.running == 1
 
 
+def test_samples_of_one_prompt_need_a_place_each():
+    state = State((Text(0, 3), Text(1, 3, width=2), Text(2, 3)), 0, new_blocks(9, 2))
+    assert schedule(state, Limits(20, 2)).admitted == [0]
+    assert schedule(state, Limits(20, 3)).admitted == [0, 1]
+
+
+def test_a_guess_in_the_place_of_a_lost_one_is_not_computed_again():
+    lost = Text(0, 4, guessed=3, again=7)
+    plan = schedule(State((lost,), 0, new_blocks(9, 2)), Limits(20, 2))
+    assert plan.segments == [(0, 0, 7, 7)]
+    # No guess was right: one token is decided, and other guesses follow.
+    text = plan.state.texts[0]._replace(decided=5, guessed=3, computed=4)
+    plan = schedule(replaced(plan.state, text), Limits(20, 2))
+    assert plan.segments == [(0, 4, 4, 0)]
+
+
 def test_a_watermark_holds_back_the_second_text_but_never_the_first():
     state = State((Text(0, 8), Text(1, 2)), 0, new_blocks(10, 2))
     assert schedule(state, Limits(20, 3, watermark=0.5)).admitted == [0, 1]
