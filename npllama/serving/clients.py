@@ -14,8 +14,8 @@ import hmac
 import json
 import math
 import sys
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,17 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as Message
 from starlette.responses import Response
 
-from npllama.serving.answers import as_json, broken, failure
+from npllama.serving.answers import (
+    KEEP_ALIVE,
+    Telling,
+    as_json,
+    broken,
+    chunks,
+    ending,
+    failure,
+    parts_of,
+    sse,
+)
 from npllama.serving.desk import Desk
 from npllama.serving.engine import Event
 from npllama.serving.fields import Refused
@@ -34,7 +44,9 @@ from npllama.serving.requests import Request
 
 POLL = 0.5  # seconds between two looks at whether the client is still there
 SIGN_OF_LIFE = 15.0  # seconds after which a stream that tells nothing says so
-GRACE = 10.0  # seconds that a client has to read the end of its answer
+# Seconds after a text's time is up in which its end must come; and then, in which the
+# client must have read it.
+GRACE = 10.0
 
 
 @dataclass(frozen=True)
@@ -138,7 +150,7 @@ async def events(
             loop.call_soon_threadsafe(queue.put_nowait, happened)
 
     state.open += texts
-    watching = asyncio.create_task(watch(message, queue, state.bounds.seconds))
+    watching = asyncio.create_task(watch(message, queue, state.bounds.seconds + GRACE))
     try:
         await run_in_threadpool(hand_in, desk, requests_of(state, ask), put, ids)
         yield None
@@ -201,16 +213,35 @@ async def watch(message: Message, queue: asyncio.Queue, seconds: float) -> None:
     queue.put_nowait(Gone())
 
 
+async def streamed(telling: Telling, happening: AsyncGenerator) -> AsyncIterator[str]:
+    """A stream of server-sent events, which ends once, whatever happens."""
+    error = None
+    async with aclosing(happening):
+        try:
+            async for happened in happening:
+                if happened is None:
+                    yield KEEP_ALIVE
+                for part in parts_of(telling, *happened) if happened else []:
+                    for piece in chunks(telling, part):
+                        yield sse(piece)
+        except Gone:
+            return
+        except Refused as reason:
+            error = reason
+    for line in ending(telling, error):
+        yield line
+
+
 #  ---- around every request -----------------------------------------------------
 
 
 def guarded(app: Any, state: State) -> Any:
     """The application, behind a key, with an end in time, and no error unanswered."""
 
-    async def call(scope: dict, receive: Callable, send: Callable) -> None:
+    async def call(scope: Any, receive: Callable, send: Callable) -> None:
         begun = False
 
-        async def tell(answer: dict) -> None:
+        async def tell(answer: Any) -> None:
             nonlocal begun
             begun = True
             if answer["type"] == "http.response.start":
@@ -220,7 +251,7 @@ def guarded(app: Any, state: State) -> Any:
 
         try:
             check_key(scope, state.bounds.key)
-            limit = state.bounds.seconds + GRACE
+            limit = state.bounds.seconds + 2 * GRACE
             await asyncio.wait_for(app(scope, receive, tell), limit)
         except Exception as error:
             if not begun:

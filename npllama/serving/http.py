@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -27,16 +27,7 @@ from starlette.requests import Request as Message
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from npllama.serving.answers import (
-    KEEP_ALIVE,
-    Telling,
-    chunks,
-    ending,
-    model_dict,
-    parts_of,
-    sse,
-    whole,
-)
+from npllama.serving import answers, protocol
 from npllama.serving.clients import (
     Gone,
     State,
@@ -47,18 +38,10 @@ from npllama.serving.clients import (
     json_response,
     ready,
     refusal,
+    streamed,
 )
 from npllama.serving.fields import Refused
 from npllama.serving.offered import Served
-from npllama.serving.protocol import (
-    Ask,
-    chat_of,
-    check_model,
-    completion_of,
-    detokenized,
-    tokenized,
-    tokenizer_info,
-)
 
 STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -68,10 +51,10 @@ def app_of(state: State) -> Any:
     routes = [
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", one_model),
-        Route("/v1/completions", writing(completion_of), methods=["POST"]),
-        Route("/v1/chat/completions", writing(chat_of), methods=["POST"]),
-        Route("/tokenize", answering(tokenized), methods=["POST"]),
-        Route("/detokenize", answering(detokenized), methods=["POST"]),
+        Route("/v1/completions", writing(protocol.completion_of), methods=["POST"]),
+        Route("/v1/chat/completions", writing(protocol.chat_of), methods=["POST"]),
+        Route("/tokenize", answering(protocol.tokenized), methods=["POST"]),
+        Route("/detokenize", answering(protocol.detokenized), methods=["POST"]),
         Route("/tokenizer_info", ends_of_texts),
         Route("/health", health),
         Route("/metrics", metrics),
@@ -85,7 +68,7 @@ def app_of(state: State) -> Any:
 #  ---- texts --------------------------------------------------------------------
 
 
-def writing(read: Callable[[Any, Served], Ask]) -> Callable:
+def writing(read: Callable[[Any, Served], protocol.Ask]) -> Callable:
     """The route that writes texts for bodies which `read` understands."""
 
     async def route(message: Message) -> Response:
@@ -96,7 +79,7 @@ def writing(read: Callable[[Any, Served], Ask]) -> Callable:
         ask = await run_in_threadpool(read, body, served)
         check_room(state, len(ask.prompts) * ask.written)
         name = f"{'chatcmpl' if ask.chat else 'cmpl'}-{uuid.uuid4().hex}"
-        telling = Telling(served, ask, name, int(time.time()))
+        telling = answers.Telling(served, ask, name, int(time.time()))
         happening = events(state, message, ask)
         await anext(happening)  # all is handed in, or an error says what is wrong
         if ask.stream:
@@ -107,29 +90,10 @@ def writing(read: Callable[[Any, Served], Ask]) -> Callable:
         parts = []
         async with aclosing(happening):
             async for happened in happening:
-                parts += parts_of(telling, *happened) if happened else []
-        return json_response(whole(telling, parts))
+                parts += answers.parts_of(telling, *happened) if happened else []
+        return json_response(answers.whole(telling, parts))
 
     return route
-
-
-async def streamed(telling: Telling, happening: AsyncGenerator) -> AsyncIterator[str]:
-    """A stream of server-sent events, which ends once, whatever happens."""
-    error = None
-    async with aclosing(happening):
-        try:
-            async for happened in happening:
-                if happened is None:
-                    yield KEEP_ALIVE
-                for part in parts_of(telling, *happened) if happened else []:
-                    for piece in chunks(telling, part):
-                        yield sse(piece)
-        except Gone:
-            return
-        except Refused as reason:
-            error = reason
-    for line in ending(telling, error):
-        yield line
 
 
 #  ---- everything else ----------------------------------------------------------
@@ -149,18 +113,18 @@ def answering(answer: Callable[[Any, Served], dict[str, Any]]) -> Callable:
 
 async def models(message: Message) -> Response:
     served, _ = ready(message.app.state.serving)
-    return json_response({"object": "list", "data": [model_dict(served)]})
+    return json_response({"object": "list", "data": [answers.model_dict(served)]})
 
 
 async def one_model(message: Message) -> Response:
     served, _ = ready(message.app.state.serving)
-    check_model(message.path_params["name"], served)
-    return json_response(model_dict(served))
+    protocol.check_model(message.path_params["name"], served)
+    return json_response(answers.model_dict(served))
 
 
 async def ends_of_texts(message: Message) -> Response:
     served, _ = ready(message.app.state.serving)
-    return json_response(tokenizer_info(served))
+    return json_response(protocol.tokenizer_info(served))
 
 
 async def health(message: Message) -> Response:

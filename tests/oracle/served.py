@@ -66,7 +66,10 @@ def wait_for(condition, seconds=60):
 def serving(*words, limit=600):
     """Run ``npllama serve`` on a free port."""
     command = [sys.executable, "-m", "npllama", "serve", *words, "--port", "0"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONUNBUFFERED": "1",
+    }
     with children.started(
         command, limit=limit, stderr=PIPE, text=True, env=environment
     ) as process:

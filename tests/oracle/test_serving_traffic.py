@@ -264,6 +264,26 @@ def test_limits_of_body_queue_and_time_are_kept():
         assert answer["usage"]["completion_tokens"] < 400
 
 
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_watch_tells_who_has_left_and_what_takes_too_long(leaves):
+    from npllama.serving.clients import Gone, watch
+
+    class Message:
+        async def is_disconnected(self):
+            return leaves
+
+    async def told():
+        queue = asyncio.Queue()
+        await asyncio.wait_for(watch(Message(), queue, 0.6), 30)
+        return queue.get_nowait()
+
+    happened = asyncio.run(told())
+    if leaves:
+        assert isinstance(happened, Gone)
+    else:
+        assert happened.status == 503 and "longer than 0.6 s" in str(happened)
+
+
 def test_a_key_is_asked_for(tmp_path):
     (tmp_path / "key").write_text("secret\n")
     with serving("stories", "--api-key", f"@{tmp_path / 'key'}") as server:
