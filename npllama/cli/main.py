@@ -208,7 +208,7 @@ def show_as_it_comes(prompt: str, growing: Iterable[Piece]) -> list[int]:
 
     Returns the new tokens.
     """
-    # The prompt is shown with the first token: then nothing was wrong with it.
+    # The prompt is shown with the first token, after it has proved to be valid.
     pending, tokens = prompt, []
     try:
         for piece in growing:

@@ -1,19 +1,19 @@
-"""What went wrong: the usual faults, tried one after the other.
+"""The diagnosis: the usual faults, tried one after the other.
 
-Each suspicion about the first tensor outside says what the tensor would be (`suspects`).
-Whether it explains the candidate is said by `likeness`.  Faults that lie between two
-tensors that the candidate does not have can be told only with the model at hand: then
-the whole of every model of `faults` is run.  A backend that shows nothing but logits
-can be diagnosed in this way.
+Each suspicion about the first tensor outside predicts that tensor (`suspects`), and
+`likeness` decides whether the prediction explains the candidate.  If a fault lies
+between two tensors that the candidate does not have, the model is needed: then every
+model of `faults` is run as a whole.  In this way even a backend that shows only logits
+can be diagnosed.
 
-A wrong name is worse than none.  So a name is given only if
+A wrong name is worse than no name.  So a name is given only if
 
 * no other tensor of the file refutes it: the same tensor in other steps, and, where the
   whole model was run, every tensor that the candidate shows;
 * no other fault explains the numbers as well;
 * for a fault with a number fitted to the candidate, nothing but rounding is left.
 
-What was ruled out for the first two reasons is told with the verdict.
+The verdict lists the faults that the first two conditions ruled out.
 """
 
 from __future__ import annotations

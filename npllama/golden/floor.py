@@ -1,12 +1,12 @@
 r"""How wrong a right backend is: the noise floor of every tensor.
 
-Nobody can say in advance how close to the exact numbers is close enough: rounding
+How close to the exact numbers is close enough cannot be known in advance: rounding
 errors grow through the layers, shrink in a norm, and depend on the weights.  So the
-floor is measured.  The model is run in emulated arithmetic, in all the ways in which
-right backends differ (`emulation`); the distance of these runs from the exact one,
-tensor by tensor, is what rounding alone does.  The tests of FlashAttention set the
-precedent: a kernel may err twice as much as a plain implementation of the same
-precision, no more.
+floor is measured.  The model runs in emulated arithmetic, in all the ways in which
+right backends differ (`emulation`).  The distance of these runs from the exact one,
+tensor by tensor, is the effect of rounding alone.  The tests of FlashAttention set the
+precedent: a kernel may have at most twice the error of a plain implementation of the
+same precision.
 
 A tensor has three floors.  That of the *error* and that of the *even error* (`distance`)
 are each the larger of two: the worst way in this step, and the worst way over all
@@ -32,11 +32,11 @@ quotient otherwise need not be: no floor but that of exact numbers is below `LEA
 
 Rounding does not always leave errors of its own size.  Where two scores of a sharp
 attention nearly tie, half precision decides which key wins, and the output is that of
-one key or of the other: of six ways perhaps none tips over, and the backend does.  But
-what is allowed is twice the floor, so it can be asked for directly: in halves every way
-is also run with all rounding errors made twice as large, and half of its distance is
-one more measurement of the floor.  Where errors only grow in proportion, that is the
-same number; what tips over within two errors is within two floors.
+one key or of the other.  Perhaps the backend takes the other key, but none of the six
+ways does.  Since twice the floor is allowed, this can be measured directly: in halves
+every way also runs with all rounding errors twice as large, and half of its distance is
+a further measurement of the floor.  If errors only grow in proportion, that gives the
+same number; a key that changes within two errors is within two floors.
 
 float16 ends at 65,504.  A position where right arithmetic overflows (plain kernels round
 scores, some before they are scaled and masked) is listed as such: the tensor's own floors

@@ -1,12 +1,12 @@
 """Many prompts, on as many machines as there are.
 
-Every prompt is a job of its own: a worker loads the weights, records one trace, and
-writes one file.  Jobs go to any `concurrent.futures.Executor`: processes of this
-machine (`workers`), or those of a Dask cluster that see the same files.
+Every prompt is one job: a worker loads the weights, records one trace, and writes one
+file.  Jobs go to any `concurrent.futures.Executor`: processes of this machine
+(`workers`), or those of a Dask cluster that see the same files.
 
-A file appears when it is whole, so a file that exists is done: a run that was killed
-continues where it was, and ends with the same files, byte for byte.  Two runs at once,
-or a cluster that gives one job to two workers, do some work twice and no harm.
+A file appears only when it is complete, so a file that exists is done.  A run that was
+killed can be started again, and ends with the same files, byte for byte.  Two runs at
+once, or a cluster that gives one job to two workers, do some work twice, but no harm.
 """
 
 from __future__ import annotations

@@ -2,14 +2,15 @@
 
 A trace is an ``.npz`` like that of the weights: one array per tensor in the order in
 which the model computed them, uncompressed, so that it can be mapped and read with
-``np.load``.  (A candidate may be compressed.)  A tensor is named ``step/module``.  Steps are ``prefill`` and
-``decode.0``, ``decode.1`` ... (one token each); modules are named as in transformers:
+``np.load``.  (A candidate may be compressed.)  A tensor is named ``step/module``.  Steps
+are ``prefill`` and ``decode.0``, ``decode.1`` ... (one token each); modules are named as
+in transformers:
 
     model.embed_tokens                                (B, T, E)
     model.layers.0.input_layernorm                    (B, T, E)
     model.layers.0.self_attn.q_proj                   (B, T, H, D), bias included
     model.layers.0.self_attn.k_proj, v_proj           (B, T, K, D)
-    model.layers.0.self_attn.q_rope, k_rope           the same, turned
+    model.layers.0.self_attn.q_rope, k_rope           the same, rotated
     model.layers.0.self_attn.scores                   (B, H, T, S), scaled; -inf where
                                                       masked; only if asked for
     model.layers.0.self_attn.attention                (B, T, H, D)
@@ -25,10 +26,9 @@ which the model computed them, uncompressed, so that it can be mapped and read w
 After the steps come ``cache.k`` and ``cache.v`` (L, B, K, S, D), ``tokens`` (B, S),
 all that were run, and ``u`` (B, draws), the number in [0, 1) that decided each draw.
 
-``meta.json`` says the rest: the format, who computed it in which dtype, the config,
-the weights' SHA-256, and whether it ran under `rowwise`, bit-exact in any company.  A
-candidate needs none of it: whatever arrays it has under these
-names are compared.  Four entries help to read one:
+``meta.json`` holds the format, the program and dtype of the computation, the config,
+the weights' SHA-256, and whether `rowwise` was on.  A candidate needs no ``meta.json``:
+all arrays that it has under these names are compared.  Four entries help to read one:
 
     dtype        "bfloat16": what it computed in, where the arrays are wider
     stored       {name: "bfloat16"}: the array is uint16, the upper halves of float32
