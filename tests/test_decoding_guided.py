@@ -33,6 +33,7 @@ from npllama.decoding.guided import (
 )
 from npllama.decoding.json_schema import schema_machine
 from npllama.decoding.regex import AGREED, parse
+from npllama.sampling import NothingLeft
 
 LETTERS = "abé"
 
@@ -164,8 +165,9 @@ def test_row_whose_text_is_whole_waits_for_the_others():
     whole, going = process([[7, 3], [7, 1]], logits)
     assert whole.tolist() == logits[0].tolist()
     assert np.flatnonzero(going > -np.inf).tolist() == [2]
-    with pytest.raises(ValueError, match="no token of the vocabulary can go on"):
-        process([[7, 3, 1], [7, 1]], logits)  # somebody went on all the same
+    with pytest.raises(NothingLeft, match="no token of the vocabulary") as caught:
+        process([[7, 1], [7, 3, 1]], logits)  # somebody went on all the same
+    assert caught.value.row == 1  # so the message can name prompt and option
 
 
 def test_beginning_with_allows_anything_behind():

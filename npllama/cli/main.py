@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 import numpy as np
@@ -73,6 +74,21 @@ class Help(argparse.HelpFormatter):
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        # A command would leave what it does not know to the parser above it, which
+        # does not know the command's options.
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}{self.nearest(rest)}")
+        return found, rest
+
+    def nearest(self, words: list[str]) -> str:
+        """What an unknown option may have been meant for."""
+        known = re.findall(r"--[a-z][a-z0-9-]*", self.format_help())
+        wrong = [word.partition("=")[0] for word in words if word.startswith("--")]
+        near = [n for word in wrong for n in get_close_matches(word, known, 1, 0.7)]
+        return f"; do you mean {near[0]}?" if near else ""
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE, f"{self.prog}: {message} (try {self.prog} --help)\n")

@@ -40,6 +40,7 @@ from npllama.decoding.automaton import (
     step,
 )
 from npllama.decoding.common import Process
+from npllama.sampling import NothingLeft
 from npllama.text.tokenizer import Tokenizer
 
 MOST_MASKS = 200  # kept at a time, of V bytes each
@@ -263,7 +264,7 @@ def guided(guide: Format, start: Sequence[int]) -> Process:
 
     Raises
     ------
-    ValueError
+    NothingLeft
         When a text is not whole and no token of the vocabulary can go on.
     """
 
@@ -276,7 +277,9 @@ def guided(guide: Format, start: Sequence[int]) -> Process:
             if not allowed.any() and whole:
                 masked[row] = logits[row]
             elif not allowed.any():
-                raise ValueError("format: no token of the vocabulary can go on")
+                error = NothingLeft("format: no token of the vocabulary can go on")
+                error.row = row
+                raise error
             V = len(allowed)
             masked[row, :V][allowed] = logits[row, :V][allowed]
         return masked

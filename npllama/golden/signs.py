@@ -163,7 +163,8 @@ def unlike(scene: Scene) -> Iterator[Finding]:
     y, exact = candidate_of(scene), scene.exact
     if not shown or not np.isfinite(y).all() or not np.isfinite(exact).all():
         return
-    if alike(y, exact) > 0.3:
+    # Numbers of other signs (squares, absolute values) are no others.
+    if max(alike(y, exact), alike(np.abs(y), np.abs(exact))) > 0.3:
         return
     tied = kind == "lm_head" and scene.config.tie_word_embeddings
     if tied:
