@@ -32,6 +32,7 @@ Text held to a format
     `regex`             a pattern read as a tree
     `automaton`         trees as machines that read bytes
     `json_text`         how JSON writes single values
+    `schema_words`      the keywords of a schema
     `schema_values`     what a schema says of its values
     `json_schema`       a schema as a machine that reads JSON
     `guided`            mask first, then choose; token healing

@@ -28,15 +28,13 @@ import numpy as np
 from npllama.decoding.automaton import Machine
 from npllama.decoding.guided import Format, Look, guide_for, vocabulary_of
 from npllama.decoding.json_schema import (
-    CHOICES,
-    check_kinds,
-    is_annotation,
     read_schema,
     schema_machine,
 )
 from npllama.decoding.json_text import FORMATS, FREE_FORMATS
 from npllama.decoding.regex import AGREED, Node, parse_search
 from npllama.decoding.schema_values import NotUnderstood
+from npllama.decoding.schema_words import CHOICES, check_kinds, is_annotation
 from npllama.text.tokenizer import Tokenizer
 
 EXTRA = "pip install npllama[guide] may help: its engine understands more"
