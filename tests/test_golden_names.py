@@ -65,7 +65,8 @@ def unseen():
 
 
 @pytest.mark.parametrize(
-    "fault", sorted(faulty_blind.FAULTS) if THOROUGH else ["logits: absolute", "reversed mask"]
+    "fault",
+    sorted(faulty_blind.FAULTS) if THOROUGH else ["logits: absolute", "reversed mask"],
 )
 def test_fault_that_nobody_foresaw_gets_no_wrong_name(unseen, fault):
     change, keys = faulty_blind.FAULTS[fault]
