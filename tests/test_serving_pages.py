@@ -28,6 +28,7 @@ from npllama.serving.pages import as_run, copy_page, gather, new_pool, places
 
 
 @given(st.permutations(range(7)), st.integers(1, 5), st.integers(0, 35))
+@example([2, 0, 5, 1, 3, 4, 6], 4, 10)
 def test_a_position_lies_on_its_page(order, P, S):
     S = min(S, 7 * P)
     table = order[: pages_for(S, P)]

@@ -6,9 +6,9 @@ batching* decides anew at every step who takes part: a text that ends leaves at 
 and another takes its place.
 
 There are no phases.  A text has tokens that are known (its prompt, what was decided,
-guesses to be checked) and positions that are computed; a step lets the one number
-catch up with the other.  A prompt is known at once, so it catches up in large pieces
-(*chunked prefill*); later there is one token to compute at a time.
+guesses to be checked), and it has positions that are computed.  In a step the second
+number catches up with the first.  A prompt is known at once, so its positions are
+computed in large pieces (*chunked prefill*); later there is one to compute at a time.
 
 A step has a budget of positions, which are dealt out so:
 
@@ -17,14 +17,14 @@ A step has a budget of positions, which are dealt out so:
 2. In order of arrival, every running text gets what else it lacks.
 3. As long as budget, pages and places last, texts that wait are admitted: first come,
    first served, and none overtakes.  A text is admitted only if there are pages for
-   all that is known of it, and a few are left over (the *watermark*): those that run
-   will want some soon.
+   all that is known of it and a few are left over (the *watermark*), since those that
+   run will need some soon.
 
 If pages run out, the text that arrived last is *preempted*: it loses all its pages
-and waits again, in front of all others that wait.  Its tokens are kept, so it is not
-written anew, only its keys are computed again, as those of a longer prompt.  In such a
-step nobody is admitted.  The oldest text can always go on, since all others would make
-room for it; so some position is computed in every step, and every text ends.
+and waits again, in front of all others that wait.  Its tokens are kept: nothing is
+written anew, only the keys are computed again, as those of a longer prompt.  In such a
+step nobody is admitted.  The oldest text can always go on, since all others make room
+for it.  So some position is computed in every step, and every text ends.
 
 Texts stand in one line, in order of arrival.  The first few run, the others wait: to
 admit and to preempt moves the border by one.
