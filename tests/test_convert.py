@@ -19,6 +19,7 @@ import safetensors.numpy
 from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import DISTINCT, configs, seeds
+from test_vocabulary import ENGINE, SIZE, llama2c_tokenizer
 
 from npllama.cli.main import main as npllama
 from npllama.config import config_to_hf
@@ -402,6 +403,16 @@ def test_llama2c_checkpoints_are_turned_to_halves(tmp_path, out, tied):
     assert archive.tensors.keys() == tensors.keys()
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(archive.tensors[name], tensor)
+
+
+def test_the_tokenizer_beside_a_llama2c_checkpoint_is_carried(tmp_path, out, capsys):
+    config = replace(LLAMA2C, vocab_size=SIZE)
+    path = tmp_path / "stories.bin"
+    path.write_bytes(llama2c_bytes(config, random_tensors(config)))
+    (tmp_path / "tokenizer.bin").write_bytes(llama2c_tokenizer())
+    assert main([str(path), str(out)]) == 0
+    assert "tokenizer" not in capsys.readouterr().err  # nothing is missing
+    assert load(out).tokenizer.encode("the fox") == [1, *ENGINE.encode("the fox")]
 
 
 @pytest.mark.parametrize(

@@ -577,12 +577,18 @@ def test_space_is_put_before_a_text_that_has_none():
 # ---- llama2.c ---------------------------------------------------------------------------------
 
 
-def test_tokenizer_of_llama2_c_is_the_model():
+def llama2c_tokenizer():
+    """The pieces of the model as llama2.c keeps them, in a tokenizer.bin."""
     content = struct.pack("<i", 27)
     for i in range(SIZE):
         name = ENGINE.id_to_piece(i).replace(SPACE, " ").encode()
         name = {1: b"\n<s>\n", 2: b"\n</s>\n"}.get(i, name)
         content += struct.pack("<fi", ENGINE.get_score(i), len(name)) + name
+    return content
+
+
+def test_tokenizer_of_llama2_c_is_the_model():
+    content = llama2c_tokenizer()
     tokenizer = load_tokenizer({"tokenizer.bin": content})
     assert (
         tokenizer.vocab_size == SIZE and tokenizer.bos_id == 1 and tokenizer.eos_id == 2
