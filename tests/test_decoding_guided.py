@@ -609,6 +609,8 @@ def nested(depth):
     [
         ({"type": "integer", "multipleOf": 3}, "'multipleOf' is not understood"),
         ({"type": "array", "uniqueItems": True}, "'uniqueItems' is not understood"),
+        ({"not": {"type": "string"}}, "'not' is not understood"),
+        ({"if": {}, "then": {"type": "string"}}, "'if' is not understood"),
         ({"type": "string", "format": "uri"}, "format 'uri' is not understood"),
         ({"allOf": [{"type": "null"}, {"const": None}]}, "'allOf' of several"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "'oneOf'"),

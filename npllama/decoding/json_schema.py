@@ -160,6 +160,8 @@ def _types(schema: Mapping, meant: set[str]) -> list[str]:
     types = schema.get("type")
     if types is None:
         types = [kind for kind in TYPES[:4] if KEYWORDS[kind] & meant]
+        for word in sorted(meant - set().union(*KEYWORDS.values())):
+            raise NotUnderstood(f"schema: keyword {word!r} is not understood")
         if len(types) != 1:
             raise NotUnderstood(f"schema: no 'type' beside {', '.join(sorted(meant))}")
     types = [types] if isinstance(types, str) else list(types)
