@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import DISTINCT, configs, dtypes, random_model, seeds, token_ids
 from tolerances import assert_close, assert_same, depth
@@ -76,7 +76,12 @@ def run_alone(model, text):
     return forward(model, text[None], cache)[0]
 
 
+# Two texts in pieces, in changing order, anywhere in the cache.
+PIECES = [5, 4], [([0], [3]), ([1, 0], [2, 1]), ([0, 1], [1, 2])], True
+
+
 @given(configs(STEADY), traffic(), seeds, dtypes, st.booleans())
+@example(DISTINCT, PIECES, 0, "float32", True)
 def test_every_text_of_a_packed_row_has_the_logits_it_has_alone(
     config, traffic, seed, dtype, exact
 ):
