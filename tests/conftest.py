@@ -19,6 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 from hypothesis import Phase, settings
+from profiles import PROFILE
 
 settings.register_profile("dev", max_examples=25, deadline=None, derandomize=True)
 settings.register_profile("ci", max_examples=200, deadline=None, print_blob=True)
@@ -31,7 +32,6 @@ settings.register_profile(
     max_examples=200,
     phases=(Phase.explicit, Phase.generate),
 )
-PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "dev")
 settings.load_profile(PROFILE)
 
 

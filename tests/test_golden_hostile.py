@@ -10,6 +10,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+from profiles import THOROUGH
 from strategies import DISTINCT, random_model
 from test_golden_record import called
 
@@ -18,7 +19,6 @@ from npllama.golden.record import Wanted, record
 from npllama.golden.trace import META, read_golden, read_trace
 
 KEPT = ("model.layers.0.*_proj", "model.layers.1.output", "lm_head", "cache.k")
-THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "ci"
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,11 @@
 """A hundred faults, and what they are called: the right name, or none."""
 
-import os
-
 import faulty
 import faulty_blind
 import numpy as np
 import pytest
 from backend import random_model
+from profiles import THOROUGH
 from test_golden_floor import golden
 
 from npllama.golden.compare import compare
@@ -14,7 +13,6 @@ from npllama.golden.diagnose import diagnose, explain
 from npllama.golden.floor import floor
 from npllama.golden.scene import Scene
 
-THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "ci"
 PROMPT = 20
 # A plain run takes every sixth fault, the profile `ci` all.
 CHOSEN = sorted(faulty.FAULTS) if THOROUGH else sorted(faulty.FAULTS)[::6]

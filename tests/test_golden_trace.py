@@ -1,7 +1,6 @@
 """The trace file: read back as written, by others too, and never believed blindly."""
 
 import json
-import os
 import re
 import zipfile
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from profiles import THOROUGH
 from strategies import DISTINCT, random_model, seeds
 
 from npllama.cache import new_cache
@@ -272,7 +272,7 @@ def damaged(data, rng):
 
 def test_any_damage_gives_a_trace_or_one_line(golden, tmp_path):
     data, path = golden.read_bytes(), tmp_path / "damaged.npz"
-    thorough = os.environ.get("HYPOTHESIS_PROFILE") == "ci"
+    thorough = THOROUGH
     rng = np.random.default_rng(0)
     refused = 0
     for _ in range(10_000 if thorough else 300):

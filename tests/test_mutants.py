@@ -4,15 +4,13 @@ Add a list `MUTANTS` to a file tests/<chapter>_mutants.py and it is checked here
 plain run takes a dozen of them, the profile `ci` all.
 """
 
-import os
-
 import pytest
 from chapters import PACKAGE
 from mutation import collected, run
+from profiles import THOROUGH
 
 MUTANTS = collected()
 SAMPLE = 12
-THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "ci"
 CHOSEN = MUTANTS if THOROUGH else MUTANTS[:: -(-len(MUTANTS) // SAMPLE)]
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
-from conftest import PROFILE
+from profiles import PROFILE
 
 import npllama
 from npllama.cli import prompts as command

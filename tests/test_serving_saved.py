@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import PROFILE
 from hypothesis import example, given
 from hypothesis import strategies as st
+from profiles import PROFILE
 from strategies import DISTINCT, configs, dtypes, random_model, seeds, token_ids
 from test_weight import all_transposed
 from tolerances import assert_same

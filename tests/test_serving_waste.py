@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PROFILE
 from hypothesis import example, given
 from hypothesis import strategies as st
 from needs import needs
+from profiles import PROFILE
 from strategies import seeds
 
 import npllama

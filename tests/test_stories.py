@@ -1,12 +1,12 @@
 """The grammar's stories pass its checker, other texts do not, and the model's do."""
 
-import os
 import re
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from profiles import THOROUGH
 from stories import BOYS, GIRLS, WORDS, check, main, story
 
 import npllama
@@ -145,7 +145,7 @@ def test_a_file_without_stories_does_not_pass(tmp_path, capsys):
 def test_what_the_shipped_model_tells_are_stories():
     """At temperature 0.8, from nothing: at least nine in ten pass the checker."""
     model = npllama.load("stories")
-    count = 100 if os.environ.get("HYPOTHESIS_PROFILE") == "ci" else 40
+    count = 100 if THOROUGH else 40
     config = npllama.GenerationConfig(
         max_new_tokens=500, do_sample=True, temperature=0.8, top_k=0
     )

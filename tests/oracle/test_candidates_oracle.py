@@ -8,6 +8,7 @@ import pytest
 from candidates import llamacpp
 from golden_models import CONFIGS, models, recorded, verdict
 from needs import needs
+from profiles import THOROUGH
 
 from npllama.config import Rope
 
@@ -196,7 +197,6 @@ def test_right_backends_pass_with_other_weights_and_tokens(tmp_path, name, seeds
 @pytest.fixture
 def seeds():
     """A few, or under the thorough profile of Hypothesis many."""
-    import os
 
-    thorough = os.environ.get("HYPOTHESIS_PROFILE") == "ci"
+    thorough = THOROUGH
     return np.arange(1, 41 if thorough else 4).tolist()

@@ -5,7 +5,6 @@ bfloat16, whether the backend shows all its tensors or, where that can be told a
 its logits only.  The page runs uncompiled here, so that functions can be exchanged.
 """
 
-import os
 from dataclasses import replace
 from functools import partial
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from golden_models import recorded, verdict
 from needs import needs
+from profiles import THOROUGH
 
 jax = needs("jax")
 jnp = jax.numpy
@@ -186,7 +186,7 @@ CASES = [
 ]
 
 # The shipped model takes some seconds a fault: only under the thorough profile.
-if os.environ.get("HYPOTHESIS_PROFILE") != "ci":
+if not THOROUGH:
     CASES = [case for case in CASES if case[1] != "stories"]
 
 

@@ -4,18 +4,17 @@ Half of the random models have massive activations; SmolLM2-135M is a trained on
 first position holds one of 20,000 and more.
 """
 
-import os
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 from needs import needs
+from profiles import THOROUGH
 
 needs("transformers")
 
 from golden_sweep import drawn, loaded, planted_runs, right_runs  # noqa: E402
 
-THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "ci"
 COUNT = 300 if THOROUGH else 15
 
 

@@ -6,7 +6,6 @@ seconds.
 
 import asyncio
 import json
-import os
 import re
 import signal
 import socket
@@ -20,6 +19,7 @@ import children
 import numpy as np
 import pytest
 from needs import needs
+from profiles import PROFILE
 from served import ROOT, serving, wait_for
 
 from npllama import GenerationConfig, generate, load, rowwise
@@ -28,7 +28,7 @@ from npllama.decoding.logprobs import text_logprobs
 httpx = needs("httpx", "clients")
 needs("uvicorn", "serve")
 
-SECONDS = 60 if os.environ.get("HYPOTHESIS_PROFILE") == "sweep" else 6
+SECONDS = 60 if PROFILE == "sweep" else 6
 CLIENTS = 64
 MODEL = load("stories")
 LONG = {"prompt": "Once upon a time", "max_tokens": 400, "logit_bias": {"2": -100}}

@@ -4,7 +4,6 @@ A plain run compares a few hundred texts, the profile `ci` some thousands.
 """
 
 import json
-import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from nasty import nasty_texts
 from needs import needs
+from profiles import THOROUGH
 
 tokenizers = needs("tokenizers")
 needs("transformers")
@@ -26,7 +26,7 @@ from npllama.text.rendering import render  # noqa: E402
 from npllama.text.tokenizer import SPACE, StreamDecoder  # noqa: E402
 from npllama.text.vocabulary import load_tokenizer  # noqa: E402
 
-COUNT = 4000 if os.environ.get("HYPOTHESIS_PROFILE") == "ci" else 400
+COUNT = 4000 if THOROUGH else 400
 GOLDENS = Path(__file__).parents[1] / "goldens"
 
 
