@@ -455,7 +455,17 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
+# These two end when their time is up.
+LONG = {"a long loop", "a huge number"}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[pytest.mark.slow] if kind in LONG else [])
+        for kind in HOSTILE
+    ],
+)
 def test_hostile_template_is_one_line(kind):
     begin = time.monotonic()
     try:

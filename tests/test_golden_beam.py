@@ -38,7 +38,10 @@ def search(seed, setting):
     return beam_search(*args), eos
 
 
-@pytest.mark.parametrize("version, least", [("5.23", 300), ("4.49", 500)])
+@pytest.mark.parametrize(
+    "version, least",
+    [("5.23", 300), pytest.param("4.49", 500, marks=pytest.mark.slow)],
+)
 def test_beam_searches_find_the_texts_that_transformers_finds(version, least):
     cases = GOLDEN[version]
     assert len(cases) >= least and len({case["seed"] for case in cases}) >= 50

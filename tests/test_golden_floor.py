@@ -355,6 +355,7 @@ def test_right_backend_is_within_where_one_number_carries_all(seed):
     assert compare(exact, candidate, floors, dtype).first is None
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32))
 def test_error_of_three_floors_in_one_head_or_position_is_caught(seed):
     rng, exact, floors, candidate, dtype = massive(seed)

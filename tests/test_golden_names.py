@@ -14,8 +14,8 @@ from npllama.golden.floor import floor
 from npllama.golden.scene import Scene
 
 PROMPT = 20
-# A plain run takes every sixth fault, the profile `ci` all.
-CHOSEN = sorted(faulty.FAULTS) if THOROUGH else sorted(faulty.FAULTS)[::6]
+# A plain run takes every twelfth fault, the profile `ci` all.
+CHOSEN = sorted(faulty.FAULTS) if THOROUGH else sorted(faulty.FAULTS)[::12]
 
 
 @pytest.fixture(scope="module")
