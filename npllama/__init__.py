@@ -6,22 +6,25 @@ one product to the whole model on one screen.  A chapter that is a folder lists 
 sections in its own ``__init__.py``, in reading order.
 
 A LLaMA in a minute: a text comes in as *tokens*, numbers from 0 to V - 1.  The
-*embedding* is a table with a vector of E numbers for each; a token's row is where its
-way through the model begins.  L *blocks* follow, one after the other, and what runs through
-them is the *residual stream*: each block adds to the vector of every position, twice:
+*embedding* is a table that holds a vector of E numbers for each token; the
+model starts from these vectors, one for each *position* of the text.  L
+*blocks* follow, one after the other.  The vectors that run through them are
+the *residual stream*.  Each block adds to the vector of every position twice:
 
-- *attention* lets a position look at those up to itself.  From its vector it makes a
-  *query* (what it looks for), a *key* (what it can be found by) and a *value* (what
-  it gives to whoever finds it).  It takes home a mixture of the values whose keys
-  match its query best.  This happens in H *heads* side by side, with D numbers each;
-  K of them, H or fewer, have keys and values of their own.
-- the *feed-forward* half works on each position alone: it widens the vector to F
-  numbers, bends it, and narrows it again.
+- *attention* lets a position look at itself and at those before it.  From its
+  vector it makes a *query* (what it looks for), a *key* (what it can be found
+  by) and a *value* (what it gives to whoever finds it).  It receives an
+  average of the values, in which a value weighs more the better its key
+  matches the query.  This happens in H *heads* side by side, whose queries,
+  keys and values have D numbers each.  Heads may share keys and values: there
+  are K sets of them, at most H.
+- the *feed-forward* half works on each position alone: it widens the vector to
+  F numbers, applies a function that is not linear, and narrows it again.
 
-A *norm* before each half keeps the numbers at one scale.  After the last block the
-vector is compared with every word of the vocabulary: V *logits*, one for each token
-that could come next.  One of them is chosen, and everything begins again, one position
-further.
+A *norm* before each half keeps the numbers at one scale.  After the last block
+the vector is compared with every word of the vocabulary.  This gives V
+*logits*, one for each token that could come next: the larger, the likelier.
+One token is chosen, and everything begins again, one position further.
 
 Part I, the network
     1   `ops`          the one product, written as an equation
@@ -42,7 +45,7 @@ Part II, text and files
 Part III, from logits to text
     13  `sampling`     from logits to logits to a token
     14  `decoding`     from distributions to texts, a strategy per file
-    15  `generation`   what may be asked for, and one face for all of it
+    15  `generation`   what may be asked for, and one interface to all of it
 
 Part IV, what it costs
     16  `cost`         counted while it runs, predicted in closed form; the roofline
@@ -69,7 +72,7 @@ Letters stand for sizes, and only for sizes:
     P  positions of a page          Q  pages of a pool
     R  rank of an adapter
 
-What others call the weights of a block:
+What others call the weights:
 
     npllama    Hugging Face               Meta             llama2.c
     attn_norm  input_layernorm            attention_norm   rms_att_weight

@@ -1,8 +1,9 @@
 r"""Chapter 7: attention.
 
-Every position asks (its query q) what the positions up to itself offer (their keys
-k), and takes home the average of their values v, weighted by the softmax of how
-well question and offer match:
+Every position compares its query q with the keys k of all positions up to
+itself.  The dot product of a query and a key is their *score*.  The softmax of
+the scores, divided by the square root of D, gives weights p, and the position
+receives the average of the values v with these weights:
 
 $$y_t = \sum_{s \le t} p_{ts} v_s, \quad
   p_{ts} = \mathrm{softmax}_s (q_t \cdot k_s / \sqrt{D})$$
@@ -14,10 +15,11 @@ head, which makes the cache G times smaller; with K = 1 it is called multi-query
 (MQA).  Query head h belongs to key/value head h // G: neighbours share (repeat the
 keys as k1 k1 k2 k2, not k1 k2 k1 k2).
 
-The chapter says it three times.  `naive` is the formula in loops.  `dense` is the
-same as a few array operations, with the whole T x S matrix of scores at once.
-`blocked` is for use: in blocks of queries, keys and heads, so that the matrix of a
-long context is never held in memory.
+The chapter computes this in three ways.  `naive` is the formula in loops.
+`dense` is the same as a few array operations, with the whole T x S matrix of
+scores at once.  `blocked` is the one that the model uses: it works in blocks
+of queries, keys and heads, so that the matrix of a long context is never held
+in memory.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def naive(q: np.ndarray, k: np.ndarray, v: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Causal attention as the formula reads: one row, one head, one position a turn.
+    """Causal attention as the formula reads: one row, head and position at a time.
 
     Parameters
     ----------
@@ -113,8 +115,9 @@ def dense(q: np.ndarray, k: np.ndarray, v: np.ndarray, start: np.ndarray) -> np.
 
 #  ---- in blocks --------------------------------------------------------------
 
-# About a million scores keep BLAS busy and still lie in the cache.  Many rows or a
-# large group make more: with fewer keys at a time, products would be too short.
+# About a million scores keep BLAS busy and still fit in the processor's cache.  With
+# many rows or a large group there are more, since a block has at least LEAST_KEYS
+# keys: with fewer, products would be too short.
 QUERY_BLOCK = 128
 LEAST_KEYS = 4096
 SCORES = 2**20
@@ -123,13 +126,14 @@ SCORES = 2**20
 def default_blocks(rows: int, queries: int, G: int, keys: int) -> tuple[int, int]:
     """How many keys, and how many key heads, `blocked` takes at once.
 
-    As many keys as make a million scores with the G query heads of one key head,
-    4096 at least; where there are fewer keys, as many more heads.
+    It takes as many keys as make a million scores with the G query heads of
+    one key head, but at least 4096.  If there are fewer keys, it takes more
+    key heads instead.
 
     Parameters
     ----------
     rows, queries, keys : int
-        Rows of the batch, queries of a block, and all keys that the last one sees.
+        Rows of the batch, queries of a block, and all keys that the last query sees.
     G : int
         Query heads that share a key head.
 
@@ -173,15 +177,16 @@ def merged(one: Part, other: Part) -> Part:
     return Part(y, total, peak)
 
 
-# exp of this is far from overflow, also when 2**32 of them are added.
+# exp of this is far from overflow, even when 2**32 of them are added.
 LARGE = 60.0
 
 
 def none_is_large(q: np.ndarray, k: np.ndarray) -> bool:
-    """Whether the norms of queries and keys promise scores below `LARGE`.
+    """Whether the norms of queries and keys guarantee scores below `LARGE`.
 
-    A dot product is never more than the product of the norms.  Then no peak has to
-    be found and subtracted, which takes as long as the exponential itself.
+    A dot product is never more than the product of the norms.  If no score is
+    large, no peak has to be found and subtracted, which would take as long as
+    the exponential itself.
 
     Parameters
     ----------
@@ -203,11 +208,12 @@ def blocked(
 ) -> np.ndarray:
     """Causal attention by blocks, equal to `naive` up to rounding.
 
-    A block of queries meets only the keys at or before its last position, a block
-    of keys and a few heads at a time.  Of the scores only one block exists at once,
-    so memory does not grow with the context; this is FlashAttention's arrangement,
-    for a processor's cache instead of a GPU's.  Inside `ops.rowwise` every query
-    goes alone, with a fixed block of keys.
+    A block of queries is multiplied only with the keys at or before its last
+    position, for a block of keys and a few heads at a time.  Only one block of
+    scores exists at once, so memory does not grow with the context.  This is
+    FlashAttention's arrangement, for a processor's cache instead of a GPU's.
+    Inside `ops.rowwise` every query is a block of its own, and blocks of keys
+    have a fixed size.
 
     Parameters
     ----------
@@ -239,14 +245,14 @@ def blocked(
     for rows in _rows_that_start_together(start):
         first = int(start[rows.start])
         if T > 1 and not np.isfinite(v[rows, :, first + 1 : first + T]).all():
-            # A weight of zero does not hide what lies in a query's future, since
-            # 0 * nan is nan; loops never look there.
+            # A weight of zero does not hide a NaN in a query's future, since
+            # 0 * nan is nan; the loops of `naive` never read the future.
             y[rows] = naive(q[rows], k[rows], v[rows], start[rows])
             continue
         for head in range(0, K, head_block):
             keys, values = (x[rows, head : head + head_block] for x in (k, v))
             heads = slice(head * G, (head + head_block) * G)  # that share them
-            # One look at all keys pays where many queries meet them.
+            # To look at all keys first pays only if many queries meet them.
             many = T * G > 2 * D and not is_rowwise()
             low = many and none_is_large(q[rows, :, heads], keys[:, :, : first + T])
             for t in range(0, T, query_block):
@@ -259,7 +265,7 @@ def blocked(
 
 
 def _rows_that_start_together(start: np.ndarray) -> list[slice]:
-    """The whole batch if every row is as long, else the rows one by one."""
+    """The whole batch if all rows hold equally many positions, else row by row."""
     if (start == start[0]).all() and not is_rowwise():
         return [slice(0, len(start))]
     return [slice(b, b + 1) for b in range(len(start))]
@@ -308,7 +314,7 @@ def _among_some_keys(
         Divided by the square root of D.
     k, v : (B, K, S, D) float
     first : int
-        How far the first query stands after the first of these keys.
+        Position of the first query, counted from the first of these keys.
     low : bool
         Whether no score is large.
 
@@ -322,7 +328,8 @@ def _among_some_keys(
     if low:
         peak = np.zeros((*scores.shape[:-1], 1), dtype=q.dtype)  # (B, K, G, T, 1)
     else:
-        # Finite also for a query that may see none of these keys: -inf + inf is nan.
+        # A query may see none of these keys; its peak must still be finite, since
+        # -inf + inf is nan.
         least = np.finfo(q.dtype).min
         peak = scores.max(axis=-1, keepdims=True, initial=least)  # (B, K, G, T, 1)
         scores -= peak
@@ -361,7 +368,7 @@ def attention(
     attend=blocked,
     write=append,
 ) -> np.ndarray:
-    """The attention half of a block: project, turn, remember, attend, project.
+    """The attention half of a block: project, rotate, cache, attend, project.
 
     Writes
     ------

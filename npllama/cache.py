@@ -1,15 +1,15 @@
 """Chapter 6: the cache, arrays in the caller's hands.
 
 Attention at one position looks at the keys and values of all positions before it.
-They never change once computed, so they are kept: to extend a text by one token
-costs one position's work instead of all of them again.  That is the difference
-between *prefill*, which runs a whole prompt through the model at once, and
-*decode*, which then adds a token at a time.
+These never change once computed, so they are kept.  Then one more token costs
+the work of one position, not that of all positions again.  That is the
+difference between *prefill*, which runs a whole prompt through the model at
+once, and *decode*, which then adds a token at a time.
 
 The cache is two arrays and, for every row of the batch, how much of it is filled.
-Rows are left-aligned: row b holds its first ``length[b]`` positions in place, and
-what lies after them is never looked at.  To roll a row back, lower its length; to
-copy or reorder rows, index the arrays.
+Rows are left-aligned: row b holds its first ``length[b]`` positions in place,
+and nothing reads what lies after them.  To roll a row back, lower its length;
+to copy or reorder rows, index the arrays.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def new_cache(
     TypeError
         If `config` is not a Config.
     ValueError
-        If there would be no rows or no positions.
+        If `batch` or `capacity` is below 1.
     """
     if not isinstance(config, Config):
         raise TypeError(f"config: {type(config).__name__} found; give model.config")

@@ -1,10 +1,10 @@
 """Chapter 2: the numbers that define a LLaMA.
 
-A LLaMA is one architecture in many sizes.  Everything that tells a 15M toy from
-the 405B model is a few integers, an epsilon, and how positions are encoded; this
-chapter names them, spelled as in Hugging Face's ``config.json``, and reads them
-from that file (both spellings, of transformers 4 and 5) or a table of well-known
-models.
+A LLaMA is one architecture in many sizes.  A 15M toy and the 405B model differ
+only in a few integers, an epsilon, and how positions are encoded.  This
+chapter names these numbers as Hugging Face's ``config.json`` does.  It reads
+them from that file (as transformers 4 or 5 writes it) or from a table of
+well-known models.
 
 A wrong number here gives a model that runs and talks nonsense, so everything is
 checked once, on the way in, and the rest of the book may trust it.
@@ -17,12 +17,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-# Of every layer the tensors' names are listed: a wrong number should not fill memory.
+# Every layer's tensors are listed by name: a wrong number should not fill memory.
 MOST_LAYERS = 10_000
 # The largest theta in use is below 1e11; angles should neither vanish nor overflow.
 MOST_ROPE = 1e12
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
-# Of these the angles depend on how long the text is, too.
+# With these types, the angles also depend on the length of the text.
 BY_LENGTH = ("dynamic", "longrope")
 
 
@@ -160,7 +160,7 @@ def check(config: Config) -> Config:
     return config
 
 
-# The second is how the first checkpoints of LLaMA 1 were written.
+# The first checkpoints of LLaMA 1 have the second spelling.
 ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM")
 SILU = ("silu", "swish")  # two names of one function
 
@@ -183,7 +183,7 @@ def _refuse_other_architectures(data: Mapping[str, Any]) -> None:
 
 
 def _rope_from_hf(data: Mapping[str, Any], positions: int) -> Rope:
-    """Read both spellings; where both stand there, `rope_scaling` is the one used."""
+    """Read both spellings; if a file has both, `rope_scaling` counts."""
     both = [data.get(key) or {} for key in ("rope_scaling", "rope_parameters")]
     for found in both:
         if not isinstance(found, Mapping):
@@ -219,7 +219,7 @@ def _trained_context(
 ) -> dict[str, Any]:
     """The context that was trained, and how far it is stretched.
 
-    transformers falls back to the full context where the trained one is not said.
+    Like transformers, take the full context if the trained one is not given.
     """
     outside = data.get("original_max_position_embeddings")
     found: dict[str, Any] = {"original_max_position_embeddings": positions}
@@ -285,7 +285,7 @@ _ROPE_NEEDS = {
 
 
 def positive(data: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """A count of a dictionary, or its default; ValueError if it is not one."""
+    """Read a positive integer, or its default; ValueError if it is not one."""
     value = data.get(key)
     value = default if value is None else value
     if value is None:
@@ -296,7 +296,7 @@ def positive(data: Mapping[str, Any], key: str, default: int | None = None) -> i
 
 
 def number(data: Mapping[str, Any], key: str, default: float) -> float:
-    """A number of a dictionary, or its default; ValueError if it is not one."""
+    """Read a number, or its default; ValueError if it is not one."""
     value = data.get(key)
     value = default if value is None else value
     if not _is_real(value):
@@ -310,7 +310,7 @@ def _is_real(value: Any) -> bool:
 
 
 def flag(data: Mapping[str, Any], key: str) -> bool:
-    """True or false as a dictionary says; false where it says nothing."""
+    """Read true or false; false if the key is missing."""
     value = data.get(key) or False
     if not isinstance(value, bool):
         raise ValueError(f"config: {key!r} is {value!r}, not true or false")

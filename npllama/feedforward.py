@@ -1,10 +1,11 @@
 """Chapter 8: the feed-forward half of a block.
 
 Attention moves information between positions; this half works on each position
-alone, and holds two thirds of the weights.  It widens the vector from E to F,
-bends it, and narrows it again.  In SwiGLU the bend is a product: one widening
-(`up`) is multiplied, coordinate by coordinate, by the SiLU of another (`gate`),
-which decides what passes.
+alone, and holds two thirds of the weights.  It widens the vector from E to F
+numbers, applies a function that is not linear, and narrows it again.  In
+SwiGLU that function is a product: there are two widenings, and one (`up`) is
+multiplied, coordinate by coordinate, by the SiLU of the other (`gate`), which
+decides what passes.
 """
 
 from __future__ import annotations

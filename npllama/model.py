@@ -5,9 +5,10 @@ by a feed-forward; compare the result with every word of the vocabulary.  The su
 that runs through the blocks, `x`, is the residual stream: a block reads a
 normalised copy of it and writes by adding.
 
-Prefill, chunked prefill and decode are this one function: give it the tokens that
-are new and the cache of those that are not.  So is a pass for many texts at once:
-one per row of a batch, or all of them packed into one row, a piece of each.
+This one function does prefill, chunked prefill and decode: give it the new
+tokens, and a cache that holds the earlier ones.  It also runs many texts at
+once: one per row of a batch, or all of them packed into one row, one text
+after the other.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ def forward(
     cache : KVCache
         With R lengths, and arrays of one row, for a packed row.
     count : (R,) int64
-        How many of a row's tokens are real, 0 ... T; what follows is padding,
-        whose logits mean nothing.  All of them by default.  There are R = B texts
-        then; in a packed row, it says how many tokens each text has, T in all.
+        How many of a row's tokens are real, 0 ... T; by default all.  The
+        rest is padding, whose logits mean nothing.  In a batch every row is a
+        text, so R = B; in a packed row, `count` says how many tokens each text
+        has, T in all.
     last : bool or places
         Return only the logits that follow each text's last real token; or those at
         M given places, 0 ... T - 1, of every row.
@@ -61,8 +63,9 @@ def forward(
         Where keys and values go.  A packed row needs an `attend` and a `write` of its
         own, which know where each text's positions lie.
     positions : (B, T) int64
-        Where the tokens stand, if not in a row after those in the cache, as the
-        guesses of `lookahead`; `attend` has to know then which of them see each other.
+        Where the tokens stand, if they do not follow those in the cache one by
+        one (the guesses of `lookahead` do not).  Then `attend` has to know
+        which of them see each other.
 
     Returns
     -------
@@ -121,7 +124,7 @@ def _positions(shape, start, count, packed) -> np.ndarray:
     if packed:
         pieces = [np.arange(s, s + n) for s, n in zip(start, count)]
         return np.concatenate(pieces)[None]
-    # Padding stands where its row ends: `dynamic` looks at the last position.
+    # Padding gets its row's last position, since dynamic RoPE looks at the last one.
     step = np.minimum(np.arange(shape[1]), np.maximum(count, 1)[:, None] - 1)  # (B, T)
     return start[:, None] + step
 
@@ -166,7 +169,7 @@ def _check(model, tokens, cache, count, write) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_packed(config, count, T, write) -> None:
-    """Raise an error unless the texts of a packed row fill it, at steady speeds."""
+    """Raise an error unless the texts fill the row, and RoPE ignores their length."""
     if write is append:
         raise ValueError("a packed row needs its own write and attend; see `packed`")
     if count.sum() != T:

@@ -1,10 +1,10 @@
 """Chapter 4: RMSNorm.
 
 A deep stack of blocks only trains if the numbers that flow through it keep one
-scale.  Before each half of a block, and before the last product, every position's
-vector is therefore divided by its root mean square, and each coordinate multiplied
-by a gain that was learned.  LayerNorm would subtract the mean first; LLaMA leaves
-that out, at no loss.
+scale.  So before each half of a block, and before the last product, the model
+divides every position's vector by its root mean square, and multiplies each
+coordinate by a learned gain.  LayerNorm would subtract the mean first; LLaMA
+leaves that out, at no loss.
 """
 
 from __future__ import annotations

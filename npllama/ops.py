@@ -5,22 +5,24 @@ of this book goes through the one function `einsum`, written as an equation
 
     y = einsum("BTE,FE->BTF", x, w_gate, "gate_proj")
 
-that names the axes of both operands and of the result.  A letter in both operands
-and in the result is a batch axis; one in both but not in the result is summed
-over; the others are rows (of `a`) and columns (of `b`).  The equation is the shape
-comment of the line, checked on every call, and the cost can be read off it:
-2 x the product of its letters, a multiplication and an addition each.
+that names the axes of both operands and of the result.  A letter in both
+operands and in the result is a batch axis; one in both but not in the result
+is summed over.  The others are rows, if they stand in the first operand, `a`,
+and columns, if they stand in the second, `b`.  The equation is a shape comment
+that is checked on every call.  It also tells the cost: 2 x the product of the
+sizes of its letters, for a multiplication and an addition each.
 
 Any such product is one matrix multiplication: bring the axes of `a` into the order
 batch, rows, summed and those of `b` into batch, summed, columns; merge each kind
 into one axis; multiply; split the axes again.  Transposing and merging only
-renumber an array's strides, so weights are multiplied as they lie on disk.
+change an array's strides, so weights are multiplied as they lie on disk.
 
-The second operand may also be a `Weight` that is no plain array (one kept in four
-bits, say): it multiplies by itself, and is counted as what it keeps.
+The second operand may also be a `Weight` that is not an array (one packed into
+four bits, say).  It brings its own multiplication, and its memory counts as
+the bytes that it keeps.
 
-Whoever wants to see what is computed puts an `Observer` around it: ``with
-observing(obs):``.  Nothing else in this book knows that it is being watched.
+To see what is computed, run it inside ``with observing(obs):``, with an
+`Observer` as obs.  Nothing else in this book knows that it is being watched.
 
 At its end the chapter asks the system, once, to keep the memory of freed arrays.
 """
@@ -53,11 +55,12 @@ class Kind(NamedTuple):
 class Observer:
     """Watches a computation, to record or to count it.
 
-    It overrides what it wants to see; the rest does nothing.
+    A subclass overrides the methods for what it wants to see; the others do
+    nothing.
     """
 
     def begin(self, start: np.ndarray, new: np.ndarray, x: np.ndarray) -> None:
-        """A pass through the model begins; arguments as of the function `begin`."""
+        """A pass through the model begins; the arguments are those of `ops.begin`."""
 
     def enter(self, place: str) -> None:
         """The computation has come to `place`, such as ``model.layers.3``."""
@@ -77,9 +80,9 @@ _observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=(
 def observing(observer: Watcher) -> Iterator[Watcher]:
     """Let `observer` watch what is computed inside the ``with`` block.
 
-    An observer whose blocks are nested sees everything once.  Do not hold a block
-    open across the ``yield`` of a generator: the observer would also see what the
-    consumer computes in between.
+    If blocks of one observer are nested, it still sees everything only once.
+    Do not hold a block open across the ``yield`` of a generator: the observer
+    would also see what the consumer computes in between.
     """
     watching = _observers.get()
     once = any(other is observer for other in watching)
@@ -122,7 +125,7 @@ def note(name: str, x: np.ndarray) -> None:
 
 
 class Plan(NamedTuple):
-    """How one equation becomes one matrix multiplication; None: leave as it is."""
+    """How an equation becomes a matrix multiplication; None: leave the array as is."""
 
     kind: Kind
     order_a: tuple[int, ...] | None
@@ -216,10 +219,11 @@ BLOCK = 2**19
 def row_by_row(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Multiply every row by a large matrix on its own, block by block.
 
-    For each block of weights, while it lies in the cache, one matrix-vector product
-    per row.  BLAS is at its best with one row or with many: with two to seven (a
-    small batch, a few drafted tokens to verify, the beams of a search) it is up to
-    three times slower than this.
+    While a block of weights lies in the processor's cache, every row is
+    multiplied by it, with one matrix-vector product each.  BLAS is at its best
+    with one row or with many: with two to seven (a small batch, a few drafted
+    tokens to verify, the beams of a search) it is up to three times slower
+    than this.
 
     Parameters
     ----------
@@ -246,13 +250,14 @@ _rowwise: ContextVar[bool] = ContextVar("rowwise", default=False)
 
 @contextmanager
 def rowwise(on: bool = True) -> Iterator[None]:
-    """Make every text's numbers independent of its company, bit for bit.
+    """Make the numbers of a text independent of the texts beside it, bit for bit.
 
-    BLAS adds up a row in another order when there are more rows beside it, so a
-    text's last bits depend on the batch, and on the pieces in which its prompt is
-    read.  Inside this block every row is multiplied on its own, and every query
-    meets its keys on its own.  Then batches, chunks and packed rows give the very
-    floats that a text gives alone.  A prompt takes several times as long.
+    BLAS sums a row in another order when there are more rows beside it.  So
+    the last bits of a text's numbers depend on the batch, and on the pieces in
+    which its prompt is run.  Inside this ``with`` block every row is
+    multiplied alone, and attention takes one query at a time.  Then a text
+    gives the same floats in a batch, in chunks or in a packed row as alone.
+    But a prompt takes several times as long.
 
     References
     ----------
@@ -267,12 +272,12 @@ def rowwise(on: bool = True) -> Iterator[None]:
 
 
 def is_rowwise() -> bool:
-    """Whether the computation stands in a `rowwise` block."""
+    """Whether the computation runs inside a `rowwise` block."""
     return _rowwise.get()
 
 
-# Up to so many rows, they go one by one; up to so many, the weights are taken as the
-# first operand, which some BLAS kernels do 1.5 times faster and none notably slower.
+# Up to FEW rows are multiplied one by one.  Up to SOME rows, the weights are the first
+# operand: some BLAS kernels are then 1.5 times faster, and none is notably slower.
 FEW, SOME = 7, 64
 
 
@@ -299,8 +304,8 @@ def multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 class Weight(Protocol):
     """A second operand that is not an array: packed into few bits, adapted, ...
 
-    Its letters in an equation are those of the output, then those that are summed,
-    as in every weight of the book.
+    In an equation, the letters of its output come first, then those that are
+    summed, as for every weight of the book.
     """
 
     shape: tuple[int, ...]
@@ -308,7 +313,7 @@ class Weight(Protocol):
     kept: tuple[str, int]  # the name of its format, and the bytes that it keeps
 
     def times(self, a: np.ndarray) -> np.ndarray:
-        """Multiply: (M, S) rows of the summed axes to (M, C), the output's."""
+        """Multiply rows: (M, S), with the summed axes as S, to (M, C), the output."""
 
 
 def einsum(equation: str, a: np.ndarray, b: Any, name: str) -> np.ndarray:
@@ -358,11 +363,13 @@ def einsum(equation: str, a: np.ndarray, b: Any, name: str) -> np.ndarray:
 def keep_freed_memory() -> None:
     """Have up to 64 MiB of freed arrays kept for the next ones.
 
-    GNU's C library gives large arrays back to the system, which then has to clear
-    every page of the next ones: a tenth to a third of the time of a prompt.  It
-    learns, and keeps twice the largest array that it saw freed, but a layer has
-    several of that size at once.  So one of nearly 32 MiB (the most it heeds; larger
-    ones always go back) is freed at the start.  Elsewhere nothing changes.
+    GNU's C library returns large freed arrays to the system, which then has to
+    clear every page of the next ones.  That takes a tenth to a third of the
+    time of a prompt.  The library adapts: it keeps up to twice the size of the
+    largest array that it saw freed.  But a layer has several of that size at
+    once.  So this function frees one array of nearly 32 MiB, the largest size
+    to which the library adapts (larger arrays always go back).  With other C
+    libraries nothing changes.
 
     References
     ----------

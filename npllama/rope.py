@@ -1,13 +1,13 @@
 """Chapter 5: rotary position embedding (RoPE).
 
 Attention compares a query with keys by dot products, which know nothing of order.
-RoPE brings the position in by turning: the coordinates of a head are taken in
-pairs, and the pair number i of a vector at position t is turned by the angle
-t * w_i.  The dot product of two turned pairs depends only on the difference of
-their angles, so a score depends on what was said and on how far away, never on
-where in the text.  The speeds w_i fall from one radian per position to almost
-none, like the hands of a clock: fast pairs tell neighbours apart, slow ones far
-places.
+RoPE brings the position in by turning: it takes the coordinates of a head in
+pairs, and turns pair number i of a vector at position t by the angle t * w_i.
+The dot product of two turned pairs depends only on the difference of their
+angles, so that of a query and a key depends on the two vectors and on their
+distance, never on where in the text they stand.  The speeds w_i fall from one
+radian per position to almost none, like the hands of a clock: fast pairs tell
+neighbours apart, slow pairs tell distant positions apart.
 
 Which coordinates form a pair is a convention of the file.  Meta pairs neighbours
 (2i, 2i + 1), the two parts of one complex number; Hugging Face pairs halves
@@ -33,7 +33,7 @@ from npllama.config import BY_LENGTH, Config, Rope
 
 
 def wavelengths(theta: float, D: int, dtype: str) -> np.ndarray:
-    """Positions per radian of every pair: the reverse of `frequencies`.
+    """Positions per radian of every pair: 1 divided by `frequencies`.
 
     Returns
     -------
@@ -54,8 +54,9 @@ def frequencies(theta: float, D: int, dtype: str) -> np.ndarray:
     D : int
         Head size.
     dtype : str
-        In float32 the power is rounded before it is inverted, as torch does: at
-        position 8,192 one bit in a frequency is a thousandth of a radian.
+        In float32 the power is rounded before it is inverted, as in torch.
+        The order matters: at position 8,192 one bit in a frequency is a
+        thousandth of a radian.
 
     Returns
     -------
@@ -107,8 +108,9 @@ def dynamic_frequencies(rope: Rope, D: int, dtype: str, S: int, trained: int):
 def llama3_frequencies(rope: Rope, D: int, dtype: str) -> np.ndarray:
     """LLaMA 3.1: slow down the slow hands only.
 
-    A pair that turns often within the trained context is left alone, one that
-    does not get round is slowed by `factor`, and between the two it is blended.
+    A pair that turns often within the trained context keeps its speed.  One
+    that does not complete a turn is slowed by `factor`.  Between the two, the
+    speeds are blended.
 
     Returns
     -------
@@ -128,9 +130,9 @@ def llama3_frequencies(rope: Rope, D: int, dtype: str) -> np.ndarray:
 def yarn_frequencies(rope: Rope, D: int, dtype: str) -> np.ndarray:
     """YaRN: blend between slowed and unslowed hands along the pair's index.
 
-    "In training" means ``original_max_position_embeddings``, where the config has
-    it: so do llama.cpp and transformers 5; transformers 4.49 reads
-    ``max_position_embeddings`` all the same.
+    The trained length is ``original_max_position_embeddings``, if the config
+    has it, as in llama.cpp and transformers 5; transformers 4.49 reads
+    ``max_position_embeddings`` even then.
 
     Returns
     -------
@@ -142,7 +144,7 @@ def yarn_frequencies(rope: Rope, D: int, dtype: str) -> np.ndarray:
     """
 
     def pair_that_turns(times: float) -> float:
-        """Index (not whole) of the pair that gets round `times` in training."""
+        """Index (not whole) of the pair with so many turns in the trained length."""
         wavelength = rope.original_max_position_embeddings / (times * 2 * math.pi)
         return D * math.log(wavelength) / (2 * math.log(rope.rope_theta))
 
@@ -159,7 +161,7 @@ def yarn_frequencies(rope: Rope, D: int, dtype: str) -> np.ndarray:
 
 
 def yarn_attention_factor(rope: Rope) -> float:
-    """YaRN also sharpens attention, by scaling q and k through their tables.
+    """YaRN also sharpens attention: it scales q and k, through cosine and sine.
 
     References
     ----------
@@ -179,11 +181,12 @@ def yarn_attention_factor(rope: Rope) -> float:
 
 
 def longrope_frequencies(rope: Rope, D: int, dtype: str, S: int) -> np.ndarray:
-    """LongRoPE: a searched factor for every hand, other ones in a long text.
+    """LongRoPE: every hand has two factors, for short and for long texts.
 
-    The long factors hold once the text is longer than what was trained; as with
-    `dynamic_frequencies`, keys in the cache keep the speed at which they were
-    turned.  transformers lets the longest row of a batch decide for all rows.
+    A search found these factors.  The long ones apply once the text is longer
+    than the trained context; as with `dynamic_frequencies`, keys in the cache
+    keep the speed at which they were turned.  transformers lets the longest
+    row of a batch decide for all rows.
 
     Parameters
     ----------
@@ -205,7 +208,7 @@ def longrope_frequencies(rope: Rope, D: int, dtype: str, S: int) -> np.ndarray:
 
 
 def longrope_attention_factor(rope: Rope) -> float:
-    """LongRoPE scales q and k through their tables, at any length."""
+    """LongRoPE scales q and k, through cosine and sine, at any length."""
     if rope.attention_factor is not None:
         return rope.attention_factor
     if rope.factor is None or rope.factor <= 1:
@@ -216,7 +219,7 @@ def longrope_attention_factor(rope: Rope) -> float:
 
 @lru_cache(maxsize=64)
 def scaled_frequencies(rope: Rope, D: int, dtype: str, S: int, trained: int):
-    """Speeds of the pairs under the config's scaling, and the factor on the tables.
+    """Speeds of the pairs under the config's scaling; the factor on cosine and sine.
 
     Returns
     -------
@@ -256,7 +259,7 @@ def rope_tables(config: Config, positions: np.ndarray, dtype: str):
     cos, sin : (B, T, D // 2) float
     """
     D, trained = config.head_dim, config.max_position_embeddings
-    # Some scalings look at the length; 0 lets all others share one entry.
+    # Some scalings depend on the length; with 0, all others share one cached result.
     by_length = config.rope.rope_type in BY_LENGTH
     seen = [int(last) + 1 if by_length else 0 for last in positions[:, -1]]
     pairs = [scaled_frequencies(config.rope, D, dtype, S, trained) for S in seen]
@@ -316,7 +319,7 @@ def rotate_neighbours(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.nda
 
 
 def halves_order(D: int) -> np.ndarray:
-    """Which coordinate of the neighbours layout stands where in the halves layout.
+    """For each place in the halves layout, its coordinate in the neighbours layout.
 
     ``x[..., halves_order(D)]`` takes a head from Meta's order to Hugging Face's.
 

@@ -4,7 +4,7 @@ A block is nine matrices and vectors, or more where it has biases; a model is an
 embedding, L blocks, a norm and a head.
 
 This chapter says what these weights are called, here and on disk, and which shapes a
-config gives them.  The chapters after it say what is done with them.
+config gives them.  Later chapters say what the model does with them.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Model(NamedTuple):
     norm: np.ndarray  # (E,)
     lm_head: np.ndarray  # (V, E); the same array as `embed` when tied
     tokenizer: Any = None  # a `Tokenizer`, of the part on text
-    generation_config: Mapping[str, Any] | None = None  # how its makers would run it
+    generation_config: Mapping[str, Any] | None = None  # how its makers generate
 
     def __repr__(self) -> str:
         c, parameters = (

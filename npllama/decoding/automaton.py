@@ -6,8 +6,9 @@ and each byte moves it to another set.  The text can still match as long as the 
 not empty, since every state built here has a way to the end.
 
 A machine is built from the tree of a pattern (`regex`) as Thompson did: each node
-becomes a small graph with one way in and one way out.  Some arrows are taken with a
-byte, others silently.  The pattern ``ab|c`` gives
+becomes a small graph with one way in and one way out.  Arrows lead from state
+to state: some are taken with a byte, others silently.  The pattern ``ab|c``
+gives
 
     0 --a--> 2 --b--> 1
     0 --c-----------> 1
@@ -23,10 +24,11 @@ it, and twice again for each list around it.  Here the two ways, from "no item y
 and from "an item already", meet before the item.  So each item is built once, and the
 size of the machine is the sum of its items.
 
-``("call", name)`` is a *piece*: a node that is built once and used at many places,
-as a subroutine is.  A state then needs to know where to return to, and so a *place*
-is a pair of a state and the place to return to, or None.  A piece that calls itself
-can nest without end, which no finite automaton can: the machine has a stack then.
+``("call", name)`` is a *piece*: a node that is built once and used many times,
+like a subroutine.  The machine then has to know where to return to after the
+piece.  So a *place* is a pair: a state, and the place to return to, or None.
+A piece that calls itself can nest without end.  No finite automaton can do
+that: the machine then has a stack.
 """
 
 from __future__ import annotations
@@ -92,7 +94,7 @@ def compile_node(node: Node, pieces: Mapping[Any, Node] | None = None) -> Machin
 
 
 def without_endless(node: Node, pieces: dict[Any, Node]) -> Node | None:
-    """The node without the ways that never end, or None if there is no other.
+    """The node without the ways that never end, or None if all ways are such.
 
     A piece that must call itself never ends, such as an object that requires another
     of its kind.  A text that took this way could not finish, so the way is removed.
@@ -241,7 +243,7 @@ class _Builder(NamedTuple):
         self.machine.silent[start].append(end)
 
     def shared(self, node: Node, copies: int) -> Node:
-        """The node itself, or a call of it if so many copies would be large."""
+        """The node itself, or a call of it if that many copies would be large."""
         small = node[0] == "call" or (node[0] == "class" and len(node[1]) == 1)
         return node if copies < 3 or small else ("call", node)
 

@@ -48,8 +48,8 @@ def never(tokens: Sequence[int]) -> str | None:
 def context_length(config: Config) -> int:
     """The number of positions that the model was made for.
 
-    Dynamic RoPE alone keeps ``max_position_embeddings`` at the trained length and
-    reaches `factor` times further.
+    With dynamic RoPE, and only there, ``max_position_embeddings`` is the
+    trained length, and the context is `factor` times as long.
     """
     dynamic = config.rope.rope_type == "dynamic"
     return int(config.max_position_embeddings * (config.rope.factor if dynamic else 1))
@@ -186,8 +186,9 @@ def extend(
 def begin(job: Job) -> tuple[KVCache, Stop]:
     """Run all tokens of a prompt except the last, and complete the stopping rule.
 
-    Strategies that run guesses in the same pass as the text's last token begin like
-    this.  Between two of their steps the cache holds everything but that token.
+    This is for strategies that run guesses in the same pass as the text's last
+    token.  Between two of their steps the cache holds everything but that
+    token.
 
     Writes into the cache, if the job has one.
 

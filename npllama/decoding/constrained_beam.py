@@ -15,8 +15,8 @@ among the best of all beams.
     A           -1.0    A x, A y                 A rope          A x
     A rope      -9.0    none                     none            A rope z
 
-Without the last column, ``A rope`` would be the only text left in the bank of "rope"
-after this step, and it pays for the phrase again.
+Without the last column, the bank of "rope" would hold only one text after this
+step: ``A rope``, made anew from A, which pays for the phrase again.
 
 A text may end only when it holds all phrases: at an end token, at a stop string, or
 at the longest length, whichever kind of candidate it is.

@@ -39,8 +39,8 @@ def candidate_layers(config: Config, dola_layers: str | Sequence[int]) -> list[i
     config : Config
     dola_layers : "low", "high" or layer numbers
         Every second layer of the lower or of the upper half (above 40 layers: of
-        the first or last 20); or the layers themselves, of which those from the
-        last on are ignored.
+        the first or last 20); or the layers themselves; the last layer, and
+        numbers beyond it, are ignored.
 
     Returns
     -------
@@ -75,7 +75,7 @@ def candidate_layers(config: Config, dola_layers: str | Sequence[int]) -> list[i
 
 
 def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    r"""Half the way from each to their middle m: $(KL(p \| m) + KL(q \| m)) / 2$.
+    r"""Mean divergence from the average m: $(KL(p \| m) + KL(q \| m)) / 2$.
 
     Parameters
     ----------

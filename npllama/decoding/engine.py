@@ -188,7 +188,7 @@ def engine_tokenizer(tokenizer: Tokenizer) -> Any:
 
 
 class _Tokens:
-    """What the engine wants to know of a tokenizer.
+    """What the engine wants to know about a tokenizer.
 
     Tokens that add no text, and the end token, are special to it: it never allows
     them inside of a text.

@@ -56,8 +56,8 @@ class Vocabulary(NamedTuple):
     contents : list of bytes
         Per token; empty where it adds nothing.
     rows : list of (parents, bytes)
-        Per row of the tree, two arrays with an entry per node: the node of the row
-        before from which it goes on, and the byte with which it does.
+        Per row of the tree, two arrays with an entry per node: its parent in
+        the row before, and its byte.
     nodes : (V,) int64
         Per token, the node at which it ends, counted through all rows; -1 for tokens
         that add nothing.
@@ -204,7 +204,7 @@ class Guide:
         return alive[self.vocabulary.nodes]
 
     def _move(self, at: np.ndarray, content: np.ndarray) -> np.ndarray:
-        """Where each byte leads from the set of places with each number.
+        """Where each byte leads from the set of places with the number beside it.
 
         Parameters
         ----------

@@ -93,7 +93,7 @@ _ESCAPED = [*range(32), 34, 92]
 
 
 def written(node: Node) -> Node:
-    """What JSON writes for the strings that a tree matches, each character one way."""
+    """The JSON text of the strings that a tree matches, each character in one way."""
     kind, content = node[0], node[1]
     if kind == "class":
         return ("or", _characters(content))
@@ -190,7 +190,7 @@ def decimals(
 def _fractions(
     low: Decimal, high: Decimal | None, open_low: bool, open_high: bool
 ) -> Iterator[Node]:
-    """The same above 0, by the number of digits before the point."""
+    """Numbers as in `decimals`, from 0 on, by the number of digits before the point."""
     for n in range(1, DIGITS + 1):
         unit = Decimal(10) ** (DIGITS - n)  # all numbers as multiples of its inverse
         first = int((low * unit).to_integral_value(ROUND_CEILING))

@@ -12,9 +12,9 @@ Both happen in one pass over a block of three parts:
 - the text's last token;
 - the *window*, W guesses in each of N - 1 generations.  A guess sees the text, the
   oldest generation up to its own column, and its own ancestors, as if they followed
-  one another.  The model's predictions after the youngest generation are the next
-  one: each column grows by a token, and its last N tokens are an n-gram for the
-  pool; then the oldest generation is dropped;
+  one another.  The model's predictions after the youngest generation become a
+  new generation: each column grows by a token, and its last N tokens are an
+  n-gram for the pool; then the oldest generation is dropped;
 - *candidates*: the n-grams of the pool that begin with the last token.  Each sees
   only the text and itself, and has the positions that follow the text.
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-# What restricts nothing: of the standard, and of OpenAPI.
+# Keywords of the standard and of OpenAPI that restrict nothing.
 ANNOTATIONS = {"title", "description", "default", "examples", "example", "$comment"}
 ANNOTATIONS |= {"deprecated", "readOnly", "writeOnly", "nullable", "discriminator"}
 ANNOTATIONS |= {"$schema", "$id", "$defs", "definitions", "externalDocs", "xml"}
@@ -39,7 +39,7 @@ def is_annotation(word: str) -> bool:
 
 
 def check_kinds(schema: Any) -> None:
-    """Raise ValueError if a keyword has a value of another kind than it should."""
+    """Raise ValueError if a keyword has a value of the wrong kind."""
     if not isinstance(schema, Mapping):
         raise ValueError(f"schema: expected an object, found {schema!r:.60}")
     for word, value in schema.items():

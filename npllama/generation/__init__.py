@@ -1,4 +1,4 @@
-"""Chapter 15: one face for all of generation.
+"""Chapter 15: one interface to all of generation.
 
 `limits`       the values that an option may have
 `steps`        how each option acts on a distribution

@@ -1,4 +1,4 @@
-"""One face for all of generation: text in, text out.
+"""One interface to all of generation: text in, text out.
 
 `generate` takes one prompt or several, as text or as token ids, and a
 `GenerationConfig`; `stream` yields the text as it grows.  The config selects the
@@ -223,7 +223,7 @@ def most_texts(config: GenerationConfig) -> int:
 def naming_options(
     error: NothingLeft, config: GenerationConfig, prompts: int = 1
 ) -> ValueError:
-    """The error again, with the options that removed every token, and the prompt."""
+    """The same error, naming the prompt and the options that removed every token."""
     copies = (
         1 if config.num_beams > 1 else config.best_of or config.num_return_sequences
     )
@@ -255,8 +255,8 @@ def written(
 ) -> list[Generation]:
     """Collect the steps of all prompts, each continued as often as the config asks.
 
-    With `best_of`, those of a prompt whose tokens have the largest summed
-    log-probability are returned, best first.
+    With `best_of`, return for each prompt the texts with the largest summed
+    log-probability, best first.
     """
     config = tasks[0].plan.config
     wanted = config.num_return_sequences
@@ -289,7 +289,7 @@ def generation_of(
     entries: Sequence[TokenLogprob] = (),
     steps: Sequence[Step] = (),
 ) -> Generation:
-    """Report a text; log-probabilities that are missing are computed."""
+    """Report a text; compute the log-probabilities that are missing."""
     config, model, prompt = task.plan.config, task.plan.model, task.job.prompt
     logprobs = prompt_logprobs = speculation = None
     if config.logprobs is not None:

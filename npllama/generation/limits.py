@@ -32,14 +32,14 @@ def tuples(value: Any) -> Any:
 
 
 def id_list(value: Any) -> Any:
-    """One id alone as a list of it."""
+    """A list of ids; a single id becomes a list of one."""
     value = tuples(value)
     alone = isinstance(value, int) and not isinstance(value, bool)
     return (value,) if alone else value
 
 
 def strings(value: Any) -> Any:
-    """One string alone as a list of it."""
+    """A list of strings; a single string becomes a list of one."""
     value = () if value is None else tuples(value)
     return (value,) if isinstance(value, str) else value
 
@@ -160,7 +160,7 @@ def are_demands(value: Any) -> bool:
 
 
 def are_biases(is_key: Callable[[Any], Any], value: Any) -> bool:
-    """Whether keys of a kind have numbers; minus infinity forbids."""
+    """Whether this maps keys of a kind to numbers; minus infinity forbids."""
     return isinstance(value, Mapping) and all(
         is_key(k) and (b == -math.inf or MODERATE.fits(b)) for k, b in value.items()
     )
@@ -190,7 +190,7 @@ def are_names(value: Any) -> bool:
 
 
 def names(value: Any) -> Any:
-    """One string alone as a list of it; "all" stays."""
+    """A list of strings, as in `strings`; "all" stays as it is."""
     return value if isinstance(value, str) and value == "all" else strings(value)
 
 
@@ -203,10 +203,10 @@ NOT_NEGATIVE = real("0 or more", 0)
 SHARE = real("above 0 and at most 1", above(0), 1)
 PROBABILITY = real("from 0 to 1", 0, 1)
 CUTOFF = real("0 (off), or between 0 and 1", 0, below(1))
-# Added to a logit a million times, or multiplied with one, these are still numbers.
+# Added to a logit a million times, or multiplied with one, these stay finite.
 MODERATE = real("a number from -1e30 to 1e30", -1e30, 1e30)
 FACTOR = real("above 0, from 1e-30 to 1e30", 1e-30, 1e30)
-# The power of a length must be a number: a million to the 50th still is.
+# A length to this power must be finite: a million to the 50th still is.
 EXPONENT = real("a number from -50 to 50", -50, 50)
 TEMPERATURE = real("above 0; for greedy search do not sample", above(0))
 ID = COUNT._replace(legal="a token id")
@@ -254,7 +254,7 @@ MARK_RANGES = {
 
 
 def watermark(data: Any) -> Any:
-    """A watermark, which transformers writes as a dictionary, with sound fields."""
+    """Read a watermark, which transformers writes as a dictionary; check its fields."""
     if not isinstance(data, (Mapping, *MARKS)):
         return data
     given = dict(data) if isinstance(data, Mapping) else data._asdict()

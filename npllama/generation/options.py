@@ -1,10 +1,10 @@
 """All options of generation, one row for each.
 
-A row holds everything about an option: its type and default, its range, a sentence,
-and its step in the pipeline, if it has one.  The order of the rows is the order of the
-pipeline, which is that of transformers; the function that makes a row is named after
-its chapter.  The command line's help and the docstring of `GenerationConfig` are made
-from these rows.
+A row holds everything about an option: its type and default, its range, a
+sentence of help, and its step in the pipeline, if it has one.  The order of
+the rows is the order of the pipeline, which is that of transformers; the
+function that makes a row is named after its chapter.  The command line's help
+and the docstring of `GenerationConfig` are made from these rows.
 
 Names and defaults are those of transformers' ``GenerationConfig``, so a checkpoint's
 ``generation_config.json`` needs no translation.  Other options have their names from
@@ -305,7 +305,7 @@ GenerationConfig.__doc__ += described()
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raise TypeError, with the nearest name, for one that no option has."""
+    """Raise TypeError for a name that no option has, and say which is nearest."""
     for name in names:
         if name not in OPTIONS:
             near = difflib.get_close_matches(name, OPTIONS, 1)

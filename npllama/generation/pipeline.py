@@ -43,7 +43,7 @@ def order(config: GenerationConfig) -> list[str]:
     return before + shape + after
 
 
-# What can remove a token.
+# Chapters whose options can remove a token.
 REMOVING = ["Guidance and bias", "Penalties", "Constraints"]
 
 

@@ -1,10 +1,10 @@
 """The steps of the pipeline: how an option acts on a distribution.
 
-Samplers know nothing of prompts, rows or configs.  A step knows them, and calls one:
-it is a function of the option's value, the `Setting`, the history of every row, and
-the logits, and returns new logits.  Most samplers need little; `on_logits` and its
-neighbours call them.  A step that remembers something keeps it in the memory of its
-setting, under the option's name.
+Samplers know nothing of prompts, rows or configs.  A step knows them, and
+calls a sampler.  It is a function of the option's value, the `Setting`, the
+history of every row, and the logits; it returns new logits.  Most samplers
+need little; `on_logits` and its neighbours call them.  A step that remembers
+something keeps it in the memory of its setting, under the option's name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ History = Sequence[Sequence[int]]
 
 
 class Setting(NamedTuple):
-    """Where the steps of one pipeline work."""
+    """What the steps of one pipeline know."""
 
     config: Any  # the GenerationConfig
     # Row r of a batch continues prompt r % len(prompts): one prompt for every row, or
@@ -80,9 +80,9 @@ def switch(sampler, value, s, history, logits):
 
 
 def leaving(sampler, value, s, history, logits):
-    """Call a sampler that leaves beams enough tokens.
+    """Call a sampler, and tell it how many tokens to keep at least.
 
-    They must be able to go on when every best token ends the text.
+    Beams need several, to go on even if the best tokens all end the text.
     """
     least = max(len(s.eos), 1) + 1 if s.config.num_beams > 1 else 1
     return sampler(logits, value, min_tokens_to_keep=least)
@@ -154,7 +154,7 @@ def bad_words(words, s, history, logits):
 
 
 def least_length(least, s, history, logits):
-    """Prevent an early end; `min_new_tokens` has precedence, as with `max_length`."""
+    """Prevent an early end; `min_new_tokens` has precedence over `min_length`."""
     if not s.eos or s.config.min_new_tokens is not None:
         return logits
     return sampling.min_length(logits, lengths(history), least, s.eos)
@@ -236,7 +236,7 @@ def temperature(t, s, history, logits):
 
 
 def xtc(probability, s, history, logits):
-    """Remove good tokens by chance; each row has a number of its own."""
+    """Remove good tokens by chance; each row draws a number of its own."""
     u = [s.rngs[row % len(s.rngs)].random() for row in range(len(logits))]
     threshold = s.config.xtc_threshold
     return sampling.xtc(logits, u, probability=probability, threshold=threshold)

@@ -64,7 +64,7 @@ def one_by_one(
 
 
 def grow(task: Task, rng: Rng, cache: KVCache | None) -> Iterator[Step]:
-    """Grow one text in a way of its own."""
+    """Grow one text by the strategy that its config selects."""
     c, (job,) = task.plan.config, jobs_of([task], [rng], cache)
     if c.lookahead_window:
         return lookahead(job, c.lookahead_window, c.lookahead_ngram_size)

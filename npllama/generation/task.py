@@ -95,7 +95,7 @@ def plan_of(model: Model, config: GenerationConfig, helpers: Helpers) -> Plan:
 
 
 def reason_to_end(plan: Plan, tokens: Sequence[int]) -> str | None:
-    """Why a text ends here: after an end token, as a full format, or by a rule."""
+    """Why a text ends here: an end token, a completed format, or a rule."""
     if tokens and tokens[-1] in plan.eos:
         return "eos"
     if plan.guide is not None and plan.guide.finished(tokens):
@@ -104,7 +104,7 @@ def reason_to_end(plan: Plan, tokens: Sequence[int]) -> str | None:
 
 
 def check_helpers(model: Model, config: GenerationConfig, helpers: Helpers) -> None:
-    """Raise ValueError if a helping model has other tokens, or no use."""
+    """Raise ValueError if a helper has another vocabulary, or cannot be used."""
     V = model.config.vocab_size
     for name in ("assistant", "amateur"):
         helper = getattr(helpers, name)
@@ -252,7 +252,7 @@ def is_prompt(prompts: Any) -> bool:
 def encode_prompt(
     model: Model, prompt: Prompt, allowed_special: str | Collection[str] = ()
 ) -> list[int]:
-    """Token ids of a prompt: text as the checkpoint begins it, ids as they are given.
+    """Token ids of a prompt; text begins as the checkpoint says, ids stay as given.
 
     Names of special tokens in a text count only if they are allowed.
 

@@ -33,8 +33,8 @@ value. A sampler that needs the text so far takes `tokens`, one history of shape
 
 Names, and who differs
 ----------------------
-The default is what transformers 5 does (HF); an option or an argument selects
-the other behaviour where it says so. cpp is llama.cpp.
+The default is what transformers 5 does (HF). If the last column names an
+option or an argument, that selects the other behaviour. cpp is llama.cpp.
 
 npllama                  elsewhere                        who differs
 draw                     multinomial, cpp ``dist``        HF, vLLM: other road

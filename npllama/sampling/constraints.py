@@ -1,8 +1,9 @@
 r"""Constraints: what a text may, must and must not hold.
 
-A constraint does not look at probabilities: it removes tokens, or all others.
-Most constraints depend on the length of the text so far, which includes the prompt,
-as in transformers; a batch may pass one length for all rows, or one for each.
+A constraint does not look at probabilities: it removes given tokens, or all
+except these. Most constraints depend on the length of the text so far, which
+includes the prompt, as in transformers; a batch may pass one length for all
+rows, or one for each.
 """
 
 from collections.abc import Callable
@@ -40,7 +41,7 @@ def suppress(logits: ArrayLike, suppress_tokens: ArrayLike) -> Row:
 
 
 def _where(rows: NDArray[np.bool_], then: Row, otherwise: Row) -> Row:
-    """Choose whole rows: `then` where true; one truth may apply to all rows."""
+    """Choose whole rows: `then` where true; a single value applies to all rows."""
     if rows.ndim and rows.shape != otherwise.shape[:-1]:
         raise ValueError(
             f"lengths have shape {rows.shape}, but the rows are {otherwise.shape[:-1]}"

@@ -111,8 +111,8 @@ def eta_cutoff(
     epsilon : float
         In (0, 1); useful values are 3e-4 to 4e-3.
     min_tokens_to_keep : int
-        So many of the most probable tokens always stay, and all tokens equal to
-        the last of them.
+        At least this many of the most probable tokens stay, and all tokens
+        equal to the last of them.
 
     Returns
     -------
@@ -147,7 +147,7 @@ def _top_log_probs(values: Row, max_tokens: int) -> Probs:
 
 
 def _among_themselves(held: Probs, probs: Probs) -> Probs:
-    """For every n, the entropy of the first n tokens renormalised, from its sum."""
+    """For every n, the entropy of the first n tokens after normalising these alone."""
     mass = np.cumsum(probs)
     return held / mass + np.log(mass)
 
@@ -228,9 +228,9 @@ def top_n_sigma(logits: ArrayLike, n: float) -> Row:
     Returns
     -------
     (..., V) float
-        The deviation is that of the remaining tokens (llama.cpp included removed
-        ones until its pull request 13344), divided by their number, not by one
-        less.
+        The deviation is that of the remaining tokens (llama.cpp included
+        removed ones until its pull request 13344). It divides by their number,
+        not by one less.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-r"""Penalties: make tokens less likely that the text already holds.
+r"""Penalties: make tokens that the text already holds less likely.
 
 Language models repeat themselves, and each repetition makes the next one more
 probable. A penalty lowers the logits of tokens that occurred: once

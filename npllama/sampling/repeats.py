@@ -202,9 +202,10 @@ def dry(
 
     $$l_v \leftarrow l_v - m \cdot b^{\,n - a}$$
 
-    where n is the length of the longest passage with which the text ends and that
-    occurred before, followed by v. The penalty grows exponentially, so long verbatim
-    repeats disappear, while names and idioms stay possible.
+    where n is the length of the longest passage that ends the text and that
+    also occurred earlier, followed there by v. The penalty grows
+    exponentially, so long verbatim repeats disappear, while names and idioms
+    stay possible.
 
     Parameters
     ----------

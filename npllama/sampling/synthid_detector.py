@@ -1,17 +1,19 @@
-r"""Seeing SynthID: the owner of the keys counts ones.
+r"""Detecting SynthID: the owner of the keys counts ones.
 
 Whoever has the keys recomputes the g-values of a text. Without the mark they
-are fair coins. With it, two tokens met in every match of the tournament and
-one with g = 1 won, if there was one: where the two were different, the winner
-has a 1 in three cases of four; where they were the same token, in two of four.
+are fair coins. With it, two tokens met in every match of the tournament, and
+one with g = 1 won, if there was one. If the two were different tokens, the
+winner has a 1 in three cases of four; if they were the same token, in two of
+four.
 
-So the mean of the g-values tells, and better a weighted one: the later layers
-mostly see a token meet itself. Better still is to say how probable it is that
-two different tokens met. Let $\psi$ be that probability; then a g-value is
+So the mean of the g-values shows the mark. A weighted mean shows it better,
+since in the later layers a token mostly meets itself. Better still is to
+estimate how probable it is that two different tokens met. Let $\psi$ be that
+probability; then a g-value is
 
 $$\frac{P(g \mid \text{marked})}{P(g \mid \text{not})} = 1 + (g - 1/2) \, \psi$$
 
-times as probable in a marked text, and Bayes' rule makes of all these factors
+times as probable in a marked text, and Bayes' rule turns these factors into
 the probability that the text is marked. In layer l, $\psi$ follows from the
 g-values of the layers before it, by a logistic regression,
 
@@ -107,8 +109,9 @@ def weighted_mean_score(
 ) -> float:
     """Average the g-values with more weight on the first layers.
 
-    The first layers of the tournament find the distribution as the model made
-    it, the later ones what is left of its uncertainty, which carries less.
+    The first layers of the tournament act on the model's own distribution. The
+    later ones act on what is left of its uncertainty, so their g-values tell
+    less.
 
     Parameters
     ----------
@@ -212,7 +215,7 @@ def bayesian_score(
         )
     if not 0 <= detector.prior <= 1:
         raise ValueError(f"prior must be in [0, 1], got {detector.prior}")
-    # As in transformers, no prior is so sure that no text could change it.
+    # As in transformers, stay off 0 and 1: no text could change such a prior.
     prior = min(max(detector.prior, 1e-5), 1 - 1e-5)
     evidence = np.log1p((g - 0.5) * chance_of_two(g, detector))[mask].sum()
     log_odds = math.log(prior) - math.log1p(-prior) + float(evidence)
@@ -240,7 +243,7 @@ def fit_detector(
     rate : float
         Step size.
     decay : float
-        Draws `delta` towards 0, for n-grams are never enough.
+        Pulls `delta` towards 0, since there are never enough n-grams.
 
     Returns
     -------

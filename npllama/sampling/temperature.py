@@ -47,7 +47,7 @@ def temperature(logits: ArrayLike, t: float) -> Row:
     logits = checked(logits)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         divided = logits / logits.dtype.type(t)
-    # The lowest may become -inf: their probability was 0 already.
+    # The lowest logits may become -inf: their probability was 0 already.
     if (np.isfinite(divided.max(axis=-1)) != np.isfinite(logits.max(axis=-1))).any():
         raise ValueError(
             f"dividing by temperature {t} takes the logits out of {logits.dtype}"
@@ -91,7 +91,7 @@ def dynamic_temperature(
         Half the width of the range; llama.cpp's `dynatemp_range`. 0 gives
         plain temperature t.
     exponent : float
-        Bends the way from t_min to t_max; above 0.
+        Bends the curve from t_min to t_max; above 0.
 
     Returns
     -------

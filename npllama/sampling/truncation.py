@@ -133,7 +133,7 @@ def _count_to(values: Row, enough: Callable[[Probs], int]) -> int:
     values : (n,) float
         Logits, none of them removed.
     enough : function of the running sums of the sorted probabilities
-        Returns how many to take; a number above theirs asks for more of them.
+        Returns how many to take; a number above that of the sums asks for more sums.
     """
     # Sorting 32,000 values to keep 50 is waste: select and sort some hundreds,
     # and four times as many if these are not enough.
@@ -222,8 +222,8 @@ def epsilon_cutoff(
     epsilon : float
         In (0, 1); useful values are 3e-4 to 2e-3.
     min_tokens_to_keep : int
-        So many of the most probable tokens always stay, and all tokens equal to
-        the last of them.
+        At least this many of the most probable tokens stay, and all tokens
+        equal to the last of them.
 
     Returns
     -------

@@ -3,16 +3,18 @@ r"""A watermark: bias every draw in a way that only the key's owner can see.
 The *green list* watermark seeds a random generator with a secret key and the
 last token of the text, draws from it a share gamma of the vocabulary, the green
 tokens, and adds delta to their logits. A reader notices nothing; the owner of
-the key counts. Text written without the key is green at a rate of gamma, so
-over n tokens the count g has the z-score
+the key counts the green tokens. Of a text written without the key a share
+gamma is green, so over n tokens the count g has the z-score
 
 $$z = (g - \gamma n) / \sqrt{n \gamma (1 - \gamma)}$$
 
-which for marked text grows like the root of n: 3 is one chance in 740.
+which for marked text grows like the square root of n. Unmarked text reaches a
+z-score of 3 with a chance of 1 in 740.
 
-Two schemes: with "lefthash" the list depends on the last token alone; with
-"selfhash" each candidate token decides the list that it must be on itself,
-which is harder to steal and is done for the 40 most probable tokens only.
+There are two schemes. With "lefthash" the list depends on the last token
+alone. With "selfhash" each candidate for the next token selects a list of its
+own, and is green if it is on that list. This is harder to steal, and is done
+for the 40 most probable tokens only.
 
 References: Kirchenbauer et al. 2023, arXiv:2301.10226, algorithm 2, and
 2023, arXiv:2306.04634, algorithm 3; transformers, ``WatermarkLogitsProcessor``
@@ -130,8 +132,8 @@ def green_seed(context: Ids, config: GreenList) -> int:
         return config.hashing_key * int(context[-1]) % (2**64 - 1)
     table = config.table(config.hashing_key)
     hashed = table[context[-config.context_width :] % TABLE_SIZE] + 1
-    # 64-bit products that wrap around, negative ones included: the least one
-    # decides, so the seed changes with few of the tokens in the window.
+    # The products wrap around in 64 bits, so some are negative. The least one
+    # decides, so few of the tokens in the window change the seed.
     products = np.int64(config.hashing_key) * hashed * hashed[-1:]
     return int(products.min()) % (2**64 - 1)
 

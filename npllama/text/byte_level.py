@@ -4,9 +4,9 @@ They come in one of two files:
 
 - a list of ranks (LLaMA 3, as Meta ships it): a line per token, its bytes in base64
   and the number that says how early it was merged;
-- ``tokenizer.json`` (as Hugging Face ships LLaMA 3, SmolLM2, DeepSeek ...): the
-  vocabulary in printable characters that stand for bytes, the merges spelled out,
-  and the split in words.
+- ``tokenizer.json`` (as Hugging Face ships LLaMA 3, SmolLM2, DeepSeek ...):
+  the vocabulary in printable characters that stand for bytes, the merges as
+  pairs, and the rule that splits a text into words.
 
 Some vocabularies have no token for some bytes, because the training text never had
 them: SmolLM2 lacks 21, such as 04 and FF.  Such a byte adds no token, as in Hugging
@@ -252,7 +252,7 @@ def check_added(vocabulary: Mapping[str, int], added: Sequence[Added]) -> None:
 
 
 def byte_token(name: str, letters: Mapping[str, int]) -> Token:
-    """A token of a byte-level vocabulary; if it is not in its letters, as it stands."""
+    """A token of a byte-level vocabulary; a name in other letters is plain text."""
     try:
         content = bytes(letters[c] for c in name)
     except KeyError:

@@ -146,7 +146,7 @@ def check_marks(tokenizer: Tokenizer, format: str) -> None:
 
 
 def begins_with_bos(tokenizer: Tokenizer, form: Form) -> bool:
-    """Whether a conversation begins with BOS; the checkpoint's template may ask it."""
+    """Whether a conversation begins with BOS; the chat template may ask for it."""
     return form.bos or "bos_token" in tokenizer.chat_template
 
 

@@ -6,11 +6,12 @@ token, again and again.  To cut a word, the same merges are made in the same ord
     l o w e r  ->  l ow e r  ->  low e r  ->  low er  ->  lower
 
 A ``tokenizer.json`` lists the pairs.  tiktoken and SentencePiece keep no pairs: they
-merge two neighbours if together they are a token, the lowest rank first.  Both ways
-agree if every token, cut with the ranks below its own, becomes exactly the pair that
-the list has for it.  The neighbours of a part cannot matter, since a merge across its
-border would have removed the border.  `check_merges` makes this test, so that no
-library gets a vocabulary that it would cut in another way.
+merge two neighbours if together they are a token, the lowest rank first.  The
+two ways agree if every token, merged only with the ranks below its own, ends
+as exactly the pair that the list has for it.  What stands beside a token in a
+text cannot change this, since a merge across its border would have removed the
+border.  `check_merges` makes this test, so that no library gets a vocabulary
+that it would cut in another way.
 
 References
 ----------
@@ -55,10 +56,11 @@ def cut(word: str, ranks: Mapping[str, int], below: int) -> list[str]:
 
 
 def check_merges(pairs: Sequence[Pair], ranks: Mapping[str, int]) -> None:
-    """Raise ValueError unless merging by rank is merging by these pairs.
+    """Raise ValueError unless merging by rank and by these pairs is the same.
 
-    A list that has, token by token, every pair that can make it, is a list of ranks
-    written out; its tokens need no test.
+    If the list has, for one token after the other, every pair that can make
+    it, then it is a list of ranks written as pairs, and its tokens need no
+    test.
     """
     if _written_out(pairs, ranks):
         return

@@ -8,16 +8,18 @@ They come in one of three files:
   falls with every merge in the list rebuilds the model;
 - llama2.c's ``tokenizer.bin``: for every piece its score, its length, its bytes.
 
-Where they differ the first is right, since the models were trained with it.  So a
-text that begins with a space gets another one in front here, from whichever file the
-vocabulary came.  The *Metaspace* step of newer ``tokenizer.json`` adds none there, so
-in Hugging Face " a" and "a" are then the same tokens.
+Where the files differ, the first is right, since the models were trained with
+it.  So here a text that begins with a space gets another one in front,
+whichever file the vocabulary came from.  The *Metaspace* step of a newer
+``tokenizer.json`` adds none to such a text, so in Hugging Face " a" and "a"
+are then the same tokens.
 
 A piece that fine-tuning declared special (such as Yi's ``<|im_start|>``) becomes a
 control piece, which SentencePiece never makes from text.
 
-A model is a message of protocol buffers: fields, each with its number.  If a field
-occurs twice the later one counts, except for the pieces.
+A SentencePiece model is a message of protocol buffers: fields, each with its
+number.  If a field occurs twice, the later one counts, except for pieces,
+which all count.
 
 References
 ----------

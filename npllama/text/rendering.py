@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-SECONDS = 3  # of computing; the clock may show some more
+SECONDS = 3  # of processor time; the clock may show more
 MEMORY = 512 * 2**20
 LONGEST = 4 * 2**20  # characters
 

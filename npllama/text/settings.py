@@ -14,9 +14,10 @@ kept them in different files.
   are put around every text, even where the vocabulary comes from another file.
 - ``chat_template.jinja``: the chat template, in newer checkpoints.
 
-If two files contradict each other, the first in this list counts.  If no file says
-so, a text begins with the beginning-of-sequence token and has no end token, as in
-LLaMA's training; a ``tokenizer.json`` always settles it.
+If two files contradict each other, the first in this list counts.  If no file
+says which tokens stand around a text, it begins with the beginning-of-sequence
+token and has no end token, as in LLaMA's training; a ``tokenizer.json`` always
+says.
 """
 
 from __future__ import annotations
@@ -171,7 +172,7 @@ def _template(written: Any) -> str:
 
 
 def added_token(index: Any, data: Json) -> Added:
-    """A token with the properties that Hugging Face writes of it."""
+    """A token, with its properties as Hugging Face writes them."""
     if type(index) is not int:
         raise ValueError(f"an added token has the id {index!r:.40}")
     if not 0 <= index <= LARGEST_ID:
@@ -253,7 +254,7 @@ def assemble(
     settings: Settings,
     **rest: Any,
 ) -> Tokenizer:
-    """A tokenizer of a vocabulary, of what was added to it, and of the settings.
+    """Make a tokenizer from a vocabulary, what was added to it, and the settings.
 
     Parameters
     ----------
@@ -276,7 +277,7 @@ def assemble(
     marks: dict[str, Mark] = {}
     for i in sorted(table):
         if i in flags or table[i].special:
-            # Of two tokens with one name, a text makes the first.
+            # If two tokens have one name, a text is encoded with the first.
             marks.setdefault(table[i].name, flags.get(i, Mark(i)))
     names = {token.name: i for i, token in reversed(sorted(table.items()))}
     names |= {name: mark.id for name, mark in marks.items()}

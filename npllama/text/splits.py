@@ -39,8 +39,8 @@ LLAMA3 = (
 QWEN2 = LLAMA3.replace("{1,3}", "")
 
 # A later step also cuts the parts that an earlier one isolated: "a\u4e2d" is one word
-# of letters, and then the Chinese is cut out of it.  So the pattern describes every
-# character by its meaning for all steps at once.
+# of letters, and then the Chinese is cut out of it.  So the pattern says of every
+# character what all the steps together do with it.
 _CJK = "\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff"
 DEEPSEEK_CODER = (
     r"[\r\n]|\s(?=[{cjk}&&[\p{L}\p{P}]])|[\s&&[{cjk}]](?=[\p{L}\p{P}])"

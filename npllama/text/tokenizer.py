@@ -26,8 +26,9 @@ Two kinds of token are never made by merging:
 - *Added words* such as ``<think>`` are text for which fine-tuning added one token.
   They are found everywhere in a text.
 
-An embedding often has more rows than the vocabulary has tokens, since their number is
-padded to a round one.  So a model may choose an id without a token; it adds no text.
+An embedding often has more rows than the vocabulary has tokens, since the
+number of rows is padded to a round one.  So a model may choose an id without a
+token; it adds no text.
 
 References
 ----------
@@ -76,7 +77,7 @@ def unchanged(text: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """One face for all kinds of tokenizer.
+    """One interface to all kinds of tokenizer.
 
     Attributes
     ----------
@@ -143,12 +144,12 @@ class Tokenizer:
             last, if there are such tokens.  None follows the checkpoint.
         allowed_special : "all" or strings
             Special tokens to recognise by their names in the text; all other names
-            are plain text.  (transformers recognises all.)  The text after one is
-            encoded separately: SentencePiece adds a space in front, as transformers
-            does with ``legacy=True``.
+            are plain text.  (transformers recognises all.)  The text after a
+            special token is encoded separately: SentencePiece adds a space in
+            front, as transformers does with ``legacy=True``.
         guard : str
-            A character that is removed after special tokens and words were found: a
-            name that contains it stays plain text.
+            A character that `encode` removes after it has found special tokens
+            and added words: so a name that contains it stays plain text.
         continuing : bool
             Other tokens precede the text.
 
@@ -194,7 +195,7 @@ class Tokenizer:
     def _merged(
         self, text: str, words: Mapping[str, Mark], begins: bool, guard: str
     ) -> list[int]:
-        """The tokens of a part whose only marks are words searched after normalising."""
+        """The tokens of a normalised part, in which only `words` are still to find."""
         tokens: list[int] = []
         for part in split_at(text, words):
             if isinstance(part, Mark):
@@ -207,8 +208,9 @@ class Tokenizer:
     def decode(self, tokens: Iterable[int], *, skip_special: bool = True) -> str:
         """Put tokens together to a text; bytes that are not UTF-8 become U+FFFD.
 
-        As in Python, one for every incomplete character; SentencePiece itself writes
-        one for every byte.  An id without a token adds nothing.
+        As in Python, every incomplete character gives one U+FFFD;
+        SentencePiece itself writes one for every byte.  An id without a token
+        adds nothing.
 
         Parameters
         ----------

@@ -3,9 +3,10 @@ r"""One turn of a conversation, as tokens.
 A message is data.  If a user's ``<|eot_id|>`` or ``[/INST]`` counted as the mark, the
 user could write the assistant's part.  If the marks are special tokens, such strings
 are encoded as plain text: a guard, a character that occurs in no message, is put into
-each name, and removed after the marks were found.  If the marks *are* text, a message
-that holds one is refused, as by Meta.  This applies to the message as the tokenizer
-reads it, since some tokenizers read a fullwidth bracket as a bracket.
+each name, and removed after the marks were found.  If the marks *are* text, a
+message that holds one is refused, as in Meta's code.  This applies to the
+message as the tokenizer reads it, since some tokenizers read a fullwidth
+bracket as a bracket.
 """
 
 from __future__ import annotations
