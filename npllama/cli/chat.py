@@ -185,7 +185,7 @@ def common_length(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def forget_after(talk: Conversation, length: int) -> None:
-    """Keep at most so many positions of the cache.
+    """Keep at most `length` positions of the cache.
 
     Writes
     ------

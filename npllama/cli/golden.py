@@ -157,7 +157,7 @@ def run_golden(options: argparse.Namespace) -> int | None:
     try:
         return GOLDEN[options.action](options)
     except BrokenPipeError:
-        raise  # nobody reads any more: no fault of a file
+        raise  # the reader of the output has gone: no file is at fault
     except BrokenExecutor:
         again = "the same command goes on with what is left"
         raise UsageError(

@@ -76,8 +76,8 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line."""
 
     def parse_known_args(self, args=None, namespace=None):
-        # A command would leave what it does not know to the parser above it, which
-        # does not know the command's options.
+        # A command's parser would pass unknown options on to the main parser, whose
+        # error would not know the command's options.
         found, rest = super().parse_known_args(args, namespace)
         if rest:
             self.error(f"unrecognized arguments: {' '.join(rest)}{self.nearest(rest)}")
@@ -94,7 +94,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"{self.prog}: {message} (try {self.prog} --help)\n")
 
     def print_help(self, file=None) -> None:
-        # argparse forgives a disk that is full.
+        # argparse itself would ignore the error of a full disk.
         print(self.format_help(), end="", file=file or sys.stdout, flush=True)
 
 

@@ -164,7 +164,7 @@ def generation_config(
 
 def as_text(word: str) -> str:
     """A word of the command line; UnicodeError if it is not UTF-8."""
-    # Where the system says nothing of UTF-8, Python kept the bytes.
+    # If the system's encoding is not UTF-8, Python has kept the bytes as surrogates.
     return word.encode("utf-8", "surrogateescape").decode("utf-8")
 
 

@@ -83,7 +83,7 @@ def run_prompts(options: argparse.Namespace) -> int:
         lines = read_lines(options.prompts)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    # A seed that is drawn anew would make every run another one.
+    # With a seed drawn anew, no later run could continue this one.
     options.seed = options.seed or 0
     generator(options)
     setting = Setting(options.weights, options.assistant, options.amateur)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 
-# Line ends and tabs are left: they do not move what stands elsewhere.
+# Line ends and tabs are left: they do not change what is already on the screen.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 

@@ -1,7 +1,7 @@
 """The laws one by one: which hold, which are broken and by what case.
 
 A sampler that raises an exception breaks many laws at once.  The report shows the
-case once, and of the other laws says that the exception is the same.
+case once, and says of the other laws that the exception is the same.
 """
 
 from __future__ import annotations

@@ -172,12 +172,12 @@ def surprise(
     text = np.array(tokens[begin:end], dtype=np.int64)  # (S,)
     if bos is not None:
         text[0] = bos
-    # The last token is only looked for: nothing comes after it.
+    # The last token is only predicted, not run: nothing comes after it.
     cache = new_cache(model.config, 1, max(len(text) - 1, 1), model.embed.dtype.name)
     found = []
     for t in range(0, len(text) - 1, PREFILL_CHUNK):
         part = text[t : min(t + PREFILL_CHUNK, len(text) - 1)]  # (T,)
-        # Position i tells of token i + 1.
+        # The logits at position i predict token i + 1.
         wanted = np.arange(max(first - begin - 1 - t, 0), len(part))  # (M,)
         logits = forward(model, part[None], cache, last=wanted)[0]  # (M, V)
         if len(wanted):

@@ -1,9 +1,9 @@
 r"""Sparse patterns: a position looks at some of those before it.
 
 Attention over S positions takes S^2 / 2 pairs of a query and a key.  A *pattern* says
-which pairs are worth it.  With l close to the square root of S, two patterns of
-about S sqrt(S) pairs reach everything in two layers: whatever one position says can
-be anywhere two layers later.  For l = 4, and c = 1 in the fixed patterns, row i shows
+which of them are computed.  With l close to the square root of S, two patterns of about
+S sqrt(S) pairs are enough: through two layers, every later position can learn what one
+position says.  For l = 4, and c = 1 in the fixed patterns, row i shows
 what position i sees:
 
     window      strided     own block   summaries
@@ -20,14 +20,15 @@ what position i sees:
 - *Strided*: every l-th position, counted back from the own one.  It suits what has
   rows of l, such as pictures.
 - *Own block*: the positions since the last multiple of l; and *summaries*: the last c
-  positions of each block, which must pass on what the block says.  So of two layers the
-  own block must come first: a word goes to its block's summary, and from there to
-  everybody.  The other way round, it reaches only its own block (see `reach`).
+  positions of each block, which must pass on what the block says.  So the layer with
+  own blocks must come first: a word goes to its block's summary, and from there to
+  all later positions.  The other way round, it reaches only its own block (see
+  `reach`).
 
 What is skipped is not computed: `attending` takes a block of queries and only the
-keys that one of them sees, and hides what the others must not see.  A stride is met
-class by class: positions of one remainder by l form a text of their own, in which each
-sees all before it.
+keys that one of them sees, and hides what the others must not see.  A stride is
+computed class by class: the positions with one remainder modulo l form a text of their
+own, in which each sees all before it.
 
 References
 ----------
@@ -198,7 +199,7 @@ def _some_queries(
     q = q.reshape(T, K, H // K, D)
     scores = einsum("TKGD,KSD->KGTS", q, k[:, some], "scores") * (1 / math.sqrt(D))
     scores[:, :, hidden] = -np.inf
-    # Who sees nothing (before the first summary) gets zeros.
+    # A query that sees nothing (before the first summary) gets zeros.
     peak = np.maximum(scores.max(axis=-1, keepdims=True, initial=-np.inf), -1e30)
     p = np.exp(scores - peak.astype(q.dtype))  # (K, G, T, S)
     total = p.sum(axis=-1, keepdims=True)  # (K, G, T, 1)
@@ -214,7 +215,7 @@ class Interleaved:
     ----------
     patterns : p patterns
     layers : int
-        Of the model: after so many calls the next pass begins.
+        Layers of the model: after this many calls the next pass begins.
     block : int
     """
 

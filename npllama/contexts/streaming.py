@@ -4,8 +4,8 @@ A model reads at most as many positions as it was trained on, and a cache has an
 To go on, old positions must be forgotten.  If simply the oldest go, trained models
 break down: their heads have learned to look at the very first positions when there is
 nothing to find, for a softmax must put its weight somewhere.  These *sinks* say little,
-but all other weights are set against theirs.  So the first few positions stay, and
-what is forgotten lies behind them:
+but a softmax divides every weight by a sum that includes theirs.  So the first few
+positions stay, and the positions after them are forgotten:
 
     sinks    forgotten      kept                     new
     0 1 2 3  4 5 6 7 ... e+3  e+4 e+5 ...            n
@@ -95,7 +95,7 @@ def check_stream(config: Config, window: int, sinks: int, discard: int) -> None:
 
 
 def forget(cache: KVCache, config: Config, drop: int, sinks: int) -> None:
-    """Forget some positions after the sinks, and move up what lies behind them.
+    """Forget some positions after the sinks, and move up those that follow.
 
     Parameters
     ----------

@@ -119,7 +119,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     for name, tensor in found.items():
         if tensor.dtype not in STORED:
             raise ValueError(f"{tensor.file}: {name}: dtype {tensor.dtype}")
-    # A whole tensor of a layer that LoRA wraps is kept as its base layer's.
+    # PEFT names a whole tensor of a layer that LoRA wraps after its base layer.
     plain = (name.replace(".base_layer.", ".") for name in found)
     return dict(zip((name.removeprefix(PREFIX) for name in plain), found.values()))
 

@@ -7,8 +7,9 @@ llama3's scaling it keeps only the result, ``rope_freqs.weight``, the divisor of
 frequency.  The parameters are recovered by trying those in use, and a table that fits
 none of them is refused.
 
-Fields are trusted only where nothing else is known: the number of embedding rows gives
-the size of the vocabulary, and the output is tied unless ``output.weight`` exists.
+Fields are trusted only where the tensors do not show the same: the number of embedding
+rows gives the size of the vocabulary, and the output is tied unless ``output.weight``
+exists.
 ``general.file_type`` describes no single tensor and is not read.
 
 References

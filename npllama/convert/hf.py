@@ -92,7 +92,7 @@ def _settings(
 def _tied(
     tensors: dict[str, Tensor], config: Config, notes: list[str]
 ) -> tuple[dict[str, Tensor], Config]:
-    """Drop an output layer that equals the embedding to which it is tied; untie another.
+    """Drop a tied output layer that equals the embedding; untie one that differs.
 
     Writes
     ------

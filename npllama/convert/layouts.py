@@ -1,9 +1,9 @@
 """Weights in 2 to 8 bits: GPTQ, AWQ and compressed-tensors, back to numbers.
 
-- GPTQ packs the codes along the inputs and the zeros along the outputs.  Its first
-  format stores zero - 1, its second the zero; some files say "gptq" but hold the
-  second.  If all zeros must be the middle (`sym`), the data shows which.  Inputs may
-  be grouped in any order, ``g_idx``.
+- GPTQ packs the codes along the inputs and the zero points along the outputs.  Its
+  first format stores z - 1 for a zero point z, its second z; some files say "gptq" but
+  hold the second.  If all zero points are the middle of the range (`sym`), the data
+  shows which format it is.  Inputs may be grouped in any order, ``g_idx``.
 - AWQ ("gemm") packs both along the outputs, eight to a word, in the order 0, 2, 4,
   6, 1, 3, 5, 7, and stores the zero.
 - compressed-tensors ("pack-quantized") packs the codes along the inputs, output
@@ -120,7 +120,7 @@ def zero_points(stored: np.ndarray, bits: int, gptq: Gptq) -> np.ndarray:
     other = middle if less_one else middle - 1
     if gptq.symmetric and np.all(stored == other):
         less_one = not less_one  # the file says one version and holds the other
-    # In the field, not in the word: a stored 15 must not carry into the next one.
+    # Add within a number's own bits: a stored 15 must not carry into the next number.
     return (stored + less_one) & np.uint32(2**bits - 1)
 
 
@@ -286,7 +286,7 @@ def unpacked(
     tensors : dict
         With one tensor for the parts of each packed weight.
     lost : list of str
-        The digits that rounding lost.
+        A line for each number of bits: what was dequantised.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """The ``.bin`` of llama2.c, version 0: seven numbers, then everything in float32.
 
-Each kind of weight stands there once for all layers, the layers end to end, in
-the order in which the C program walks through them.
+Each kind of weight is one array for all layers, end to end; the kinds come in the
+order in which the C program reads them.
 
 References
 ----------

@@ -1,7 +1,7 @@
 r"""Numbers of a few bits, packed into words of 32, and back.
 
-Whoever rounds weights to whole numbers q of a few bits keeps a scale and a zero
-point for each group of inputs beside them:
+A weight that was rounded is stored as whole numbers q of a few bits (the *codes*),
+with a scale s and a zero point z for each group of inputs:
 
 $$\hat{W}_{cj} = s_{cG} \, (q_{cj} - z_{cG}), \qquad G = \text{group of input } j$$
 
@@ -77,7 +77,7 @@ def grouped(
 
 
 def words_of(tensor: Tensor) -> np.ndarray:
-    """A tensor of 32 bits, without a sign that a shift would drag along."""
+    """Words of 32 bits as unsigned: shifting a signed one would copy its sign bit."""
     return np.ascontiguousarray(tensor.read()).view(np.uint32)
 
 
@@ -104,9 +104,9 @@ def expect(parts: Parts, name: str, shape: tuple[int, ...]) -> None:
 
 
 def bits_of(words: int, count: int, known: tuple[Any, ...]) -> int:
-    """How many bits each of `count` numbers has, that fill so many words.
+    """How many bits each of `count` numbers has if they fill that many words.
 
-    `known` are tried in order; the first is what the config says, if it does.
+    The `known` bits are tried in order; the first is the config's, if it has one.
     """
     for bits in known:
         if bits in range(2, 9) and -(-count * bits // 32) == words:

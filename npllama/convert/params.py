@@ -1,8 +1,8 @@
 """Meta's ``params.json``: the numbers of a LLaMA in other words.
 
-Two things do not stand there.  The feed-forward width follows from a rule.  The
-context is told by the marks of each generation: a large vocabulary, scaled RoPE, or
-Code LLaMA's theta.
+Two numbers are missing there.  The feed-forward width follows from a rule.  The
+context length follows from the model's generation, which is recognised by a large
+vocabulary, scaled RoPE, or Code LLaMA's theta.
 """
 
 from __future__ import annotations

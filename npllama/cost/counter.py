@@ -5,9 +5,9 @@
     print(count)
 
 Every product of the book goes through `ops.einsum`, which shows it to each observer.
-So a counter needs no list of layers, and misses nothing.  It only stores a pointer to
-the kind of the product; the cost is computed when it is asked for.  So counting costs
-little, even beside a model whose weights displace everything else from the
+So a counter needs no list of layers, and misses nothing.  For each product it only
+stores a pointer to its kind, and computes the cost when asked for it.  So counting
+costs little, even beside a model whose weights displace everything else from the
 processor's cache.
 
 A text that holds some positions and gets one more is in *decode*; any other is in
@@ -46,7 +46,7 @@ from npllama.cost.product import (
 from npllama.cost.report import as_csv, as_dict, html, lines, tree
 from npllama.ops import Kind, Observer, observing
 
-# So many lines are kept before they are settled, and so many kinds before their
+# How many lines are kept before they are summed, and how many kinds before their
 # shapes are forgotten: attention has new ones at every step of a text.
 MOST_LINES, MOST_KINDS = 10_000, 20_000
 

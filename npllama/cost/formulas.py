@@ -287,7 +287,7 @@ def prefill(
     causal: str = "square",
     last: bool = True,
 ) -> tuple[Operator, ...]:
-    """The cost of running a prompt: at once, or in chunks of so many positions.
+    """The cost of running a prompt: at once, or in chunks of `chunk` positions.
 
     Every chunk reads all weights again.  Only the last position of each needs
     logits; `last` is False if all get them.

@@ -182,10 +182,10 @@ def _ceilings(n: int, size: int) -> int:
 def _products(config: Config, batch: int, n: int) -> int:
     """Products of one query with 1, 2, ..., n keys in blocks, summed.
 
-    Beyond one block of keys there is a product for every key head and block.  Within
-    it a block has room for X heads with one key each, so for X // S heads with S keys
-    (one at least), and the K heads take turns.  There is one turn, and one more for
-    every g = 1 ... K - 1 of which more than g are needed; that is where
+    With more than one block of keys there is a product for every key head and block.
+    Within one block there is room for X heads with one key each, so for X // S heads
+    with S keys (at least one), and the K heads take turns.  There is one turn, and one
+    more for every g = 1 ... K - 1 if more than g turns are needed; that is where
     X // S < K / g: from S = X // ceil(K / g) + 1 on.
     """
     K, G = config.num_key_value_heads, sharing(config)

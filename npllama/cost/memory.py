@@ -65,8 +65,8 @@ def _triangle(config: Config, batch: int, new: int, cached: int) -> int:
 def _blocks(config: Config, batch: int, new: int, cached: int) -> int:
     """The most that a block of n queries needs: itself, its scores, and its result.
 
-    (Or itself twice, lined up for the product where heads share keys.)  Beyond one
-    block of keys, what was found among the ones before is there, too.
+    (Or itself twice, as a copy in order for the product where heads share keys.)  After
+    the first block of keys, the running result of the earlier ones is there, too.
     """
     K, D, G = config.num_key_value_heads, config.head_dim, sharing(config)
     n = min(new, QUERY_BLOCK)

@@ -12,7 +12,7 @@ from npllama.cost.roofline import Dtypes, Phase, Prediction
 from npllama.files.whole import check_place, new_file
 
 MARKS = {"prefill": "o", "decode": "s"}
-# Where names stand, seen from the mark: below the one, right of the other.
+# Where a name is put: below the mark of prefill, to the right of that of decode.
 PLACES: dict[str, dict[str, Any]] = {
     "prefill": {"xytext": (0, -8), "ha": "center", "va": "top"},
     "decode": {"xytext": (24, 0), "ha": "left", "va": "center"},

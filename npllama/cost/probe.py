@@ -70,7 +70,7 @@ def rate_of(work: Callable[[], object], amount: float) -> float:
 
 
 def weights(size: int) -> list[np.ndarray]:
-    """Matrices of both widths, about half of so many bytes each, in small pages."""
+    """Matrices of both widths, about half of `size` bytes each, in small pages."""
     pool = np.frombuffer(mmap.mmap(-1, size), dtype=np.float32)
     pool[:] = 0.5
     found: list[np.ndarray] = []

@@ -5,8 +5,9 @@ and a feed-forward of width ff.  Here b = B, s = T = S, h = E = H D, nh = H, hd 
 ff = F.  Everything follows from one product: (m, n) by (n, p) has m p entries, each a
 sum of n products, so 2 m n p FLOPs.
 
-The forms are for multi-head attention of a whole text, every position with every
-one.  `formulas` counts what a LLaMA does: shared keys, a cache, three matrices.
+The forms are for multi-head attention over a whole text, where every position meets
+every position.  `formulas` counts what a LLaMA does: shared keys, a cache, three
+matrices.
 
 References
 ----------

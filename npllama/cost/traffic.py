@@ -89,5 +89,5 @@ PRODUCTS = {"forward": 2, "backward": 4, "recomputed": 1}
 
 
 def product_flops(N: int, D: int, products: int) -> int:
-    """FLOPs of so many products of one head: 2 N N D each."""
+    """FLOPs of this many products of one head: 2 N N D each."""
     return 2 * N * N * D * products

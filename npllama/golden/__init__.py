@@ -17,9 +17,9 @@ Where do mine first differ?  And is that more than rounding?
     `compare`    walk two such files side by side
     `scene`      the first tensor outside, and what it was made from
     `wrong`      the model with parts that can be exchanged
-    `slips`      the usual mistakes: a part that is another, and the table of names
-    `faults`     and weights that are others
-    `suspects`   what a tensor would be with each of them
+    `slips`      the usual mistakes in one part of the model, and the table of names
+    `faults`     and mistakes in the weights
+    `suspects`   what a tensor would be with each mistake
     `signs`      what the numbers themselves show
     `likeness`   how much of the difference a suspicion leaves
     `diagnose`   which of them explains the difference

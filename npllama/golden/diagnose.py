@@ -41,19 +41,20 @@ from npllama.golden.slips import FITTED, Fault
 from npllama.golden.suspects import Suspicion, suspicions
 from npllama.golden.wrong import compute
 
-# A whole model is run per suspicion: up to so many products of weight and position.
+# A whole model is run per suspicion, if that takes at most this many products of a
+# weight and a position.
 WORK = 5e9
-# Of two faults, one that leaves so much more is no other explanation.
+# A fault that leaves this many times the error of another does not compete with it.
 CLEARLY = 2.0
-# An operation is right for its inputs only if these are off by so many floors.
+# An operation is called right for wrong inputs only if these are this many floors off.
 OFF = 0.75
-# Faults that say no more than another would: they count only if no other does.
+# Faults that fit almost anything: they count only if no other explains the tensor.
 VAGUE = (*FITTED, "hidden")
 
 
-# What is true of the tensor itself, whatever others are.
+# These describe the tensor itself, so no other tensor can refute them.
 DESCRIPTIONS = ("scaled", "swapped", "inputs")
-# Faults of one part, which may be told together where they do the same.
+# Faults of one part of the model: equally close ones are named together.
 FAMILIES = {
     "eps outside": "eps",
     "position in decode": "position",
@@ -64,12 +65,12 @@ FAMILIES = {
     "scale twice": "scale",
     "scale of width": "scale",
 }
-# So many of them are said.
+# At most this many faults are listed.
 MOST = 3
 
 
 class Diagnosis(NamedTuple):
-    """The fault, if one is left; and those that were not, and why."""
+    """The fault, if exactly one is left, and the faults that were ruled out."""
 
     finding: Finding | None
     refuted: tuple[str, ...] = ()  # explained this tensor, but not others
@@ -131,7 +132,7 @@ def refutes(there: Scene, suspicion: Suspicion, limit: float) -> bool:
         wrong = suspicion.tensor(there)
         left, before = left_by(wrong, y, there)
         said, _ = left_by(wrong, there.exact, there)
-    # Where it changes nothing, what is wrong there does not speak against it.
+    # Where the suspicion changes nothing, an error does not speak against it.
     return not (left <= limit or left <= BETTER * before or said <= limit)
 
 
@@ -158,8 +159,8 @@ def too_large(scene: Scene) -> bool:
 def from_the_whole(scene: Scene) -> Iterator[tuple[Finding, bool]]:
     """What the model itself shows, run once per fault.
 
-    First with a wrong weight in every block that may have it, as a backend would that
-    reads all blocks alike; then, where time allows, in each of them alone.
+    First with a wrong weight in every block that may have it, as in a backend that
+    reads all blocks in the same way; then, where time allows, in each of them alone.
     """
     names = [step.name for step in steps_of(scene.golden)]
     if scene.model is None or scene.step not in names or too_large(scene):
@@ -222,8 +223,8 @@ def refuted_by_any(scene: Scene, tensors: dict[str, np.ndarray]) -> bool:
 def unproved_blocks(scene: Scene) -> range:
     """Blocks whose weights may be wrong, up to that of the tensor.
 
-    What the candidate shows to be right clears all blocks before it, and its own if it
-    is the output of that.
+    A tensor that is right in the candidate clears all blocks before its own, and its
+    own block if it is that block's output.
     """
     L = scene.config.num_hidden_layers
     last, first = block_of(scene.module, L - 1), 0
@@ -250,8 +251,8 @@ def ranked(found: list[tuple[Finding, bool]]) -> Diagnosis:
     """One fault of all that explain the tensor, or none.
 
     Refuted ones are out, and vague ones count only if no other does.  Of the rest the
-    closest is named, unless another fault is as close: two of one family (of one part of
-    the model) are named together, others not at all.
+    closest is named, unless another is as close.  Two faults of one family (in the same
+    part of the model) are then named together; others are not named at all.
     """
     refuted = tuple(dict.fromkeys(f.text for f, out in found if out))
     left = [f for f, out in found if not out]
@@ -279,7 +280,7 @@ def plain(detector: Callable) -> Callable:
     return detect
 
 
-# What is asked in turn; the first that finds anything has the word.
+# Asked in this order; the first that finds anything decides.
 DETECTORS: tuple[Callable, ...] = (
     plain(cut_off),
     plain(not_written),

@@ -39,7 +39,7 @@ import numpy as np
 
 from npllama.ops import einsum
 
-# Differences are held in float64 for so many numbers at a time.
+# Differences are held in float64 for this many numbers at a time.
 AT_ONCE = 2**22
 
 
@@ -134,16 +134,17 @@ def even_errors(apart: np.ndarray, unit: np.ndarray) -> np.ndarray:
 def allowed(gram: np.ndarray, ways: np.ndarray, numbers: float) -> np.ndarray:
     """The sum of squares that the worst of several right computations is allowed.
 
-    Part of the worst error is chance, and another computation may be less lucky.  The
-    part that the errors do not share is chance, as far as their few causes allow.  If
-    there are few numbers, even all of the error may be chance.
+    Part of the worst error is chance, and another computation may be less lucky.  So
+    the worst error is raised by 3 / sqrt(n) of the part that the errors do not share
+    (n is the number of their independent causes) or by 3 / sqrt(`numbers`) of itself,
+    whichever is more: if there are few numbers, all of the error may be chance.
 
     Parameters
     ----------
     gram : (..., W, W) float64
         Products of the errors of every two of W computations.
     ways : (M,) int64
-        Those that tell how much is chance.
+        The computations whose differences tell how much is chance.
     numbers : float
         How many numbers there are, in effect.
 
@@ -184,7 +185,7 @@ def causes(own: np.ndarray) -> np.ndarray:
     squares = np.diagonal(own, axis1=-2, axis2=-1)  # (..., W)
     size = squares.mean(axis=-1)  # (...,)
     others = np.square(own).sum(axis=(-2, -1)) - np.square(squares).sum(axis=-1)
-    # Errors that sum to zero lean against each other: that much is no likeness.
+    # Centred errors sum to zero, so they are correlated: this much is no likeness.
     alike = others / (W * (W - 1)) - np.square(size / (W - 1))  # (...,)
     with np.errstate(divide="ignore", invalid="ignore"):
         n = np.square(size) / np.maximum(alike, 0)  # (...,)
@@ -192,11 +193,11 @@ def causes(own: np.ndarray) -> np.ndarray:
 
 
 def shared(n: np.ndarray) -> np.ndarray:
-    """How many causes errors have, where few computations tell it for every position.
+    """How many causes errors have, if few computations tell it at each position.
 
     With a dozen of them n is itself a matter of luck: a cause that was small in all
     leaves no trace.  Positions of a tensor have causes of the same kind, so the mean
-    of 1 / n over all is surer; the smaller of both counts.
+    of 1 / n over all positions is more certain; the smaller n of the two counts.
     """
     mean = np.mean(1 / n)
     return np.minimum(n, 1 / mean) if mean > 0 else n
@@ -293,7 +294,7 @@ def allowed_where(
     """
     found = np.full(own.shape[:2], np.inf, dtype=np.float64)  # (P, H)
     for pattern in np.unique(held.reshape(-1, held.shape[-1]), axis=0):
-        # Where all overflow somewhere, nothing has told which of them differ.
+        # If no place is finite in all of them, it is unknown which of them differ.
         few = ways if held.all(axis=(1, 2)).any() else np.arange(len(pattern))
         few = few[pattern[few]]
         at = (held == pattern).all(axis=-1)  # (P, H)
@@ -303,7 +304,7 @@ def allowed_where(
 
 
 def distinct(gram: np.ndarray, times: tuple[int, ...]) -> np.ndarray:
-    """Which computations to keep so that none stands there twice: (M,) int64.
+    """Which computations to keep so that none counts twice: (M,) int64.
 
     Two that round alike up to here make the very same errors, and would be taken for
     two that have one cause.  So would one whose errors are those of another, enlarged.

@@ -53,8 +53,8 @@ def ways(dtype: str) -> list[Way]:
     Plain kernels round every result; fused ones keep float32 inside: a norm with its
     gain, attention from scores to output, a rotation.  And a product that is split
     (over processors, or over two devices by tensor parallelism) is a sum of two or
-    three rounded parts.  And each way is run with every rounding error twice as large,
-    for what tips over (`floor`).
+    three rounded parts.  Each way also runs with every rounding error twice as large,
+    to measure decisions that rounding can tip (`floor`).
     """
     dtype = activations_in(dtype)
     if dtype == "float32":
@@ -170,8 +170,8 @@ def attend(way: Way, q: np.ndarray, k: np.ndarray, v: np.ndarray):
 
     scores = product(at, pieces, match, grouped, k)  # (B, K, G, T, T)
     scores = at.round(scores * np.float32(1 / math.sqrt(D)))  # (B, K, G, T, T)
-    # Plain kernels add the lowest number of the format to what is hidden.  It hides no
-    # score that is nearly as large, and one that overflows makes the row NaN.
+    # Plain kernels add the lowest number of the format to masked scores.  That does not
+    # hide a score of nearly that size, and a score that overflows makes the row NaN.
     lowest = np.float32(-FORMATS[at.dtype].largest)
     mask = np.triu(np.full((T, T), lowest, dtype=np.float32), k=1)  # (T, T)
     p = softmax(at, at.round(scores + mask))  # (B, K, G, T, T)

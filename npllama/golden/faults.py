@@ -18,7 +18,7 @@ import numpy as np
 from npllama.golden.slips import TEXTS, Fault, wrong_parts
 from npllama.weights import Model
 
-#  ---- weights that are others ------------------------------------------------------
+#  ---- wrong weights ----------------------------------------------------------------
 
 # npllama's word for every matrix of a block, and its name in a trace.
 MATRICES = {
@@ -34,7 +34,7 @@ NORMS = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
 
 
 def transposed(w: np.ndarray, flat: tuple[int, int]) -> np.ndarray:
-    """The numbers of a matrix as they lie, read with rows for columns.
+    """A matrix in memory order, read as if its two sizes were exchanged.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def transposed(w: np.ndarray, flat: tuple[int, int]) -> np.ndarray:
 
 
 def quantised(w: np.ndarray, bits: int, group: int | None) -> np.ndarray:
-    """A matrix (F, E) rounded to integers of so many bits, a scale per group of a row."""
+    """A matrix (F, E) rounded to `bits` bits, with a scale per group of a row."""
     largest = 2 ** (bits - 1) - 1
     parts = w.reshape(len(w), -1, group or w.shape[-1])  # (F, E // group, group)
     scale = np.abs(parts).max(axis=-1, keepdims=True) / largest
@@ -110,7 +110,7 @@ def fits(model: Model, group: int | None) -> bool:
 
 
 def wrong_blocks(model: Model, at: Sequence[int]) -> Iterator[Fault]:
-    """Mistakes in the weights of the blocks `at`; none, if there are none of them."""
+    """Mistakes in the weights of the blocks `at`; none if `at` is empty."""
     if not len(at):
         return
     wrong = changed(model, at, swap_gate_and_up)
@@ -125,7 +125,7 @@ def wrong_blocks(model: Model, at: Sequence[int]) -> Iterator[Fault]:
 
 
 def wrong_models(model: Model, at: Sequence[int]) -> Iterator[Fault]:
-    """Every mistake in weights, those of blocks in the blocks `at` alone."""
+    """Every mistake in weights; of the blocks, only those in `at`."""
     yield from wrong_blocks(model, at)
     for name, (bits, group) in QUANTISED.items():
         if len(at) and fits(model, group):

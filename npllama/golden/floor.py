@@ -10,13 +10,13 @@ same precision.
 
 A tensor has three floors.  That of the *error* and that of the *even error* (`distance`)
 are each the larger of two: the worst way in this step, and the worst way over all
-steps together.  The third is that of every position and every head: the worst way at
-that position, in whichever head is worst there, and the worst way in that head, at
-whichever position is worst for it; the lower of the two counts.
+steps together.  The third is that of one position and one head.  It is the lower
+of two: the worst way at that position over all heads, and the worst way in that head
+over all positions.
 
 A backend is one more draw from the same errors, and may be less lucky than the worst of
 the W ways.  If errors have n independent causes, the size of one draw varies by some
-0.7 / sqrt(n) of itself.  So a floor lies 1 + 3 / sqrt(n) above the worst way, and a
+0.7 / sqrt(n) of itself.  So a floor is 1 + 3 / sqrt(n) times the worst way, and a
 candidate may go to two floors.  The chance that a right one goes further, for
 Gaussian errors, is
 
@@ -27,8 +27,9 @@ Gaussian errors, is
 per independent group of errors, if the ways were independent (in halves they share most
 of what they round, with the backend, too).  n is measured by how alike the errors of the
 ways are, and is never above (sum y^2)^2 / sum y^4, since a few enormous numbers leave no
-more than a few errors.  Where all ways were lucky, a backend that rounds sum, root and
-quotient otherwise need not be: no floor but that of exact numbers is below `LEAST`.
+more than a few errors.  All ways may be lucky where a backend that rounds sum,
+root and quotient differently is not.  So no floor is below `LEAST`, except the floor 0
+of a tensor that every right backend computes exactly.
 
 Rounding does not always leave errors of its own size.  Where two scores of a sharp
 attention nearly tie, half precision decides which key wins, and the output is that of
@@ -41,8 +42,8 @@ same number; a key that changes within two errors is within two floors.
 float16 ends at 65,504.  A position where right arithmetic overflows (plain kernels round
 scores, some before they are scaled and masked) is listed as such: the tensor's own floors
 are those of the other positions, and a candidate's infinities and NaN there are no fault
-of its own.  Numbers that it does have there are held to what those ways allow that have
-them, too.
+of its own.  If it does have finite numbers there, their limit comes from the ways
+that have them too.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ from npllama.weights import Model
 
 # Two roundings of float32, in which all backends sum.
 LEAST = 2 * 2.0**-24
-# The floor of what no right arithmetic can hold.
+# The floor of numbers that overflow in all right arithmetic.
 NO_FLOOR = sys.float_info.max
 # Digits of the floors of positions, of which a long text has many.
 DIGITS = 4

@@ -1,8 +1,8 @@
 """How much of a difference is left under a suspicion, and how little explains it.
 
-A suspicion says what the wrong tensor would be.  It *explains* the candidate if the
-distance from there is within the floor again, or near it and a tenth or less of what
-it was; it is *proved* if both.
+A *suspicion* names a fault and predicts the wrong tensor.  It *explains* the candidate
+if the candidate's distance from this prediction is within the floor, or near it and at
+most a tenth of the distance from the golden tensor.  It is *proved* if both hold.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from npllama.golden.signs import ENOUGH, Finding
 from npllama.golden.slips import FITTED
 from npllama.golden.suspects import HIDDEN
 
-# How much of the error a fault may leave, and how many limits that may be: a wrong model
-# may be more sensitive to rounding than the right one.
+# How much of the error a fault may leave, and how many times the limit that may be: a
+# wrong model may be more sensitive to rounding than the right one.
 LIKELY, NEAR = 0.1, 4
 AT_THE_END = 0.25
-# Of a large error so little may be left anyway.
+# Of a large error this share may be left, however many times the limit it is.
 LITTLE = 1e-3
 # Near the limit a fault must at least make it better, and not by chance.
 BETTER = 0.65
 
 
 def left_by(tensor: np.ndarray | None, y: np.ndarray, scene: Scene):
-    """Even error that remains under a suspicion, and that before.
+    """Even error of the candidate from the suspicion's tensor, and from the golden one.
 
     A suspicion that leaves numbers open (NaN) explains none of the error in them, and
-    what it hides must be hidden, and nothing else.
+    the candidate must hide the scores that it hides, and no others.
 
     Returns
     -------
@@ -58,7 +58,7 @@ def left_by(tensor: np.ndarray | None, y: np.ndarray, scene: Scene):
         return math.inf, math.inf
     hides = (valid & ~np.isfinite(y)).any()
     before = math.inf if hides else apart(y, exact, shown, scene)
-    # Far smaller numbers are near to any others of their size.
+    # Numbers that are far too small are close to any prediction as small: no evidence.
     zero = np.zeros_like(y)
     sizes = (apart(x, zero, shown, scene) for x in (y, exact))
     smaller = next(sizes) / max(next(sizes), 1e-300)
@@ -88,7 +88,7 @@ def only_spot(scene: Scene) -> tuple[int, int] | None:
 
 
 def limit_of(scene: Scene, before: float) -> float:
-    """Up to which even error nothing but rounding is left."""
+    """The largest even error that rounding alone may leave."""
     evenness = scene.row.evenness
     if evenness is None or not evenness.even_floor:
         return scene.factor * (scene.row.floor or 0.0)
@@ -101,8 +101,8 @@ def explained(key: str, text: str, left: float, before: float, limit: float):
     """The finding, if what is left is little enough; else None."""
     within = left <= limit
     much = left <= min(LIKELY * before, LIKELY, max(NEAR * limit, LITTLE * before))
-    # A query at the end may see a key that is not there yet: what is then in its place
-    # (zeros of a cache with room, or nothing) is the backend's own.
+    # With a wrong mask the last query may see a key that is not computed yet.  What it
+    # finds there (zeros of a larger cache, or nothing) depends on the backend.
     much |= key == "mask" and left <= AT_THE_END * min(before, 1.0)
     if left >= before or not (much or (within and left <= BETTER * before)):
         return None

@@ -138,7 +138,7 @@ def floors_of_spots(floors: Mapping[str, Any], shape: tuple[int, ...]) -> np.nda
     Raises
     ------
     ValueError
-        If the floors are not those of so many positions and heads.
+        If the floors are not those of this many positions and heads.
     """
     known = np.full(shape[:2], np.inf, dtype=np.float64)  # (P, H)
     for axis, kind in enumerate(("positions", "heads")):

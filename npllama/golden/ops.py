@@ -12,10 +12,10 @@ in the dtype itself, every intermediate result rounded, sums in float32 in sever
 orders, on fresh numbers of the same kind, and the worst error among them is the noise
 floor.  A kernel passes while its error stays below `FACTOR` floors.
 
-Errors are measured against the size of what was summed: that of the element itself
-where the operator works on each alone, else the largest of the last axis.  In half
-precision rounding must not lean to one side either: a kernel that cuts digits off
-instead of rounding stays within the floor, but all its errors point towards zero.
+An error is divided by the size of what was summed: the size of the element itself if
+the operator works on each element alone, else the largest size on the last axis.  In
+half precision rounding must not lean to one side either: a kernel that cuts digits
+off instead of rounding stays within the floor, but all its errors point towards zero.
 
 The operators, and the arguments that a kernel is called with; arrays have the dtype of
 the case unless another is said:
@@ -60,12 +60,12 @@ FACTOR = 2.0
 DTYPES = ("float32", "bfloat16", "float16")
 # Half of the distance from 1 to the next number: what one rounding may cost.
 UNIT = {dtype: 2.0 ** -FORMATS[dtype].digits for dtype in DTYPES}
-# What is smaller may become zero: a little above the least number with all its
-# digits, since the exponential in a denominator overflows before that is reached.
+# A smaller number may become zero.  This is a little above the least normal number,
+# since the exponential in a denominator overflows before that is reached.
 LEAST = {"float32": 2.0**-100, "bfloat16": 2.0**-100, "float16": 2.0**-14}
-# Each element of the result stands alone: no sum that others could spoil.
+# Each element of the result is right by itself: no sum carries errors between them.
 ELEMENTWISE = ("rms_norm", "silu_and_mul", "softmax")
-# A mean error of this many roundings is harmless; cut digits make one of 0.7.
+# A mean error of this many roundings is harmless; cutting digits makes one of 0.7.
 LEAN = 0.1
 # How often a floor is measured anew, on other numbers of the same kind.
 REDRAWS = 8
@@ -109,7 +109,7 @@ def turned(rotation: Callable, x, positions, theta) -> np.ndarray:
 
 
 def fed_forward(x, w_gate, w_up, w_down) -> np.ndarray:
-    """The chapter on feed-forward needs a whole layer, of which it uses three."""
+    """The book's feed-forward takes a whole layer, and uses three of its weights."""
     none = np.empty(0, dtype=np.float64)  # (0,)
     layer = Layer(none, none, none, none, none, none, w_gate, w_up, w_down)
     return feed_forward(x, layer)
@@ -151,7 +151,7 @@ def relative_errors(op: str, dtype: str, got, expected) -> np.ndarray:
 
 
 def plain_errors(op: str, dtype: str, inputs: Inputs) -> list[np.ndarray]:
-    """What plain implementations in this dtype make wrong, order by order."""
+    """The errors of plain implementations in this dtype, one array per order."""
     expected = BOOK[op](**inputs)
     narrow = {
         name: x.astype(np.float32) if is_data(x) else x for name, x in inputs.items()
@@ -160,7 +160,7 @@ def plain_errors(op: str, dtype: str, inputs: Inputs) -> list[np.ndarray]:
     return [relative_errors(op, dtype, y.astype(np.float64), expected) for y in runs]
 
 
-# Whoever tries several kernels asks for the same cases again.
+# Testing several kernels asks for the same cases again.
 @lru_cache(maxsize=1024)
 def noise(op: str, dtype: str, make: Callable, seed: int) -> tuple[float, float]:
     """The floors of the largest and of the mean error, in units of one rounding.
@@ -172,7 +172,7 @@ def noise(op: str, dtype: str, make: Callable, seed: int) -> tuple[float, float]
         rng = np.random.default_rng([seed, redraw])
         errors += plain_errors(op, dtype, representable(op, dtype, make(rng)))
     largest = max(np.abs(error).max() for error in errors)
-    # Of independent errors the mean shrinks like this; five times it is never seen.
+    # The mean of independent errors shrinks like this; five times as much never occurs.
     chance = 5 * max(error.std() for error in errors) / math.sqrt(errors[0].size)
     mean = max(LEAN, chance / FACTOR, *(abs(error.mean()) for error in errors))
     return max(1.0, float(largest)), float(mean)
@@ -218,7 +218,7 @@ def case_of(op: str, name: str, dtype: str, seed: int) -> Case:
         return Case(op, name, dtype, inputs, expected, np.zeros(expected.shape), 0.0)
     largest, mean = noise(op, dtype, make, seed)
     floor = largest * UNIT[dtype] * scale_of(op, dtype, expected)
-    # In float32 cut digits are not worth a word, and errors hang together by row.
+    # In float32 cut digits do not matter, and the errors of one row are correlated.
     bias = mean if dtype != "float32" and expected.size >= 64 else math.inf
     return Case(op, name, dtype, inputs, expected, floor, bias)
 

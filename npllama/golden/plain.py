@@ -1,8 +1,8 @@
 """Plain implementations in low precision: how wrong a right kernel is.
 
-What a backend that computes in half precision really rounds: the result of every
-operation, but for three islands that all of them leave in float32, since a model would
-break otherwise: the mean square of a norm, a softmax, and the angles of positions.
+A backend that computes in half precision rounds the result of every operation, with
+three exceptions.  All backends keep these in float32, since a model would break
+otherwise: the mean square of a norm, a softmax, and the angles of positions.
 Sums run in float32 whatever the dtype, as in matrix units; their order is free, and
 that is where two right kernels differ in float32 itself.  Three orders stand for all:
 
@@ -11,7 +11,7 @@ that is where two right kernels differ in float32 itself.  Three orders stand fo
     "one by one"  a single running sum; and exponentials as powers of two and
                 divisions as products with a reciprocal, as on GPUs
 
-A fourth, "shuffled", draws the order: with as many seeds, as many right kernels.
+A fourth, "shuffled", draws the order by chance: each seed is one more right kernel.
 
 Each function takes a case's inputs and an `Arithmetic`, and returns float32 numbers
 that the dtype can hold.

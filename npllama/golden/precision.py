@@ -6,9 +6,9 @@ multiples of one step, the *unit in the last place*
 $$\mathrm{ulp}(x) = 2^{\max(\lfloor \log_2 |x| \rfloor,\ e_{min}) - (p - 1)}$$
 
 and arithmetic rounds every result to the nearest of them, a tie to the one whose last
-bit is 0.  That is an error of half a step at most, in any direction.  To cut the
-digits off instead is cheaper and twice as wrong, and all its errors point towards zero,
-so that they add up where those of rounding cancel.
+bit is 0.  That is an error of half a step at most, in any direction.  Cutting
+the digits off instead is cheaper, but its errors are twice as large, and all point
+towards zero: they add up where the errors of rounding cancel.
 
 NumPy has float32 and float16.  bfloat16 is the upper half of a float32, so rounding to
 it is integer arithmetic on the bits; float8 (e4m3, as GPUs hold weights in) is made by
@@ -143,7 +143,7 @@ def weights_in(w: np.ndarray, dtype: str) -> np.ndarray:
         return rounded(w, "bfloat16")
     largest = np.abs(w).max(axis=-1, keepdims=True) / FORMATS[dtype].largest
     scale = np.where(largest > 0, largest, 1).astype(np.float32)  # (*B, 1)
-    # The division may round above the largest number by a bit; the scale hides that.
+    # Rounding in the division may exceed the largest number slightly; clip that.
     inside = np.clip(w / scale, -FORMATS[dtype].largest, FORMATS[dtype].largest)
     return rounded(inside, dtype) * scale
 

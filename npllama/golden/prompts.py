@@ -160,7 +160,7 @@ def read_prompts(path: str | os.PathLike) -> list[Prompt]:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error})") from None
-    # Not splitlines: JSON may hold other ends of lines inside of its texts.
+    # Not splitlines: it also splits at line ends that JSON allows inside a text.
     lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
         raise ValueError(f"{path}: there are no prompts in it")

@@ -1,7 +1,7 @@
 """What the numbers of a wrong tensor show by themselves.
 
-Digits that were cut off, numbers that are not finite, places that were never written,
-the right numbers in another order: for these nothing has to be computed again.
+Some faults show without computing anything again: digits that were cut off, numbers
+that are not finite, places that were never written, the right numbers in another order.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from npllama.golden.suspects import HIDDEN
 
 # The share of numbers that must agree to the last digit.
 SAME_DIGITS = 0.9
-# So many numbers have to agree with a finding.
+# At least this many numbers have to agree with a finding.
 ENOUGH = 16
-# Products with one weight, of one input: with another weight alone they are unlike.
+# Plain products of an input and a weight: a wrong weight makes them unlike.
 PLAIN_PRODUCTS = {"lm_head", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj"}
 PLAIN_PRODUCTS |= {f"self_attn.{name}_proj" for name in "qkv"}
 # Cut digits leave an error of a few floors; a larger one has another cause.
@@ -109,7 +109,7 @@ def cut_off(scene: Scene) -> Iterator[Finding]:
 
 
 def cut_twice(y, exact, dtype: str, differ: np.ndarray) -> Iterator[Finding]:
-    """Cut more than once the digits are others, but still all numbers are smaller."""
+    """Digits cut more than once differ, but all numbers are still too small."""
     error = relative_error(y, exact)
     smaller = (np.abs(y) < np.abs(exact))[differ].mean() > SAME_DIGITS
     if smaller and error < 2.0 ** (2 - FORMATS[dtype].digits):
@@ -163,7 +163,7 @@ def unlike(scene: Scene) -> Iterator[Finding]:
     y, exact = candidate_of(scene), scene.exact
     if not shown or not np.isfinite(y).all() or not np.isfinite(exact).all():
         return
-    # Numbers of other signs (squares, absolute values) are no others.
+    # The right numbers with other signs (absolute values, squares) are not unlike.
     if max(alike(y, exact), alike(np.abs(y), np.abs(exact))) > 0.3:
         return
     tied = kind == "lm_head" and scene.config.tie_word_embeddings

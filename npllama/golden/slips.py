@@ -1,8 +1,8 @@
-"""Slips: a part of the model that is another, made on purpose.
+"""Slips: mistakes in one part of the model, made on purpose.
 
-A wrong norm, angle, mask, scale or activation: each is a function in the place of one
-of `wrong.Parts`, and the config is enough to list them.  The table of names, and what a
-report says of each, stands here for all faults.
+Each slip is a function that replaces one of `wrong.Parts`: a wrong norm, angle, mask,
+scale or activation.  The config is enough to list them.  The table of all faults, with
+their names and what a report says of each, is here too.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ TEXTS = {
     "unlike": "this has no likeness to the golden tensor, though what it is made from "
     "is right: the weights are others (of another checkpoint, or never loaded)",
 }
-# Faults with a number fitted to the candidate: they come close to anything a little.
+# Faults with a number fitted to the candidate, which always helps a little.
 FITTED = ("other gain", "scaled")
 MASKS = {1: "sees one later position", -1: "does not see its own position"}
 # Epsilons that LLaMA files and other models have.
@@ -90,7 +90,7 @@ THETAS = (1e4, 1e5, 5e5, 1e6)
 
 
 class Fault(NamedTuple):
-    """A mistake: the part that is another, or the model whose weights are others."""
+    """A mistake: the part that was exchanged, or a model with wrong weights."""
 
     key: str
     text: str
@@ -104,7 +104,7 @@ class Fault(NamedTuple):
         return RIGHT._replace(**{self.part: self.wrong}) if self.part else RIGHT
 
 
-#  ---- parts that are others ------------------------------------------------------
+#  ---- wrong parts ----------------------------------------------------------------
 
 
 def neighbours(x: np.ndarray, config: Config, at: np.ndarray) -> np.ndarray:
@@ -347,7 +347,7 @@ def rolled(z: np.ndarray, by: int, axis: int) -> np.ndarray:
 
 
 def wrong_logits() -> Iterator[Fault]:
-    """What is done to logits that should be left as they are."""
+    """Changes to logits, which should be left as they are."""
     text = TEXTS["log-probabilities"]
     yield Fault("log-probabilities", text, "logits", log_probabilities)
     yield Fault("probabilities", TEXTS["probabilities"], "logits", softmax)
@@ -358,7 +358,7 @@ def wrong_logits() -> Iterator[Fault]:
 
 
 def wrong_parts(config: Config) -> Iterator[Fault]:
-    """Every mistake that is one part of the model being another."""
+    """Every mistake in one part of the model."""
     yield from wrong_turns(config)
     yield from wrong_positions()
     yield from wrong_attentions(config)

@@ -1,7 +1,7 @@
-"""What a wrong tensor would be, were one of the usual faults made in its operation.
+"""What a tensor would be if its operation had one of the usual faults.
 
 Everything that the first wrong tensor was made from is still right.  So a suspicion can
-be tested by computing the tensor again, with the mistake in.  The inputs are the
+be tested by computing the tensor again with the mistake.  The inputs are the
 candidate's own where it has them (its rounding errors are then in both), else the
 golden ones.  A suspicion is a function of the scene, so that it can be asked about the
 same tensor in another step, too.  Most need no weights: a gain can be read off the
@@ -27,7 +27,7 @@ from npllama.ops import einsum
 class Suspicion(NamedTuple):
     """A fault, and what the tensor of a scene would be with it.
 
-    `tensor` gives None where that cannot be computed, and NaN for what stays open.
+    `tensor` gives None if that cannot be computed, and NaN for numbers not known.
     """
 
     fault: str
@@ -212,7 +212,7 @@ def read_transposed(w: np.ndarray) -> np.ndarray:
 
 
 def of_product(scene: Scene) -> Iterator[Suspicion]:
-    """A weight read transposed, or in fewer bits; or right, its input wrong."""
+    """A weight read transposed, or in few bits; or the right one on a wrong input."""
     weight = weight_of(scene)
     if weight is None:
         return
@@ -234,7 +234,7 @@ def of_product(scene: Scene) -> Iterator[Suspicion]:
 
 
 def of_parts(scene: Scene) -> Iterator[Suspicion]:
-    """Every slip in the operation that makes the tensor; and none, its inputs wrong."""
+    """Every slip in the operation; and the right operation, on wrong inputs."""
     kind = kind_of(scene.module)
     if kind not in PARTS:
         return
@@ -314,7 +314,7 @@ def tied_logits(scene: Scene) -> np.ndarray | None:
     """Products with the embedding.
 
     Without the model, the vectors of the tokens that were run are known at least: they
-    tell a few columns, and the others stay open (NaN).
+    tell a few columns, and the others are NaN.
     """
     x = input_of_product(scene)
     tokens, vectors = known_embeddings(scene)

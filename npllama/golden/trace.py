@@ -304,8 +304,8 @@ def golden_shape(name: str, trace: Trace, config: Config) -> tuple[int, ...] | N
 def check_names(golden: Trace, candidate: Trace) -> None:
     """Raise ValueError if a candidate has a tensor whose name looks misspelt.
 
-    Tensors of other names are not compared.  A misspelt one would be missing without a
-    word, so it is held against the golden names that the candidate lacks.
+    Tensors of other names are not compared.  A misspelt one would go missing
+    silently, so an unknown name is compared with the golden names that are missing.
     """
     lacking = {name.lower(): name for name in golden if name not in candidate}
     unknown = [n for n in candidate if n not in golden and not _is_name(n)]

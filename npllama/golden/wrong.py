@@ -1,10 +1,10 @@
 """The model with parts that can be exchanged: what a backend with a mistake computes.
 
-Most mistakes are one part that is another: a norm, an angle, a mask, a scale, a bend.
-`Parts` lists those of the whole model; a fault exchanges one of them, or a weight.  Run
-on the tokens of a golden trace, the model then shows what the mistake does to every
-tensor.  All steps run in one pass, as in `emulation`; the positions say which step a
-token belongs to.
+Most mistakes are in one part: a norm, an angle, a mask, a scale, an activation.
+`Parts` lists the parts of the whole model; a fault exchanges one of them, or a
+weight.  Run on the tokens of a golden trace, the model then shows what the mistake
+does to every tensor.  All steps run in one pass, as in `emulation`; the positions say
+which step a token belongs to.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def attend(
     q : (B, T, H, D) float
     k, v : (B, K, S, D) float
     queries : two of (T, 1) int64
-        Where they stand, and how many keys are there yet when each is asked.
+        Their positions, and how many keys have been computed when each runs.
 
     Returns
     -------

@@ -1,14 +1,14 @@
 r"""What the server answers, in OpenAI's words.
 
-The engine tells of a text token by token.  Each event becomes a `Part`: what it adds
-to one *choice*, a text that the client gets.  A stream sends the parts as they come;
-a plain answer is the same parts, joined.  So both say the same.
+The engine reports a text token by token.  Each of these events becomes a `Part`: what
+it adds to one *choice*, a text that the client gets.  A stream sends the parts as
+they come; a plain answer is the same parts, joined.  So both say the same.
 
 Log-probabilities are the model's own, before penalties, temperature and truncation,
 with one entry for every token that was decided, the end token included.  With
-``echo`` those of the prompt come first, as a program that scores a given text needs
-it: as many entries as the prompt has tokens, the first of them null.  Of completions
-the alternatives are an object whose keys are texts.  Two tokens may be the same text
+``echo`` the entries of the prompt come first, for programs that score a given text: as
+many as the prompt has tokens, the first of them null.  In completions the alternatives
+to a token are a JSON object whose keys are texts.  But two tokens may be the same text
 (``<0x41>`` and ``A``), or half a character, so every token has a
 name of its own (`token_names`).
 
@@ -128,7 +128,7 @@ class Telling:
 def parts_of(telling: Telling, number: int, event: Event) -> list[Part]:
     """What an event of the prompt with this number adds to the answer.
 
-    A text in which chance has no say is written once, and told `n` times.
+    A text without chance is computed once, and returned `n` times.
 
     Writes
     ------
@@ -269,7 +269,7 @@ def chunk(
 
 
 def last_chunk(telling: Telling) -> dict[str, Any]:
-    """What a stream tells at the end of what it took: there is no choice in it."""
+    """The last piece of a stream: how many tokens it took, and no choice."""
     kind = "chat.completion.chunk" if telling.ask.chat else "text_completion"
     return label(telling, kind) | {"choices": [], "usage": usage(telling)}
 
@@ -289,7 +289,7 @@ def sse(data: Mapping[str, Any]) -> str:
 
 
 def as_json(data: Any) -> str:
-    """JSON in ASCII: a text may hold half a character of somebody's making."""
+    """JSON in ASCII, since a client's text may hold half a character."""
     return json.dumps(data, allow_nan=False, separators=(",", ":"))
 
 

@@ -3,9 +3,9 @@
 The beams of a search have most of their text in common: the prompt, and whatever was
 written before they parted.  At every step some of them end and others branch.  In a
 cache with a row for each beam, to branch means to copy a whole row.  On pages it means
-to fork a table.  Only a page that is not full yet is copied, once a beam writes into
-it, and the last child of a beam to write needs no copy.  So in a step fewer pages are
-copied than there are beams, however long the text is.
+to fork a table.  Only a page that is not full yet is copied, when one of the beams that
+share it writes into it, and the last of them to write needs no copy.  So in a step
+fewer pages are copied than there are beams, however long the text is.
 
 References
 ----------
@@ -106,7 +106,7 @@ def paged_beam_search(
 
 
 def check_room(job: Job, rules: BeamRules, blocks: Blocks) -> None:
-    """Raise ValueError unless there is room, if beams share only their prompt."""
+    """Raise ValueError unless there is room for beams that share only the prompt."""
     shared = len(job.prompt) // blocks.page_size
     own = pages_for(job.capacity, blocks.page_size) - shared
     need = shared + rules.num_beams * own
@@ -151,7 +151,7 @@ def follow(
     copies : Copies
         Pages to be copied before anything is written.
     """
-    # All are forked before any is dropped: else a parent's pages would be dealt out.
+    # Fork all before dropping any: otherwise a parent's pages would be dealt out.
     new = [fork(blocks, tables[parent]) for parent in parents]
     for table in tables:
         drop(blocks, table)

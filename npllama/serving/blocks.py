@@ -14,12 +14,12 @@ Sharing rests on two ideas:
   its tokens and of the name of the page before it, so that a name stands for the
   whole text up to the page's end.  A new text looks up the names of its own full
   pages and takes what it finds: it need not compute them.  A *salt* in front of the
-  first name keeps tenants apart, so that nobody can find out by the clock what others
-  have asked.
+  first name keeps tenants apart, so that nobody can tell from a fast answer what
+  others have asked.
 
 A free page keeps its name and its keys until it is dealt out anew, the oldest first.
-A text gives its pages back from its end: a page further on can serve fewer texts, so
-it goes first.
+A text that ends gives its last page back first, so that it is also dealt out first: a
+new text can take a page only if it agrees up to the page's end.
 
     P = 4, 10 pages        tables                            free, oldest first
     A: 15 tokens           A 0 1 2 3                         4 5 6 7 8 9
@@ -71,7 +71,7 @@ def copied(blocks: Blocks) -> Blocks:
 
 
 def pages_for(positions: int, page_size: int) -> int:
-    """Pages that so many positions take."""
+    """How many pages a number of positions needs."""
     return -(-positions // page_size)
 
 
@@ -116,8 +116,8 @@ def match(blocks: Blocks, names: Chain, most: int) -> Table:
     names : Chain
         Of the text.
     most : int
-        Positions to find at most.  One token of a text must be run, to have logits
-        after it: so never more than its length less one.
+        The largest number of positions to find; at most the text's length less one,
+        since its last token has to run, or there would be no logits after it.
 
     Returns
     -------
@@ -180,7 +180,7 @@ def take(blocks: Blocks, hits: Table, positions: int, spare: int = 0) -> Table |
     Table, or None if too few pages are free
     """
     need = pages_for(positions, blocks.page_size) - len(hits)
-    # A page that was found may be free itself: then it is not there for the rest.
+    # A page that was found may itself be free; then the rest cannot have it.
     left = len(blocks.free) - sum(page in blocks.free for page in hits)
     if need + spare > left:
         return None
@@ -264,7 +264,7 @@ def drop(blocks: Blocks, table: Table) -> None:
 
 
 def shrink(blocks: Blocks, table: Table, positions: int) -> Table:
-    """Keep the pages of so many positions, and give back the rest.
+    """Keep the pages of the first `positions` positions, and give back the rest.
 
     Writes
     ------

@@ -44,8 +44,8 @@ from npllama.serving.requests import Request
 
 POLL = 0.5  # seconds between two looks at whether the client is still there
 SIGN_OF_LIFE = 15.0  # seconds after which a stream that tells nothing says so
-# Seconds after a text's time is up in which its end must come; and then, in which the
-# client must have read it.
+# When a text's time is up: seconds for its end to come, and as many more for the client
+# to read it.
 GRACE = 10.0
 
 
@@ -108,7 +108,7 @@ async def body_of(message: Message, most: int) -> Any:
 
 
 def check_room(state: State, texts: int) -> None:
-    """Raise `Refused` if so many more texts are too many."""
+    """Raise `Refused` if this many more texts are too many."""
     most = state.bounds.texts
     if texts > most:
         raise Refused(f"{texts} texts are asked for; this server takes {most} at once")
@@ -236,7 +236,7 @@ async def streamed(telling: Telling, happening: AsyncGenerator) -> AsyncIterator
 
 
 def guarded(app: Any, state: State) -> Any:
-    """The application, behind a key, with an end in time, and no error unanswered."""
+    """The application with a check of the key, a time limit, and errors answered."""
 
     async def call(scope: Any, receive: Callable, send: Callable) -> None:
         begun = False

@@ -69,7 +69,7 @@ def answers(
     Parameters
     ----------
     engine : Engine
-        Which nobody else uses meanwhile.
+        Nobody else may use it meanwhile.
     requests : iterable of Request
         Read as they are needed.
     ahead : int, optional

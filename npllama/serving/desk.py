@@ -5,9 +5,8 @@ a desk: `submit` leaves a request there, together with a function that takes its
 events, and `abort` gives it up.  `run` is the thread's work: step while there is
 something to do, sleep while there is not.
 
-A request may be ahead of its own submission: the engine's thread can run its first
-step before `submit` has returned.  Events that nobody waits for yet are kept until
-then.
+The engine's thread can run the first step of a request before `submit` has returned.
+Events that come before anyone waits for them are kept until then.
 """
 
 from __future__ import annotations
@@ -99,7 +98,8 @@ class Desk:
         Parameters
         ----------
         bitwise : bool
-            Whether every text shall have the same bits in any company.
+            Whether a text's logits shall be the same, bit for bit, whatever runs
+            beside it.
         """
         with self.flops:
             if not bitwise:

@@ -1,9 +1,10 @@
 """The engine: requests in, tokens out, a step at a time.
 
 A step asks the scheduler for a plan, copies the pages that must be copied, runs one
-packed pass through the model, and lets every text decide whose known tokens are all
-computed.  A text becomes what `generate` makes of its prompt, whoever is written
-beside it.  Inside `ops.rowwise` even its logits are the same, bit for bit.
+packed pass through the model, and lets every text whose known tokens are all computed
+decide its next tokens.  The result is what `generate` makes of its prompt, whatever
+other texts run beside it.  Inside `ops.rowwise` even its logits are the same, bit for
+bit.
 
 Several samples of one prompt begin as one text.  Once its prompt is computed it is
 forked: the samples share its pages until they part.
@@ -205,7 +206,7 @@ class Engine:
     def _arrive(self, text: Writing) -> None:
         P, prompt = self.state.blocks.page_size, text.tokens
         names = chain(prompt, P, text.salt) if self.reuse else ()
-        # Pages that are found have no logits.
+        # These need the logits of the prompt, and pages that are found have none.
         reuse = text.prompt_logprobs is None
         width = 1 + len(text.others)
         new = Text(text.id, len(prompt), names=names, width=width, reuse=reuse)
@@ -214,7 +215,7 @@ class Engine:
         self._sums["prompt_tokens"] += len(prompt)
 
     def _make_guesses(self) -> list[Event]:
-        """For the texts that run, or may do so soon, if they have none."""
+        """Make guesses for texts that have none, if they run or may run soon."""
         soon = self.state.texts[: self.state.running + self.limits.requests]
         texts = [self.texts[t.id] for t in soon if t.width == 1]
         events: list[Event] = []
@@ -259,7 +260,7 @@ class Engine:
         return events
 
     def _decide(self, text: Writing) -> list[Event]:
-        """Let a text decide, and keep only what is true of its pages."""
+        """Let a text decide, and keep only the pages of tokens that were decided."""
         guesses = text.guessed
         events = decide(text)
         self._sums["generated_tokens"] += len(events)
@@ -273,7 +274,7 @@ class Engine:
         return events
 
     def _forget(self, text: Writing) -> None:
-        """Give back what guesses took that were not kept."""
+        """Give back the pages of guesses that were not kept."""
         known = self._known(text)
         # The last token that was decided is not computed yet.
         computed = min(known.computed, len(text.tokens) - 1)

@@ -98,7 +98,7 @@ IGNORED = set(
     """user metadata store service_tier safety_identifier prompt_cache_key
     prompt_cache_retention prediction parallel_tool_calls""".split()
 )
-# The same, with a value that asks for nothing.
+# Fields that leave the text as it is if they have one of these values.
 NOTHING_ASKED: dict[str, list[Any]] = {
     "tools": [[]],
     "functions": [[]],
@@ -182,7 +182,7 @@ def options_of(given: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[st
         "top_k": 0,  # OpenAI has none; transformers' default would be 50
         "include_stop_str_in_output": False,
         "json_schema": schema_of(given["response_format"]),
-        # Where chance has no say, one text serves for all.
+        # Without chance all texts are equal: one is written for all.
         "num_return_sequences": 1 if greedy else given["n"],
         "best_of": None if greedy else given.get("best_of"),
     }

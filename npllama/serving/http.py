@@ -7,8 +7,8 @@
     GET   /health                503 while the model is loaded, and while the server ends
     GET   /metrics               for Prometheus
 
-A stream is an *async* generator: when the client leaves, it is told so, and its
-`finally` gives up what was asked.  A plain generator would never be resumed.
+A stream is an *async* generator: when the client leaves, an exception ends it, and its
+`finally` gives up the requests.  A plain generator would never be resumed.
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ A request arrives, waits, gets its first token, and then one after the other:
 - ITL, inter-token latency: every gap of every request, in one pool.  So a long text
   counts more often than a short one, and the mean differs from that of TPOT.
 - E2EL, end-to-end latency.
-- Goodput: requests per second that meet all targets one names.  Here TPOT of a
+- Goodput: requests per second that meet all given targets.  Here the TPOT of a
   request of one token counts as 0.
-- Normalised latency: the mean of E2EL / n, by which the papers of Orca and vLLM
-  compare.
+- Normalised latency: the mean of E2EL / n, the measure in the papers of Orca and
+  vLLM.
 
 A preemption lengthens a gap if the text had begun, and TTFT otherwise.
 

@@ -1,10 +1,9 @@
 """What a server tells of itself, as Prometheus reads it.
 
 Counters only grow, and end in ``_total``; gauges say what holds now; a histogram
-counts how many values were at most so large.  The names are those of vLLM with
-another prefix, so that its dashboards can be used.  One of them nobody else has:
-``flops_total``, the operations that the products of this process took, counted while
-they ran.
+counts, for each of several bounds, the values up to it.  The names are those of vLLM
+with another prefix, so that its dashboards can be used.  One metric is only here:
+``flops_total``, the FLOPs of all products of this process, counted while they ran.
 
 Two times are often mixed up.  The *time to first token* runs from the request's
 arrival, its time in the queue included.  The *inter-token latency* is the gap between
@@ -28,7 +27,7 @@ WHOLE = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 @dataclass
 class Histogram:
-    """How many values were at most so large, for each bound."""
+    """How many values were at most as large as each bound."""
 
     bounds: tuple[float, ...]
     counts: list[int] = field(default_factory=list)  # one more than there are bounds

@@ -1,4 +1,4 @@
-r"""What a server offers: one model, its words, and its ends.
+r"""What a server offers: one model, its token names, and its end tokens.
 
 Programs that compare texts by their tokens need names of tokens.  The text of a token
 is a bad name: two tokens may be the same text (``<0x41>`` and ``A``), and a token may
@@ -72,7 +72,7 @@ def token_names(tokenizer: Tokenizer | None, V: int) -> tuple[str, ...]:
     """
     names, taken = [""] * V, set[str]()
     known = min(V, tokenizer.vocab_size) if tokenizer else 0
-    # Of a byte and a piece that are the same text, the piece has the plain name.
+    # If a byte token and a piece are the same text, the piece gets the plain name.
     pieces = range(known)
     for i in sorted(pieces, key=lambda i: tokenizer.piece(i).startswith("<0x")):
         name, content, _ = tokenizer.token(i)

@@ -1,9 +1,9 @@
 """One pass over pieces of several texts.
 
-A server runs many texts at a time: of one it has a piece of the prompt to read, of
-thirty others a single token each.  As rows of a batch they would all be padded to the
-longest piece.  All that a model does outside attention, it does to each position
-alone.  So the pieces can stand one after the other in a single row:
+A server runs many texts at a time: in one pass it may read a piece of one text's
+prompt, and a single token of each of thirty others.  As rows of a batch they would all
+be padded to the longest piece.  But outside attention a model treats each position
+alone, so the pieces can stand one after the other in a single row:
 
     text        0  0  0  1  2  2
     position    0  1  2  7  4  5
@@ -11,7 +11,8 @@ alone.  So the pieces can stand one after the other in a single row:
 
 Only attention has to know which positions belong together: it takes the pieces one by
 one, each with the keys and values of its own text.  These may lie anywhere in the
-cache: *places* say where.  Orca calls this selective batching; vLLM runs every step so.
+cache; the *place* of a position is its index there.  Orca calls this selective
+batching; vLLM runs every step this way.
 
 The weights are read once for all texts, and nothing is computed for padding.
 
@@ -62,7 +63,7 @@ class Packed(NamedTuple):
     def attend(
         self, q: np.ndarray, k: np.ndarray, v: np.ndarray, *_: np.ndarray
     ) -> np.ndarray:
-        """Let every piece look at its own text.
+        """Attention: every piece sees the positions of its own text.
 
         Parameters
         ----------

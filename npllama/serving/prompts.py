@@ -1,6 +1,6 @@
 r"""Many prompts: each is answered as if it were alone.
 
-A file has a prompt in every line, with options and a seed of its own if it wants:
+Each line of the file is one prompt, with options and a seed of its own if needed:
 
     {"prompt": "Once upon a time", "max_new_tokens": 50, "seed": 3}
     {"tokens": [1, 15043], "temperature": 0, "id": "greeting"}
@@ -8,9 +8,9 @@ A file has a prompt in every line, with options and a seed of its own if it want
 All lines are checked before work begins.  Those that grow a text go through the engine
 together; the others (beams, contrastive search ...) are answered one by one.  The
 result of a line follows from the line and its seed, and not from its neighbours: it
-has the tokens of `generate` with the same seed.  (To the last bit of a logit that
-holds within `ops.rowwise` alone; outside of it, two tokens that are equally likely to
-six digits may change places.)
+has the tokens of `generate` with the same seed.  (The logits are
+equal to the last bit only inside `ops.rowwise`; outside, two tokens whose probabilities
+agree to six digits may change places.)
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Line(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One prompt to answer; all that its result follows from but the weights."""
+    """One prompt to answer: with the weights, it determines the result."""
 
     number: int  # of its result, from 0
     prompt: str | list[int]
@@ -83,8 +83,8 @@ def read_lines(path: str | os.PathLike) -> list[Line]:
     Raises
     ------
     ValueError
-        If it is not UTF-8 or has no prompts; for a line that is not one, with its
-        number.
+        If it is not UTF-8, has no prompts, or a line is not a prompt; the message has
+        the line's number.
     OSError
         If it cannot be read.
     """
@@ -92,7 +92,7 @@ def read_lines(path: str | os.PathLike) -> list[Line]:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error})") from None
-    # Not splitlines: JSON may hold other ends of lines inside of its texts.
+    # Not splitlines: it also splits at line ends that JSON allows inside a text.
     lines = enumerate(text.split("\n"), 1)
     found = [read_line(path, n, line) for n, line in lines if line.strip()]
     if not found:
@@ -145,7 +145,7 @@ def positions_of(model: Model, job: Job, helpers: Helpers) -> int:
 
 
 def key_of(job: Job, weights: Mapping[str, str]) -> str:
-    """A hash of all that a job's result follows from."""
+    """A hash of everything that determines a job's result."""
     config = {k: repr(v) for k, v in asdict(job.config).items()}
     about = [job.number, job.prompt, config, job.seed, job.id, dict(weights)]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]

@@ -36,7 +36,7 @@ class Ask(NamedTuple):
     n: int  # texts to return for each prompt
     chat: bool = False
     stream: bool = False
-    usage: bool = False  # whether a stream ends with what it took
+    usage: bool = False  # whether a stream ends with its counts of tokens
     silent: bool = False  # max_tokens 0: nothing but the prompt is wanted
     logprobs: bool = False  # whether the answer tells log-probabilities
     seed: int | None = None  # from 0 on
@@ -64,7 +64,7 @@ def completion_of(body: Any, served: Served) -> Ask:
     options["max_new_tokens"] = max(1, given["max_tokens"])
     wanted = given["logprobs"] is not None
     options["echo"], options["prompt_logprobs"] = given["echo"], given["echo"] & wanted
-    # Those of the tokens that were drawn rank the texts, too.
+    # `best_of` ranks texts by the log-probabilities of the tokens that were drawn.
     options["logprobs"] = 0 if given["best_of"] and not wanted else given["logprobs"]
     if given["stream"] and (given["best_of"] or given["n"]) > given["n"]:
         raise Refused("best_of cannot be streamed", "best_of")
@@ -180,7 +180,7 @@ def message_of(message: Any) -> dict[str, str]:
     if unknown := sorted(others - {"role", "content", "refusal", "annotations"}):
         raise Refused(f"messages: {unknown[0]!r:.80} is not supported here", "messages")
     role = message.get("role")
-    # What was the system's is the developer's, since the models that reason.
+    # OpenAI's reasoning models call the system's role the developer's.
     role = "system" if role == "developer" else role
     return {"role": role, "content": content_of(message.get("content"))}
 

@@ -6,8 +6,8 @@ makes them.
 
 All ways that grow one text work here: greedy search, sampling with all that shapes a
 distribution, formats, and guesses by prompt lookup or by a draft model.  Searches that
-compare texts, and ways that look into the model, have loops of their own; they are
-refused, as is what could never be served.
+compare texts, and strategies that read the model's inner states, have loops of their
+own; they are refused, and so is a request that could never be served.
 """
 
 from __future__ import annotations

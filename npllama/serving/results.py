@@ -1,16 +1,16 @@
 """A file of results that outlives the run that writes it.
 
 A line is written as soon as its result is known, in whatever order that is, and says
-which prompt it belongs to.  So a run that was killed loses what it was working on and
-no more: the next one reads what is there, and does the rest.  Two things can be wrong
-with what a killed run leaves:
+which prompt it belongs to.  So a run that is killed loses only what it was
+working on: the next run reads what is there, and does the rest.  Two things can be
+wrong with what a killed run leaves:
 
 - Its last line may be torn.  It has no end of line then, and is cut off.
 - It may belong to something else: another model, other prompts, another seed.  So
-  every line has a *key*, a hash of all that its result follows from.  A line whose key
-  is not that of its prompt is refused; nothing is overwritten.
+  every line has a *key*, a hash of everything that determines its result.  A line
+  whose key is not that of its prompt is refused; nothing is overwritten.
 
-Nobody else can write meanwhile: the file is locked, where the system has locks.
+Only one run at a time can write: it locks the file, where the system has locks.
 """
 
 from __future__ import annotations
@@ -116,6 +116,6 @@ def add(file: BinaryIO, index: int, key: str, result: dict[str, Any]) -> None:
     A line to the file.
     """
     line = json.dumps({"index": index, "key": key, **result}, ensure_ascii=False)
-    # Half of a surrogate pair is text to Python, and to no encoding.
+    # A Python string may hold half of a surrogate pair; no encoding accepts it.
     file.write(line.encode("utf-8", "backslashreplace") + b"\n")
     file.flush()

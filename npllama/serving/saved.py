@@ -1,8 +1,8 @@
 """A cache that outlives its request.
 
 To read a long text once and ask about it many times, keep its keys and values in a
-file.  They are only good for what they were computed with, so the file says with
-what: which weights, which config, which dtype, and which tokens.  It is an ``.npz``:
+file.  They are valid only for the weights, config, dtype and tokens that they were
+computed from, so the file says which these were.  It is an ``.npz``:
 
     k, v          (L, K, S, D), of the S positions that were computed
     tokens        (S,), those positions' tokens
@@ -10,8 +10,8 @@ what: which weights, which config, which dtype, and which tokens.  It is an ``.n
 
 Keys are stored rotated to their positions, 0 to S - 1, and the key at a position
 depends on all tokens up to it.  So another prompt can use the beginning that it
-shares with the saved tokens, and no more.  It can never use all of its own tokens:
-the last one has to run, or there would be no logits to choose the next one from.
+shares with the saved tokens, and no more.  Even a prompt whose tokens are all saved has
+to run its last one, or there would be no logits to choose the next token from.
 
 A bit that flipped in a key would give a text that is only a little wrong.  So the
 file ends in the SHA-256 of all before it, where a zip has its comment, and a file
@@ -37,7 +37,7 @@ from npllama.weights import Model
 
 FORMAT = 1  # of the file; another number is another arrangement
 DIGEST = 64  # hexadecimal digits of a SHA-256
-# A large tensor is known by so many samples of so many elements, evenly spread.
+# A large tensor is recognised by this many samples of this many elements.
 SAMPLES, SAMPLE = 16, 1024
 
 

@@ -5,20 +5,21 @@ batch keeps short texts waiting for long ones, and new ones for all.  *Continuou
 batching* decides anew at every step who takes part: a text that ends leaves at once,
 and another takes its place.
 
-There are no phases.  A text has tokens that are known (its prompt, what was decided,
-guesses to be checked), and it has positions that are computed.  In a step the second
-number catches up with the first.  A prompt is known at once, so its positions are
-computed in large pieces (*chunked prefill*); later there is one to compute at a time.
+Reading a prompt and writing are not separate phases here.  A text has *known* tokens
+(its prompt, what was decided, guesses to be checked) and *computed* positions, and in a
+step the second number catches up with the first.  A prompt is known at once, so its
+positions are computed in large pieces (*chunked prefill*); later there is one to
+compute at a time.
 
-A step has a budget of positions, which are dealt out so:
+A step has a budget of positions, dealt out in this order:
 
 1. Every text that waits only for its next token gets one position.  So a long prompt
    delays nobody's next token by more than a step.
 2. In order of arrival, every running text gets what else it lacks.
 3. As long as budget, pages and places last, texts that wait are admitted: first come,
-   first served, and none overtakes.  A text is admitted only if there are pages for
-   all that is known of it and a few are left over (the *watermark*), since those that
-   run will need some soon.
+   first served, and none overtakes.  A text is admitted only if the free pages hold all
+   its known tokens and a few pages are left over (the *watermark*), since the running
+   texts will need some soon.
 
 If pages run out, the text that arrived last is *preempted*: it loses all its pages
 and waits again, in front of all others that wait.  Its tokens are kept: nothing is
@@ -26,8 +27,8 @@ written anew, only the keys are computed again, as those of a longer prompt.  In
 step nobody is admitted.  The oldest text can always go on, since all others make room
 for it.  So some position is computed in every step, and every text ends.
 
-Texts stand in one line, in order of arrival.  The first few run, the others wait: to
-admit and to preempt moves the border by one.
+Texts stand in one line, in order of arrival.  The first few run, the others wait;
+admitting or preempting a text moves the border between them by one.
 
 References
 ----------
@@ -114,7 +115,7 @@ class State(NamedTuple):
     """All texts, and all pages."""
 
     texts: tuple[Text, ...]  # in order of arrival
-    running: int  # so many of them run; the others wait, and hold no pages
+    running: int  # how many of them run; the others wait, and hold no pages
     blocks: Blocks
 
 
@@ -199,7 +200,7 @@ def _run(plan: Plan, portions: Sequence[int]) -> Plan:
 
 
 def _advanced(text: Text, count: int) -> tuple[Text, Segment]:
-    """The text after it got so many positions, and what it got."""
+    """The text after it got `count` positions, and what it got."""
     start, end = text.computed, text.computed + count
     recomputed = max(0, min(end, text.again) - start)
     again = text.again if end < text.again else 0

@@ -1,19 +1,19 @@
 """What sharing saves: several texts of one prompt hold its pages once.
 
-*Samples* of one prompt begin alike and never again.  So n of them share the full
+*Samples* of one prompt have nothing in common after it.  So n of them share the full
 pages of the prompt, and nothing else: of n ceil(S / P) pages they save
 (n - 1) floor(p / P).  A prompt that is shorter than a page shares nothing, and so
 what is saved on average is less than at the average length.
 
-*Beams* share more.  In each step the best extensions survive, whoever's they are, so
-beams die, and those that live descend from fewer and fewer.  All of them agree up to
-their last common ancestor, a few pages back.  On pages that is all done by `fork` and
-`drop`: the new beams fork the tables of their parents, and the old ones are dropped.
+*Beams* share more.  In each step the search keeps the best extensions of all beams
+together, so some beams end, and the living ones descend from fewer and fewer.  All of
+them agree up to their last common ancestor, a few pages back.  On pages a search needs
+only `fork` and `drop`: new beams fork their parents' tables, then the old are dropped.
 
-How soon beams have a common ancestor is a matter of the model.  `turnover` says it in
-one number: how likely a beam is, in one step, to be replaced by the extension of
-another one, drawn at random.  Nothing published says it; 0.12 gives the published
-savings on Alpaca, and models can be measured (`distinct_lost`).
+How far back the common ancestor lies depends on the model.  `turnover` puts it in one
+number: the probability that in one step a beam is replaced by the extension of another
+one, drawn at random.  No such number was published; 0.12 gives the published savings
+on Alpaca, and models can be measured (`distinct_lost`).
 
 References
 ----------
@@ -57,8 +57,8 @@ def saved_by_forks(
         Texts per prompt.
     page_size : int
     parents : function
-        Called before every step but the first with n; says from whom each of the n
-        texts goes on: ``range(n)`` for samples.
+        Called with n before every step but the first; returns, for each of the n
+        texts, the number of the one it continues: ``range(n)`` for samples.
 
     Returns
     -------

@@ -2,17 +2,18 @@ r"""How long it takes, simulated: three ways to share one machine.
 
 The clock is a roofline: a pass through the model takes as long as `cost.roofline` says
 of its FLOPs and bytes on a machine that is named.  So nothing is run, the result is
-the same everywhere, and it can be asked of models and machines that nobody here has.
-Nothing but passes takes time: real servers are slower.
+the same everywhere, and models and machines that are not at hand can be simulated too.
+Only passes take time here; real servers are slower.
 
 - *Static batching* fills the rows of a batch, pads the prompts to the longest, and
-  writes until the longest text ends.  Who has ended is padding until then, and who
-  comes meanwhile waits.
+  writes until the longest text ends.  Until then a row whose text has ended is
+  padding, and new requests wait.
 - *Iteration-level scheduling* (Orca) decides anew after every pass.  A text that ends
   makes room at once, and a new one's whole prompt runs in the next pass, beside the
   next tokens of all others.  While a long prompt runs, these wait for it.
-- *Chunked prefill* (Sarathi-Serve) bounds a pass: so many positions, of which the next
-  tokens come first.  A long prompt takes several passes, and none of them is long.
+- *Chunked prefill* (Sarathi-Serve) limits the positions of a pass; the next tokens of
+  running texts come first.  A long prompt takes several passes, and none of them is
+  long.
 
 The last two are the `scheduler` of this part with different limits.  A chunk costs
 extra: it reads the weights again, and the keys of all chunks before it.  A prompt of

@@ -6,10 +6,10 @@ where all texts are equally long.  Traces of real traffic are seldom published; 
 means are.  So traffic is drawn here:
 
 - The gaps between arrivals are Gamma distributed with shape b and mean 1 / rate.
-  With b = 1 that is a Poisson process, where nobody knows of anybody else; with a
+  With b = 1 that is a Poisson process: requests come independently; with a
   smaller b requests come in bursts, with a larger one evenly.  The whole is then
-  stretched so that n requests take exactly n / rate, as vLLM's benchmark does: it
-  removes a percent or two that are chance.
+  stretched so that n requests take exactly n / rate, as vLLM's benchmark does: this
+  removes a random error of a percent or two.
 - Lengths are log-normal: positive, a few of them very long.  Two numbers fix them,
   the mean and the squared coefficient of variation, variance / mean², written cv2.
 
@@ -40,7 +40,7 @@ class Lengths(NamedTuple):
     context: int = 2048  # prompt and new tokens together
 
 
-# The means are published.  The spreads are not: these give the published memory bars.
+# The means are published.  The spreads are not: these give the published waste.
 SHAREGPT = Lengths(161.31, 3.0, 337.99, 0.7)
 ALPACA = Lengths(19.31, 0.5, 58.45, 1.1)
 LENGTHS = {"sharegpt": SHAREGPT, "alpaca": ALPACA}

@@ -1,6 +1,7 @@
 r"""What a page saves: the memory of a server, place by place.
 
-The cache of a server has so many *places*, each for the key and value of one position.
+The cache of a server is a fixed number of *places*: each holds the key and value of one
+position.
 At any moment a place is
 
 - used, by a position that was computed (a *token state*);
@@ -8,13 +9,13 @@ At any moment a place is
 - wasted inside, in a piece that a text holds and will never fill;
 - outside of all texts: free, or lost to the rounding of an allocator.
 
-Only the first kind lets a text run.  Kwon et al. measured how much of it three ways of
-reserving a contiguous piece leave, and a fourth with pages:
+Only used places do any work.  Kwon et al. measured their share under three ways of
+reserving a contiguous piece, and with pages:
 
 - Max reserves the whole context for every text;
 - Pow2 is told how long the new text will be, up to a factor of two;
 - Oracle knows it exactly;
-- pages reserve nothing: a text holds those of its positions so far.
+- pages reserve nothing: a text holds the pages of its positions so far.
 
 Here the four serve the same trace, one token per text and step, with a queue that is
 never empty.  The contiguous pieces come from the allocator of `buddy`, the pages from
@@ -27,7 +28,8 @@ text holds, and will still add, on average
 
 $$E[n (p + (n - 1) / 2)] / E[n] \qquad E[n (n - 1) / 2] / E[n]$$
 
-(`renewal`): the longer part of n² makes them larger than half of the mean length.
+(`renewal`).  Both are larger than for an average text at half its length, since the
+mean of n² is larger than the square of the mean.
 
 References
 ----------
@@ -99,7 +101,7 @@ def reserve_power(prompt: int, output: int, context: int) -> int:
 
 
 def reserve_exactly(prompt: int, output: int, context: int) -> int:
-    """Oracle: what will be computed.  The last token of a text never is."""
+    """Oracle: every position that will be computed; that of the last token never is."""
     return prompt + output - 1
 
 
@@ -116,7 +118,7 @@ def contiguous(
 ) -> Waste:
     """Serve a trace, each text in one piece of the buddy allocator.
 
-    Nothing is simulated between two ends of texts: how long a text runs is known, so
+    Only the ends of texts are simulated: how long a text runs is known in advance, so
     its sums over the window are, too.
 
     Parameters
@@ -235,8 +237,8 @@ def next_tokens(state: State, trace: Traffic) -> State:
 def renewal(trace: Traffic) -> tuple[float, float]:
     """Places that a running text uses, and will still use, on average.
 
-    Of a text that is met at a moment of chance, while texts follow each other without
-    a gap: so each is met in proportion to its length.
+    Seen at a random moment, while texts follow each other without a gap: so a text is
+    found in proportion to its length.
     """
     p, n = trace.prompt.astype(float), trace.output.astype(float)
     held = (n * (p + (n - 1) / 2)).sum() / n.sum()

@@ -1,10 +1,10 @@
 """A text that is being written: what the engine keeps of it, and how it goes on.
 
 A pass hands a text the logits of the positions that it asked for: the last of its
-tokens, and the guesses after it, if any.  When all of a round are there, the text
-decides its next tokens by the rule of `speculative.check`; without guesses that is
-plain decoding, one token a round.  A round that does not fit into a step goes on in
-the next.
+tokens, and the guesses after it, if any.  These make a *round*: when all its logits are
+there, the text decides its next tokens by the rule of `speculative.check`; without
+guesses that is plain decoding, one token a round.  A round that does not fit into one
+step continues in the next.
 
 Each text has its own process, its own source of chance and its own rule for ending.
 So it does not depend on who is written beside it.
@@ -59,7 +59,7 @@ class Writing:
     keep_logits: bool
     propose: Propose | None  # makes guesses; None if nobody does
     guesses: int  # of a round, at most
-    last: int  # tokens that the text may have
+    last: int  # the most tokens that the text may have
     tokens: list[int]  # prompt and text, as far as they are decided
     seen: int  # positions whose logits have come, or are of no interest
     draft: Draft | None  # guesses that are checked; None if they are still to be made

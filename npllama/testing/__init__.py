@@ -1,9 +1,9 @@
 """Chapter 18: laws that any sampler must obey, and checks of yours.
 
 The errors of a sampler do not show in its text: one token too many where a sum meets
-top-p exactly, a penalty that rewards, a draft whose distribution is not the one it was
-drawn from.  Here every strategy has a check, made of laws that Hypothesis tries to
-break:
+top-p exactly, a penalty that rewards, a guess that is checked against another
+distribution than the one it was drawn from.  Here every strategy has a check, made of
+laws that Hypothesis tries to break:
 
     from npllama.testing import check_top_p
 

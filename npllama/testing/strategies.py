@@ -30,10 +30,10 @@ def row(*values: float) -> Row:
     return array(values)
 
 
-# Rows on which a small mistake shows.  More tokens than some samplers look at: with
-# the best last, with thousands nearly as good, and with an id beyond 16 bits; the
-# best, and two neighbours of half its probability, 2e-4 above that and below;
-# probabilities 1/2, 1/4, and neighbours of 1/8; and these, equal.
+# Rows on which a small mistake shows.  The first three have more tokens than some
+# samplers look at: the best one last, many equally good ones, and an id beyond 16 bits.
+# Then the best, and two tokens just above and below half of its probability; the same
+# at a quarter, after one of a half; and probabilities 1/2, 1/4, 1/8, 1/8.
 RISING = array(np.arange(2000) / 8)
 WIDE = array(np.arange(3000) % 7 / 8)
 LAST = array(np.arange(70_000) == 69_999)

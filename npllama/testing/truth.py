@@ -69,7 +69,7 @@ def is_first(logits: NDArray, ids: set[int], ties: str) -> bool:
     others = logits[(logits != edge) & (logits > GONE)].astype(np.float64)
     least = min(float(logits[i]) for i in ids)
     most = max(float(logits[i]) for i in order if i not in ids)
-    # Who sorts probabilities may take neighbours among floats for equals.
+    # A sampler that sorts probabilities may take neighbouring floats for equals.
     if len(others) and abs(others - edge).min() < nearly(logits):
         return ids <= set(order) and least >= most - nearly(logits)
     if ties == "all":
