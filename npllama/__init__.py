@@ -22,8 +22,9 @@ the *residual stream*.  Each block adds to the vector of every position twice:
   F numbers, applies a function that is not linear, and narrows it again.
 
 A *norm* before each half keeps the numbers at one scale.  After the last block
-the vector is compared with every word of the vocabulary.  This gives V
-*logits*, one for each token that could come next: the larger, the likelier.
+the vector is multiplied with one row for each word of the vocabulary.  This
+gives V *logits*, one for each token that could come next: the larger, the
+likelier.
 One token is chosen, and everything begins again, one position further.
 
 Part I, the network
@@ -70,7 +71,7 @@ Letters stand for sizes, and only for sizes:
     E  width of the residual stream F  width of the feed-forward
     V  words in the vocabulary      L  layers
     P  positions of a page          Q  pages of a pool
-    R  rank of an adapter
+    R  texts in a packed row; of an adapter, its rank
 
 What others call the weights:
 
