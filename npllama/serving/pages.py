@@ -108,7 +108,9 @@ def gather(store: np.ndarray, places: np.ndarray | slice) -> np.ndarray:
     (1, K, S, D) float
         A view for a slice, else a copy: what is written to it is lost.
     """
-    return store[:, :, places]
+    if isinstance(places, slice):
+        return store[:, :, places]
+    return store.take(places, axis=2)  # half the time of an index
 
 
 def copy_page(pool: KVCache, source: int, target: int, page_size: int) -> None:
