@@ -158,21 +158,31 @@ def measure_serving(
 
     Each program in a process that ends before the next begins, round by round.
     """
-    times: dict[str, list[list[float]]] = {}
-    for i in range(rounds):
-        for program, python in {"npllama": sys.executable, **peers}.items():
-            progress(f"serving: round {i + 1} of {rounds}, {program}")
-            with Worker("serving", program, python, threads, str(path)) as worker:
-                hello = worker.ask("hello")
-                for variant, seconds in worker.ask(
-                    "time", requests=REQUESTS, repeats=1
-                ).items():
-                    ours = OURS if variant == "together" else f"npllama {variant}"
-                    theirs = f"{hello['name']} ({variant})"
-                    name = ours if program == OURS else theirs
-                    times.setdefault(name, []).append(seconds)
-    tokens = sum(ask.new for ask in traffic(REQUESTS))
-    return {f"{REQUESTS} requests": summary(times, lambda s: tokens / s)}
+    found = {}
+    for alike in (False, True):
+        times: dict[str, list[list[float]]] = {}
+        for i in range(rounds):
+            progress(f"serving: round {i + 1} of {rounds}")
+            for name, seconds in _served(path, alike, threads, peers):
+                times.setdefault(name, []).append(seconds)
+        tokens = sum(ask.new for ask in traffic(REQUESTS, alike))
+        name = f"{REQUESTS} requests{' alike' * alike}"
+        found[name] = summary(times, lambda s, n=tokens: n / s)
+    return found
+
+
+def _served(
+    path: Path, alike: bool, threads: int, peers: dict[str, str]
+) -> Iterator[tuple[str, list[float]]]:
+    """(name, seconds) of every program and variant, one by one."""
+    for program, python in {"npllama": sys.executable, **peers}.items():
+        with Worker("serving", program, python, threads, str(path)) as worker:
+            hello = worker.ask("hello")
+            asked = {"requests": REQUESTS, "alike": alike, "repeats": 1}
+            for variant, seconds in worker.ask("time", **asked).items():
+                ours = OURS if variant == "together" else f"npllama {variant}"
+                theirs = f"{hello['name']} ({variant})"
+                yield ours if program == OURS else theirs, seconds
 
 
 #  ---- decoding -----------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Many requests at once: the engine beside one text after the other, and its peers.
 
 Every program writes the same traffic greedily: requests that are all there at the
-beginning, with prompts and answers of unequal lengths.  A figure is the tokens of all
+beginning, with prompts and answers of unequal lengths, or all alike.  A figure is the tokens of all
 answers by the seconds until the last is whole.
 
 npllama runs 16 texts at a time, or one after the other on the same engine.
@@ -21,6 +21,7 @@ from benchmarks.worker import interleaved
 
 SLOTS = 16
 PROMPTS, ANSWERS = (16, 128), (16, 96)  # tokens, from and up to
+ALIKE = 64  # tokens of each prompt and answer, where all are alike
 
 
 class Ask(NamedTuple):
@@ -30,10 +31,12 @@ class Ask(NamedTuple):
     new: int
 
 
-def traffic(requests: int, seed: int = 0) -> list[Ask]:
+def traffic(requests: int, alike: bool = False) -> list[Ask]:
     """The same requests for every program."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     lengths = rng.integers(*PROMPTS, requests), rng.integers(*ANSWERS, requests)
+    if alike:
+        lengths = (np.full(requests, ALIKE),) * 2
     return [Ask(rng.integers(3, 1000, T), int(new)) for T, new in zip(*lengths)]
 
 
@@ -44,9 +47,9 @@ class Timed:
         """Say who is there."""
         return {"name": self.name, "variants": self.variants}  # type: ignore
 
-    def time(self, requests: int, repeats: int) -> dict[str, list[float]]:
-        """Seconds until all are answered, for each variant; the first warms up."""
-        asks = traffic(requests)
+    def time(self, requests: int, alike: bool, repeats: int) -> dict[str, list[float]]:
+        """Seconds until all are answered, for each variant, after a few that warm up."""
+        asks = traffic(requests, alike)
         self.serve(self.variants[0], asks[:2])  # type: ignore
         calls = {v: lambda v=v: self.serve(v, asks) for v in self.variants}  # type: ignore
         return interleaved(calls, repeats)
