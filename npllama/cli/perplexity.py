@@ -84,7 +84,7 @@ def run_perplexity(options: argparse.Namespace) -> None:
         print(
             f"perplexity {found.perplexity:.4f} +/- {found.error:.4f} "
             f"over {len(found.nats)} of {len(tokens)} tokens "
-            f"({options.convention}, {len(windows)} windows of {windows[0].end})"
+            f"({options.convention}; windows of {windows[0].end}, {len(windows)} in all)"
         )
         return
     shown = [window._asdict() for window in windows]
