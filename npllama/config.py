@@ -22,6 +22,7 @@ MOST_LAYERS = 10_000
 # The largest theta in use is below 1e11; angles should neither vanish nor overflow.
 MOST_ROPE = 1e12
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
+TRAINED = "original_max_position_embeddings"  # the name of one field of `Rope`
 # With these types, the angles also depend on the length of the text.
 BY_LENGTH = ("dynamic", "longrope")
 
@@ -71,6 +72,7 @@ class Config:
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
+    hidden_act: str = "silu"  # what bends the gate; see `feedforward`
     bos_token_id: int | None = 1
     eos_token_id: tuple[int, ...] = (2,)
 
@@ -112,6 +114,7 @@ def config_from_hf(data: Mapping[str, Any]) -> Config:
         tie_word_embeddings=flag(data, "tie_word_embeddings"),
         attention_bias=flag(data, "attention_bias"),
         mlp_bias=flag(data, "mlp_bias"),
+        hidden_act=_activation(data),
         bos_token_id=_first(_token_ids(data, "bos_token_id", 1)),
         eos_token_id=_token_ids(data, "eos_token_id", 2),
     )
@@ -130,7 +133,6 @@ def config_to_hf(config: Config) -> dict[str, Any]:
     return data | {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
-        "hidden_act": "silu",
         "eos_token_id": list(config.eos_token_id),
     }
 
@@ -152,6 +154,7 @@ def check(config: Config) -> Config:
         )
     if D % 2:
         raise ValueError(f"config: head_dim {D} is odd; rotary pairs need an even one")
+    _activation(vars(config))
     _check_rope(config.rope, D)
     if D == 2 and config.rope.rope_type == "dynamic":
         raise ValueError("config: rope_type 'dynamic' needs a head_dim above 2")
@@ -162,7 +165,10 @@ def check(config: Config) -> Config:
 
 # The first checkpoints of LLaMA 1 have the second spelling.
 ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM")
-SILU = ("silu", "swish")  # two names of one function
+# transformers has several names for one activation; each is read as the first of them.
+_SAME = {"silu": "swish", "relu": "relu", "gelu": "gelu_python"}
+_SAME |= {"gelu_pytorch_tanh": "gelu_python_tanh gelu_new gelu_fast gelu_accurate"}
+ACTIVATION_NAMES = {n: one for one, same in _SAME.items() for n in [one, *same.split()]}
 
 
 def _refuse_other_architectures(data: Mapping[str, Any]) -> None:
@@ -176,10 +182,17 @@ def _refuse_other_architectures(data: Mapping[str, Any]) -> None:
             f"config: model_type {kind!r}, architectures {named}: only "
             "LlamaForCausalLM models can be read"
         )
-    if data.get("hidden_act", "silu") not in SILU:
-        raise ValueError(f"config: hidden_act {data['hidden_act']!r}: LLaMA has 'silu'")
     if data.get("quantization_config"):
         raise ValueError("config: quantized weights; save the model in full precision")
+
+
+def _activation(data: Mapping[str, Any]) -> str:
+    """The activation, under the first of its names."""
+    name = data.get("hidden_act", "silu")
+    if not isinstance(name, str) or name not in ACTIVATION_NAMES:
+        known = ", ".join(_SAME)
+        raise ValueError(f"config: hidden_act {name!r} is not one of {known}")
+    return ACTIVATION_NAMES[name]
 
 
 def _rope_from_hf(data: Mapping[str, Any], positions: int) -> Rope:
@@ -210,7 +223,7 @@ def _rope_from_hf(data: Mapping[str, Any], positions: int) -> Rope:
 
 def _refuse_partial_rotation(data: Mapping[str, Any], scaling: Mapping[str, Any]):
     part = scaling.get("partial_rotary_factor", data.get("partial_rotary_factor"))
-    if part not in (None, 1):
+    if part not in (None, 1):  # transformers 4 fails, 5 ignores it or fails
         raise ValueError("config: partial_rotary_factor is not 1; LLaMA rotates it all")
 
 
@@ -221,12 +234,9 @@ def _trained_context(
 
     Like transformers, take the full context if the trained one is not given.
     """
-    outside = data.get("original_max_position_embeddings")
-    found: dict[str, Any] = {"original_max_position_embeddings": positions}
-    found |= {key: given[key] for key in found if key in given}
-    if outside is not None:
-        found["original_max_position_embeddings"] = outside
-    trained = positive(found, "original_max_position_embeddings")
+    inside, outside = given.get(TRAINED, positions), data.get(TRAINED)
+    found: dict[str, Any] = {TRAINED: inside if outside is None else outside}
+    trained = positive(found, TRAINED)
     if given["rope_type"] != "llama3" and "factor" not in given:
         found["factor"] = positions / trained
     return found
@@ -243,16 +253,14 @@ def _check_rope(rope: Rope, D: int) -> None:
     for name, value in asdict(rope).items():
         if name in ("rope_type", "truncate") or value is None:
             continue
-        if name in ("short_factor", "long_factor"):
-            if not isinstance(value, tuple) or len(value) != D // 2:
-                raise ValueError(
-                    f"config: rope {name} is not a list of {D // 2} numbers, one for "
-                    "every pair of a head"
-                )
-            for one in value:
-                _check_rope_number(name, one)
-        else:
-            _check_rope_number(name, value)
+        several = name in ("short_factor", "long_factor")
+        if several and (not isinstance(value, tuple) or len(value) != D // 2):
+            raise ValueError(
+                f"config: rope {name} is not a list of {D // 2} numbers, one for every "
+                "pair of a head"
+            )
+        for one in value if several else (value,):
+            _check_rope_number(name, one)
     flag(vars(rope), "truncate")
     if rope.rope_type == "yarn" and rope.rope_theta == 1:
         raise ValueError("config: rope_type 'yarn' needs a rope_theta other than 1")
@@ -273,14 +281,9 @@ def _check_rope_number(name: str, value: Any) -> None:
 _ROPE_NEEDS = {
     "linear": ("factor",),
     "dynamic": ("factor",),
-    "yarn": ("factor", "original_max_position_embeddings"),
-    "llama3": (
-        "factor",
-        "original_max_position_embeddings",
-        "low_freq_factor",
-        "high_freq_factor",
-    ),
-    "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
+    "yarn": ("factor", TRAINED),
+    "llama3": ("factor", TRAINED, "low_freq_factor", "high_freq_factor"),
+    "longrope": ("short_factor", "long_factor", TRAINED),
 }
 
 

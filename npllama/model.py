@@ -18,7 +18,7 @@ import numpy as np
 from npllama.attention import attention, blocked
 from npllama.cache import KVCache, append
 from npllama.config import BY_LENGTH, Config
-from npllama.feedforward import feed_forward
+from npllama.feedforward import ACTIVATIONS, feed_forward
 from npllama.norm import rms_norm
 from npllama.ops import begin, einsum, enter, note
 from npllama.rope import rope_tables
@@ -83,6 +83,7 @@ def forward(
     """
     tokens, count = _check(model, tokens, cache, count, write)
     eps, start = model.config.rms_norm_eps, cache.length.copy()
+    bend = ACTIVATIONS[model.config.hidden_act]
     packed = len(start) != len(tokens)
     if positions is None:
         positions = _positions(tokens.shape, start, count, packed)  # (B, T)
@@ -102,7 +103,7 @@ def forward(
         note("post_attention", x)
         normed = rms_norm(x, layer.mlp_norm, eps)  # (B, T, E)
         note("post_attention_layernorm", normed)
-        x = x + feed_forward(normed, layer)  # (B, T, E)
+        x = x + feed_forward(normed, layer, bend)  # (B, T, E)
         note("output", x)
     cache.length[:] += count
 

@@ -141,10 +141,8 @@ class Model(NamedTuple):
     generation_config: Mapping[str, Any] | None = None  # how its makers generate
 
     def __repr__(self) -> str:
-        c, parameters = (
-            self.config,
-            sum(map(math.prod, tensor_shapes(self.config).values())),
-        )
+        c = self.config
+        parameters = sum(map(math.prod, tensor_shapes(c).values()))
         sizes = f"V={c.vocab_size} E={c.hidden_size} F={c.intermediate_size}"
         heads = f"H={c.num_attention_heads} K={c.num_key_value_heads} D={c.head_dim}"
         return (

@@ -64,11 +64,29 @@ def silu(x):
     return x / (1 + math.exp(-x)) if x > -700 else 0.0
 
 
-def feed_forward(x, layer: Layer):
+def relu(x):
+    """The larger of a number and 0."""
+    return x if x > 0 else 0.0
+
+
+def gelu(x):
+    """A number times the normal distribution up to it."""
+    return x * math.erfc(-x / math.sqrt(2)) / 2
+
+
+def tanh_gelu(x):
+    """GPT-2's approximation."""
+    return x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+
+
+BENDS = {"silu": silu, "relu": relu, "gelu": gelu, "gelu_pytorch_tanh": tanh_gelu}
+
+
+def feed_forward(x, layer: Layer, bend=silu):
     """SwiGLU of one vector."""
     gate = linear(layer.w_gate, x, layer.b_gate)
     up = linear(layer.w_up, x, layer.b_up)
-    hidden = [silu(gate[f]) * up[f] for f in range(len(up))]
+    hidden = [bend(gate[f]) * up[f] for f in range(len(up))]
     return linear(layer.w_down, hidden, layer.b_down)
 
 
@@ -232,7 +250,7 @@ def attention(xs, layer: Layer, config: Config):
 
 def forward(model: Model, tokens):
     """Logits [T][V] of one text, given as a list of tokens."""
-    eps = model.config.rms_norm_eps
+    eps, bend = model.config.rms_norm_eps, BENDS[model.config.hidden_act]
     x = [model.embed[token].tolist() for token in tokens]
     for arrays in model.layers:
         layer = Layer(*(None if w is None else w.tolist() for w in arrays))
@@ -240,6 +258,6 @@ def forward(model: Model, tokens):
         mixed = attention(normed, layer, model.config)
         x = [plus(x[t], mixed[t]) for t in range(len(x))]
         normed = [rms_norm(one, layer.mlp_norm, eps) for one in x]
-        x = [plus(x[t], feed_forward(normed[t], layer)) for t in range(len(x))]
+        x = [plus(x[t], feed_forward(normed[t], layer, bend)) for t in range(len(x))]
     lm_head, gain = model.lm_head.tolist(), model.norm.tolist()
     return [linear(lm_head, rms_norm(one, gain, eps)) for one in x]

@@ -33,6 +33,7 @@ def transformers_4(config):
 
 
 @given(configs())
+@example(replace(DISTINCT, hidden_act="relu"))
 def test_a_config_survives_being_written_and_read(config):
     assert config_from_hf(json.loads(json.dumps(config_to_hf(config)))) == config
 
@@ -176,6 +177,24 @@ def test_swish_is_silu_and_the_first_spelling_of_the_architecture_is_known():
     assert config_from_hf(data) == DISTINCT
 
 
+@pytest.mark.parametrize(
+    "written, read",
+    [
+        ("relu", "relu"),
+        ("gelu", "gelu"),
+        ("gelu_python", "gelu"),
+        ("gelu_new", "gelu_pytorch_tanh"),
+        ("gelu_fast", "gelu_pytorch_tanh"),
+        ("gelu_accurate", "gelu_pytorch_tanh"),
+        ("gelu_python_tanh", "gelu_pytorch_tanh"),
+        ("gelu_pytorch_tanh", "gelu_pytorch_tanh"),
+    ],
+)
+def test_an_activation_is_known_by_all_its_names(written, read):
+    data = config_to_hf(DISTINCT) | {"hidden_act": written}
+    assert config_from_hf(data) == replace(DISTINCT, hidden_act=read)
+
+
 def test_an_epsilon_of_zero_is_read():
     data = config_to_hf(DISTINCT) | {"rms_norm_eps": 0}
     assert config_from_hf(data) == replace(DISTINCT, rms_norm_eps=0.0)
@@ -225,7 +244,9 @@ LLAMA3 = asdict(Rope("llama3", 1e4, 8.0, 64, 1.0, 4.0))
 WRONG = [
     ({"model_type": "mistral"}, "mistral.*LlamaForCausalLM"),
     ({"architectures": ["LlamaModel"]}, "LlamaModel.*LlamaForCausalLM"),
-    ({"hidden_act": "gelu"}, "hidden_act 'gelu'.*silu"),
+    ({"hidden_act": "prelu"}, "hidden_act 'prelu' is not one of silu, relu, gelu, "),
+    ({"hidden_act": ["silu"]}, "hidden_act .'silu'. is not one of"),
+    ({"hidden_act": None}, "hidden_act None is not one of"),
     ({"quantization_config": {"bits": 4}}, "quantized"),
     ({"vocab_size": None}, "'vocab_size' is missing"),
     ({"vocab_size": 0}, "'vocab_size' is 0, not a positive integer"),

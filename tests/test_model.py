@@ -44,6 +44,9 @@ def logits_of(model, tokens):
 
 
 @given(configs(trained=st.sampled_from([4, 64])), lengths, seeds, dtypes, paths)
+@example(replace(DISTINCT, hidden_act="relu"), 2, 0, "float32", blocked)
+@example(replace(DISTINCT, hidden_act="gelu"), 2, 0, "float32", blocked)
+@example(replace(DISTINCT, hidden_act="gelu_pytorch_tanh"), 2, 0, "float64", blocked)
 def test_forward_equals_the_spec(config, T, seed, dtype, attend):
     model = random_model(config, seed, dtype)
     tokens = token_ids(config, seed, 2, T)

@@ -34,6 +34,8 @@ def use_every_chapter(chapters, folder, dtype):
     config, at = own_config(chapters, DISTINCT), np.arange(10).reshape(2, 5)
     chapters.rope.rotate_neighbours(x, *chapters.rope.rope_tables(config, at, dtype))
     chapters.rope.halves_order(4)
+    for bend in chapters.feedforward.ACTIVATIONS.values():
+        bend(x)
 
 
 def run_every_rope(chapters, dtype):

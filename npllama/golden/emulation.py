@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npllama.config import BY_LENGTH
+from npllama.config import BY_LENGTH, Config
+from npllama.feedforward import ACTIVATIONS
 from npllama.golden.plain import ORDERS, Arithmetic, rms_norm, softmax
 from npllama.golden.precision import FORMATS, activations_in, weights_in
 from npllama.ops import einsum
@@ -179,14 +180,21 @@ def attend(way: Way, q: np.ndarray, k: np.ndarray, v: np.ndarray):
     return scores.reshape(B, H, T, T), y
 
 
-def block(way: Way, x: np.ndarray, layer: Layer, tables, eps: float):
+def bent(way: Way, gate: np.ndarray, act: str) -> np.ndarray:
+    """The gate after its activation, which is one kernel."""
+    if act == "silu":
+        return way.inside.round(way.at.divide(gate, 1 + way.at.exp(-gate)))
+    return way.inside.round(ACTIVATIONS[act](gate))
+
+
+def block(way: Way, x: np.ndarray, layer: Layer, tables, config: Config):
     """One block: its tensors under the names of transformers' modules, in order.
 
     Yields
     ------
     (name, array) pairs
     """
-    at, inside = way.at, way.inside
+    at, inside, eps = way.at, way.inside, np.float32(config.rms_norm_eps)
     normed = at.round(rms_norm(inside, x, layer.attn_norm, eps))
     yield "input_layernorm", normed
     yield "self_attn.q_proj", (q := project(way, normed, layer.wq, layer.bq))
@@ -204,9 +212,9 @@ def block(way: Way, x: np.ndarray, layer: Layer, tables, eps: float):
     yield "post_attention_layernorm", normed
     yield "mlp.gate_proj", (gate := project(way, normed, layer.w_gate, layer.b_gate))
     yield "mlp.up_proj", (up := project(way, normed, layer.w_up, layer.b_up))
-    bent = inside.round(at.divide(gate, 1 + at.exp(-gate)))
-    yield "mlp.act_fn", at.round(bent)
-    narrow = project(way, at.round(bent * up), layer.w_down, layer.b_down)
+    passed = bent(way, gate, config.hidden_act)  # (B, T, F)
+    yield "mlp.act_fn", at.round(passed)
+    narrow = project(way, at.round(passed * up), layer.w_down, layer.b_down)
     yield "mlp.down_proj", narrow
     yield "output", at.round(x + narrow)
 
@@ -253,7 +261,10 @@ def emulate(
     yield "model.embed_tokens", xs
     for i, layer in enumerate(model.layers):
         weights = held(layer, dtype)
-        runs = [block(way, x, weights, t, eps) for way, x, t in zip(each, xs, tables)]
+        runs = [
+            block(way, x, weights, t, model.config)
+            for way, x, t in zip(each, xs, tables)
+        ]
         for named in zip(*runs):
             xs = [tensor for _, tensor in named]
             yield f"model.layers.{i}.{named[0][0]}", xs

@@ -17,6 +17,7 @@ import numpy as np
 
 from npllama.attention import softmax
 from npllama.config import Config, Rope
+from npllama.feedforward import ACTIVATIONS, gelu, relu, silu, tanh_gelu
 from npllama.golden.wrong import RIGHT, Parts, causal, turn
 from npllama.norm import rms_norm
 from npllama.rope import rope_tables, rotate, rotate_neighbours
@@ -46,7 +47,7 @@ TEXTS = {
     "no mask": "nothing hides later positions: the causal mask is missing",
     "window": "a query sees the last {} positions only: a sliding window",
     "hidden": "keys are hidden that a query should see: {}",
-    "activation": "{} bends the gate; SiLU is right",
+    "activation": "{} bends the gate; {} is right",
     "eps": "rms_norm_eps is about {:.3g}; the config says {:g}",
     "eps outside": "eps is added outside the root of the mean square; it belongs inside",
     "l2 norm": "the norm divides by the root of the sum of squares, not of their mean",
@@ -235,25 +236,9 @@ def wrong_attentions(config: Config) -> Iterator[Fault]:
     yield Fault("hidden", text, "visible", first_hidden)
 
 
-def gelu(x: np.ndarray) -> np.ndarray:
-    """Gaussian error linear unit."""
-    erf = np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2))
-    return x * (1 + erf) / 2
-
-
-def tanh_gelu(x: np.ndarray) -> np.ndarray:
-    """GELU as GPT-2 approximates it."""
-    return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
-
-
 def quick_gelu(x: np.ndarray) -> np.ndarray:
     """GELU as CLIP approximates it."""
     return x / (1 + np.exp(-1.702 * x))
-
-
-def relu(x: np.ndarray) -> np.ndarray:
-    """What is above zero."""
-    return np.maximum(x, 0)
 
 
 def squared_relu(x: np.ndarray) -> np.ndarray:
@@ -271,7 +256,8 @@ def unbent(x: np.ndarray) -> np.ndarray:
     return x
 
 
-ACTIVATIONS: dict[str, Callable] = {
+BENDS: dict[str, Callable] = {
+    "SiLU": silu,
     "GELU": gelu,
     "GELU with tanh": tanh_gelu,
     "GELU with a sigmoid": quick_gelu,
@@ -281,6 +267,11 @@ ACTIVATIONS: dict[str, Callable] = {
     "tanh": np.tanh,
     "nothing": unbent,
 }
+
+
+def other_activation(gate: np.ndarray, config: Config, bend: Callable) -> np.ndarray:
+    """The gate after another activation than the config's."""
+    return bend(gate)
 
 
 def norm_with(x: np.ndarray, gain: np.ndarray, eps: float, other: float) -> np.ndarray:
@@ -362,7 +353,11 @@ def wrong_parts(config: Config) -> Iterator[Fault]:
     yield from wrong_turns(config)
     yield from wrong_positions()
     yield from wrong_attentions(config)
-    for name, bend in ACTIVATIONS.items():
-        yield Fault("activation", TEXTS["activation"].format(name), "act", bend)
+    right = ACTIVATIONS[config.hidden_act]
+    named = {bend: name for name, bend in BENDS.items()}
+    for bend, name in named.items():
+        if bend is not right:
+            text = TEXTS["activation"].format(name, named[right])
+            yield Fault("activation", text, "act", partial(other_activation, bend=bend))
     yield from wrong_norms(config)
     yield from wrong_logits()

@@ -140,7 +140,7 @@ def attention_with(scene: Scene, parts: Parts) -> np.ndarray | None:
 def act_of(scene: Scene, parts: Parts) -> np.ndarray | None:
     """The gate, bent."""
     gate = scene.given(scene.sibling("mlp.gate_proj"))
-    return None if gate is None else parts.act(gate)
+    return None if gate is None else parts.act(gate, scene.config)
 
 
 def logits_of(scene: Scene, parts: Parts) -> np.ndarray | None:

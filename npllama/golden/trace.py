@@ -17,7 +17,7 @@ in transformers:
     model.layers.0.self_attn.o_proj                   (B, T, E)
     model.layers.0.post_attention                     (B, T, E), the residual stream
     model.layers.0.post_attention_layernorm           (B, T, E)
-    model.layers.0.mlp.gate_proj, up_proj, act_fn     (B, T, F); act_fn is SiLU(gate)
+    model.layers.0.mlp.gate_proj, up_proj, act_fn     (B, T, F); act_fn is the gate, bent
     model.layers.0.mlp.down_proj                      (B, T, E)
     model.layers.0.output                             (B, T, E), the residual stream
     model.norm                                        (B, T, E)

@@ -17,7 +17,7 @@ import numpy as np
 
 from npllama.attention import softmax
 from npllama.config import Config
-from npllama.feedforward import silu
+from npllama.feedforward import ACTIVATIONS
 from npllama.norm import rms_norm
 from npllama.ops import einsum
 from npllama.rope import rope_tables, rotate
@@ -27,6 +27,11 @@ from npllama.weights import Layer, Model
 def turn(x: np.ndarray, config: Config, at: np.ndarray) -> np.ndarray:
     """Queries or keys (B, T, H, D), turned as the config says; positions (1, T)."""
     return rotate(x, *rope_tables(config, at, "float64"))
+
+
+def bent(gate: np.ndarray, config: Config) -> np.ndarray:
+    """The gate after the activation that the config names."""
+    return ACTIVATIONS[config.hidden_act](gate)
 
 
 def shared(H: int, K: int) -> np.ndarray:
@@ -63,7 +68,7 @@ class Parts(NamedTuple):
     head: Callable = shared
     scale: Callable = root_of_head
     visible: Callable = causal
-    act: Callable = silu
+    act: Callable = bent  # gate, config
     logits: Callable = as_they_are
 
 
@@ -156,8 +161,8 @@ def block(
     yield "post_attention_layernorm", (h := parts.norm(x, layer.mlp_norm, eps))
     yield "mlp.gate_proj", (gate := project(h, layer.w_gate, layer.b_gate))
     yield "mlp.up_proj", (up := project(h, layer.w_up, layer.b_up))
-    yield "mlp.act_fn", (bent := parts.act(gate))
-    yield "mlp.down_proj", (y := project(bent * up, layer.w_down, layer.b_down))
+    yield "mlp.act_fn", (open_by := parts.act(gate, config))
+    yield "mlp.down_proj", (y := project(open_by * up, layer.w_down, layer.b_down))
     yield "output", x + y
 
 
