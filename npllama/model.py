@@ -82,9 +82,8 @@ def forward(
         If `model` is not a Model or `cache` is not a KVCache.
     """
     tokens, count = _check(model, tokens, cache, count, write)
-    eps, start = model.config.rms_norm_eps, cache.length.copy()
-    bend = ACTIVATIONS[model.config.hidden_act]
-    packed = len(start) != len(tokens)
+    eps, bend = model.config.rms_norm_eps, ACTIVATIONS[model.config.hidden_act]
+    start, packed = cache.length.copy(), len(cache.length) != len(tokens)
     if positions is None:
         positions = _positions(tokens.shape, start, count, packed)  # (B, T)
     tables = rope_tables(model.config, positions, model.embed.dtype.name)
