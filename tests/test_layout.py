@@ -12,8 +12,9 @@ TEXTS = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 CONTENTS = listed()
-# The command line stands outside the book: it may use all, and nothing uses it.
-OUTSIDE = {"__init__", "__main__", "cli"}
+# The command line and what makes the book stand outside of it: they may use all, and
+# nothing uses them.
+OUTSIDE = {"__init__", "__main__", "cli", "book"}
 
 
 def modules_used(source):

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from npllama.cli import book as book_cli
 from npllama.cli import chat as chat_cli
 from npllama.cli import convert as convert_cli
 from npllama.cli import cost as cost_cli
@@ -148,6 +149,7 @@ def parser() -> Parser:
     perplexity_cli.add_commands(commands)
     serve_cli.add_commands(commands)
     serve_sim_cli.add_commands(commands)
+    book_cli.add_commands(commands)
     return top
 
 
@@ -282,6 +284,7 @@ RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {
     **perplexity_cli.RUN,
     "serve": serve_cli.run_serve,
     **serve_sim_cli.RUN,
+    **book_cli.RUN,
 }
 
 
