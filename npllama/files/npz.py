@@ -224,6 +224,20 @@ def _map_array(data: mmap.mmap | bytes, start: int, size: int) -> np.ndarray:
     return np.ndarray(shape, dtype, data, window.at, order="F" if fortran else "C")
 
 
+def offset_of(array: np.ndarray) -> int:
+    """Where in its file an array of `read_npz` begins, in bytes.
+
+    Raises
+    ------
+    ValueError
+        If it is not mapped.
+    """
+    if not isinstance(array.base, mmap.mmap):
+        raise ValueError("the array is not a view of a mapped file")
+    whole = np.frombuffer(array.base, dtype=np.uint8)
+    return array.ctypes.data - whole.ctypes.data
+
+
 #  ---- writing --------------------------------------------------------------
 
 
