@@ -62,6 +62,9 @@ Part VI, many at once
 Part VII, long texts and small memories
     21  `contexts`     perplexity, texts past any length, sparse patterns
 
+Part VIII, fewer bits
+    22  `compression`  weights rounded to a few bits
+
 Letters stand for sizes, and only for sizes:
 
     B  rows of a batch              H  query heads

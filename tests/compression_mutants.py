@@ -1,0 +1,76 @@
+"""Faults in the chapter on fewer bits, and the test that notices each."""
+
+GRID, G = "compression/grid.py", "tests/test_compression_grid.py::test_"
+RULES = G + "three_rules_give_three_grids"
+SHORT = G + "the_last_group_may_be_short"
+HALF = G + "half_goes_to_the_even_step"
+
+MUTANTS = [
+    # the zero point is not subtracted; or rounded down; floor for round; half up
+    (
+        GRID,
+        "points.astype(dtype) - spread(grid.zero, S, grid.group)",
+        "points.astype(dtype)",
+        G + "four_weights_by_hand",
+    ),
+    (GRID, "np.round(-low / scale)", "np.floor(-low / scale)", G + "four_weights_by_hand"),
+    (GRID, "np.round(ratio)", "np.floor(ratio)", HALF),
+    (GRID, "np.round(ratio)", "np.floor(ratio + 0.5)", HALF),
+    # the group of an input, and of the last ones
+    (GRID, "np.arange(S) // group]", "np.arange(S) % group]", SHORT),
+    (GRID, "np.arange(0, w.shape[1], group)", "np.arange(0, w.shape[1] - 1, group)",
+     SHORT),
+    # the largest weight instead of the largest magnitude
+    (GRID, "high = np.maximum(-low, high)", "high = high", SHORT),
+    (
+        GRID,
+        "np.maximum, np.abs(w), size",
+        "np.maximum, w, size",
+        G + "a_codebook_rounds_to_its_nearest_point",
+    ),
+    # the symmetric grids of GPTQ and of others
+    (GRID, "2 ** (bits - 1) - 1)", "2 ** (bits - 1))", RULES),
+    (GRID, "lowest=int(kind == \"restricted\")", "lowest=0", RULES),
+    (
+        GRID,
+        "low = np.where(one_sided, low, -high)",
+        "low = -high",
+        G + "gptqs_symmetric_grid_of_a_group_without_negatives_is_half_as_wide",
+    ),
+    # the range need not contain zero
+    (
+        GRID,
+        "np.minimum(over_groups(np.minimum, w, group), none)",
+        "over_groups(np.minimum, w, group)",
+        G + "a_group_far_from_zero_still_has_zero_in_its_grid",
+    ),
+    (GRID, "(high - low) / levels == 0", "high < low", G + "zeros_get_the_grid_of_one"),
+    # clipping: another exponent, the last scale tried, or none
+    (GRID, "** exponent", "** 2", G + "clipping_gives_up_the_outlier"),
+    (
+        GRID,
+        "np.where(error < least, tried.scale, best)",
+        "tried.scale",
+        G + "clipping_gives_up_the_outlier",
+    ),
+    (GRID, "SHRINKS = 80", "SHRINKS = 1", G + "clipping_gives_up_the_outlier"),
+    # float64 in a network of float32
+    (
+        GRID,
+        "(most / np.abs(points).max()).astype(w.dtype)",
+        "most / np.abs(points).astype(np.float64).max()",
+        G + "codebooks_keep_the_dtype",
+    ),
+    (
+        GRID,
+        "middle = (rising[1:] + rising[:-1]) / 2",
+        "middle = rising[1:]",
+        G + "equal_points_take_the_first_code_and_a_tie_the_lower_point",
+    ),
+    (
+        GRID,
+        "median - fall[n - i]",
+        "outermost + fall[i]",
+        G + "the_points_of_nf4_are_the_published_ones",
+    ),
+]  # fmt: skip
