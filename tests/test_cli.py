@@ -211,6 +211,8 @@ WRONG = [
     (1, ("chat", "--format", "llama-3"), "format: llama-3 needs"),
     (1, ("chat", "--format", "chatml"), "format: chatml needs <|im_start|>"),
     (1, ("chat", "--format", "template"), "this model has no chat template"),
+    (2, ("chat", "--sinks", "4"), "--sinks is for --stream-window"),
+    (2, ("chat", "--stream-window", "1"), "a window of 1: from 2 to"),
     (2, ("chat", "--allowed-special", "<s>"), "without allowed_special"),
     (2, ("generate", "--tokens", "1,x"), "token ids are whole numbers with commas"),
     (2, ("generate", "x", "--tokens", "1"), "no PROMPT, no --special"),
@@ -433,6 +435,83 @@ def test_chat_goes_on_from_its_cache(capsys, monkeypatch):
     cli.answer(talk, "a time", config, np.random.default_rng(0))
     prompt, new = talk.tokens[:-4], talk.tokens[-4:]
     assert npllama.generate(model, prompt, config).tokens == new
+
+
+def talked(stream, turns, monkeypatch, max_new_tokens=6):
+    """A conversation with the model that ships, always with the same chance."""
+    import numpy as np
+
+    import npllama
+    from npllama.cli import chat as cli
+
+    monkeypatch.setattr(cli, "show", lambda text: None)
+    model = npllama.load("stories")
+    talk = cli.Conversation(model, "plain", None, stream)
+    config = npllama.GenerationConfig(max_new_tokens=max_new_tokens)
+    lengths = []
+    for turn in turns:
+        cli.answer(talk, turn, config, np.random.default_rng(0))
+        lengths.append(len(talk.tokens))
+    return talk, lengths
+
+
+TURNS = ["Once upon a time", "there was", "a fox", "who lived", "in a house"]
+
+
+def test_a_chat_in_a_wide_window_is_a_plain_chat(monkeypatch):
+    from npllama.contexts.streaming import Stream
+
+    plain, _ = talked(None, TURNS, monkeypatch)
+    streamed, _ = talked(Stream(200), TURNS, monkeypatch)
+    assert streamed.tokens == plain.tokens
+    assert streamed.read == len(streamed.tokens) - 1 == streamed.cache.length[0]
+
+
+def test_a_chat_goes_on_past_its_window_each_token_read_once(monkeypatch):
+    import numpy as np
+
+    from npllama.contexts.streaming import Stream, new_stream_cache
+    from npllama.contexts.streaming import streamed as read
+
+    stream = Stream(24, sinks=3, discard=2)
+    talk, lengths = talked(stream, 3 * TURNS, monkeypatch)
+    assert talk.cache.k.shape[3] == 24 < lengths[-1] / 4
+    cache, done = new_stream_cache(talk.model, stream), 0
+    for length in lengths:
+        # one turn: what was said at once, then the answer's tokens but the last
+        for end in [length - 6, *range(length - 5, length)]:
+            read(talk.model, talk.tokens[done:end], cache, 3, 2)
+            done = end
+    np.testing.assert_array_equal(cache.k, talk.cache.k)
+    assert cache.length == talk.cache.length
+
+
+def test_an_answer_that_is_stopped_in_a_stream_is_read_again(monkeypatch):
+    import numpy as np
+
+    import npllama
+    from npllama.cli import chat as cli
+    from npllama.contexts.streaming import Stream
+
+    def stopped(*given):
+        yield from list(whole(*given))[:3]
+        raise KeyboardInterrupt
+
+    whole = cli.spoken
+    talk, _ = talked(Stream(24), TURNS[:1], monkeypatch)
+    monkeypatch.setattr(cli, "spoken", stopped)
+    config = npllama.GenerationConfig(max_new_tokens=6)
+    cli.answer(talk, TURNS[1], config, np.random.default_rng(0))
+    assert talk.read == talk.cache.length[0] == 0
+    monkeypatch.setattr(cli, "spoken", whole)
+    cli.answer(talk, TURNS[2], config, np.random.default_rng(0))
+    assert talk.read == len(talk.tokens) - 1
+
+
+def test_a_chat_that_is_full_says_how_it_would_have_gone_on(monkeypatch, capsys):
+    talked(None, ["Once upon a time " * 80] * 2, monkeypatch)
+    said = capsys.readouterr().err
+    assert "/reset begins anew; --stream-window W talks on past any length" in said
 
 
 def test_ctrl_c_stops_the_answer_not_the_chat():

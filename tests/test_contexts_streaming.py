@@ -15,6 +15,7 @@ from npllama.cache import KVCache, new_cache
 from npllama.cli.main import main
 from npllama.config import Rope
 from npllama.contexts.streaming import (
+    Stream,
     check_stream,
     endless,
     endless_pieces,
@@ -52,7 +53,7 @@ def test_a_stream_that_fits_is_plain_decoding_to_the_bit(seed, n, sinks, more):
     model = model_of(seed, dtype="float32")
     job = Job(model, token_ids(model.config, seed, n).tolist(), 8)
     plain = list(sample([job]))
-    found = list(endless(job, n + 8 + more, sinks))
+    found = list(endless(job, Stream(n + 8 + more, sinks)))
     assert [step.tokens for step in found] == [step.tokens for step in plain]
     assert [step.reason for step in found] == [step.reason for step in plain]
     for ours, theirs in zip(found, plain):
@@ -192,7 +193,7 @@ def test_memory_stays_where_it_is_over_two_thousand_tokens():
     job = Job(model, [1], 2000)
     tracemalloc.start()
     peaks = []
-    for number, _ in enumerate(endless(job, 64, 4), 1):
+    for number, _ in enumerate(endless(job, Stream(64)), 1):
         if number % 500 == 0:
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.reset_peak()
@@ -207,7 +208,9 @@ def test_pieces_of_a_stream_that_fits_are_those_of_generate():
     config = npllama.GenerationConfig(max_new_tokens=30, do_sample=True, top_k=9)
     rngs = np.random.default_rng(5), np.random.default_rng(5)
     plain = npllama.pieces(model, "Once", config, rngs[0])
-    assert list(endless_pieces(model, "Once", config, rngs[1], 100)) == list(plain)
+    assert list(endless_pieces(model, "Once", config, rngs[1], Stream(100))) == list(
+        plain
+    )
 
 
 def test_the_surprise_of_a_stream_that_fits_is_that_of_the_text():
@@ -231,13 +234,13 @@ def test_the_surprise_of_a_stream_that_fits_is_that_of_the_text():
 )
 def test_a_stream_that_makes_no_sense_is_refused(numbers, line):
     with pytest.raises(ValueError, match=line):
-        check_stream(DISTINCT, *numbers)
+        check_stream(DISTINCT, Stream(*numbers))
 
 
 def test_keys_that_turn_by_length_cannot_be_moved():
     config = replace(DISTINCT, rope=Rope("dynamic", 1e4, 4.0))
     with pytest.raises(ValueError, match="rope_type dynamic turns by a text's length"):
-        check_stream(config, 8, 2, 1)
+        check_stream(config, Stream(8, 2, 1))
 
 
 #  ---- the commands -------------------------------------------------------------

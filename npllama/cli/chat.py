@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from npllama.cache import new_cache
+from npllama.cli import streaming
 from npllama.cli.options import (
     UsageError,
     generation_config,
@@ -18,9 +19,10 @@ from npllama.cli.options import (
     streams,
 )
 from npllama.cli.show import show
+from npllama.contexts.streaming import Stream, endless_pieces
 from npllama.decoding import context_length
 from npllama.files.checkpoint import load
-from npllama.generation.generate import NO_HELPERS, pieces
+from npllama.generation.generate import NO_HELPERS, Piece, pieces
 from npllama.generation.options import GenerationConfig
 from npllama.generation.task import Helpers
 from npllama.text.chat import chat_tokens, choose_format, closing, stop_tokens
@@ -44,6 +46,7 @@ def add_chat(commands) -> argparse.ArgumentParser:
         default="auto",
         help="how turns are written (auto: what the tokenizer was made for)",
     )
+    streaming.add_stream_options(talk)
     return talk
 
 
@@ -53,6 +56,7 @@ def run_chat(options: argparse.Namespace) -> None:
     The cache is kept from turn to turn, so that a turn costs its own tokens only.
     Ctrl-C stops an answer, not the program.
     """
+    streaming.check_stream_options(options)
     config, rng = generation_config(options), generator(options)
     model = load(options.weights)
     if model.tokenizer is None:
@@ -66,14 +70,19 @@ def run_chat(options: argparse.Namespace) -> None:
         # The tokens that end a turn count besides those of the checkpoint.
         ends = stop_tokens(model.tokenizer, style).union(config.eos_token_id or ())
         config = replace(config, eos_token_id=tuple(ends))
-    conversation = Conversation(model, style, options.system)
+    stream = None
+    if options.stream_window is not None:
+        stream = streaming.stream_of(options, model)
+        if any(helper is not None for helper in help_):
+            raise UsageError("--stream-window: a talk without helping models")
+    conversation = Conversation(model, style, options.system, stream)
     upto_answer(conversation, "")  # if it can be said
     print(f"[{style} turns, {why}]", file=sys.stderr)
     print(f"[--seed {options.seed} repeats this talk]", file=sys.stderr)
     print("[/reset begins anew, /quit or Ctrl-D ends]", file=sys.stderr)
     while (message := ask()) is not None:
         if message == "/reset":
-            conversation = Conversation(model, style, options.system)
+            conversation = Conversation(model, style, options.system, stream)
         elif message:
             answer(conversation, message, config, rng, help_)
 
@@ -109,15 +118,26 @@ def ask() -> str | None:
 
 
 class Conversation:
-    """The tokens of all turns so far, and the cache that holds most of them."""
+    """The tokens of all turns so far, and the cache that holds most of them.
 
-    def __init__(self, model: Model, style: str, system: str | None):
+    In a stream the cache holds the first and the last of them, and `read` says how many
+    have gone through it.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        style: str,
+        system: str | None,
+        stream: Stream | None = None,
+    ):
         self.model, self.style, self.system = model, style, system
+        self.stream, self.read = stream, 0
         self.tokens: list[int] = []
         self.dialog: list[dict[str, str]] = []
         if system is not None:
             self.dialog.append({"role": "system", "content": system})
-        size = context_length(model.config)
+        size = stream.window if stream else context_length(model.config)
         self.cache = new_cache(model.config, 1, size, model.embed.dtype.name)
         self.stop = tuple(stop_tokens(model.tokenizer, style))
 
@@ -140,21 +160,38 @@ def answer(
     if config.eos_token_id is None:
         config = replace(config, eos_token_id=talk.stop)
     try:
-        for piece in pieces(talk.model, talk.tokens, config, rng, talk.cache, help_):
+        for piece in spoken(talk, config, rng, help_):
             talk.tokens.append(piece.token)
             text += piece.text
             show(piece.text)
     except KeyboardInterrupt:
         # The cache may hold guesses that were not checked yet.
-        talk.cache.length[:] = np.minimum(talk.cache.length, len(talk.tokens) - 1)
+        forget_after(talk, 0 if talk.stream else len(talk.tokens) - 1)
         print(" [stopped]", end="", file=sys.stderr)
     except ValueError as error:
+        hint = "" if talk.stream else "; --stream-window W talks on past any length"
         forget_after(talk, common_length(before, talk.tokens))
         talk.tokens, talk.dialog = before, dialog
-        print(f"npllama: {error}; /reset begins anew", file=sys.stderr)
+        print(f"npllama: {error}; /reset begins anew{hint}", file=sys.stderr)
         return
+    else:
+        talk.read = len(talk.tokens) - 1
     talk.dialog += said(message) + [{"role": "assistant", "content": text}]
     show("\n")
+
+
+def spoken(
+    talk: Conversation,
+    config: GenerationConfig,
+    rng: np.random.Generator,
+    help_: Helpers,
+) -> Iterator[Piece]:
+    """The answer to a conversation, token by token."""
+    if talk.stream is None:
+        return pieces(talk.model, talk.tokens, config, rng, talk.cache, help_)
+    return endless_pieces(
+        talk.model, talk.tokens, config, rng, talk.stream, talk.cache, talk.read
+    )
 
 
 def said(message: str) -> list[dict[str, str]]:
@@ -185,10 +222,16 @@ def common_length(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def forget_after(talk: Conversation, length: int) -> None:
-    """Keep at most `length` positions of the cache.
+    """Keep at most the first `length` tokens in the cache.
+
+    A stream cannot go back, so it forgets all, and reads the text again.
 
     Writes
     ------
-    talk.cache.length
+    talk.cache.length, talk.read
     """
+    if talk.stream is not None:
+        if length <= talk.read:  # all but the last token have been read
+            talk.read = talk.cache.length[:] = 0
+        return
     talk.cache.length[:] = np.minimum(talk.cache.length, length)

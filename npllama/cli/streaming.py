@@ -1,4 +1,4 @@
-"""``npllama generate --stream-window``: a text past any length."""
+"""``--stream-window`` of ``generate`` and ``chat``: a text past any length."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from npllama.cli.options import UsageError
-from npllama.contexts.streaming import check_stream, endless_pieces
+from npllama.contexts.streaming import Stream, check_stream, endless_pieces
 from npllama.generation.generate import Piece
 from npllama.generation.options import GenerationConfig
 from npllama.generation.task import Helpers
@@ -46,18 +46,31 @@ def endless_of(
     UsageError
         If that cannot be done as it was asked for.
     """
-    W = options.stream_window
-    sinks = SINKS if options.sinks is None else options.sinks
-    discard = max(1, W // 16) if options.discard is None else options.discard
     if any(helper is not None for helper in helpers):
         raise UsageError("--stream-window: a text without helping models")
     if options.json or options.save_cache or options.load_cache:
         raise UsageError("--stream-window: no --json, --save-cache, --load-cache")
+    stream = stream_of(options, model)
+    return endless_pieces(model, prompt, config, rng, stream)
+
+
+def stream_of(options: argparse.Namespace, model: Model) -> Stream:
+    """How much of a text is kept.
+
+    Raises
+    ------
+    UsageError
+        If the model cannot keep that.
+    """
+    W = options.stream_window
+    sinks = SINKS if options.sinks is None else options.sinks
+    discard = max(1, W // 16) if options.discard is None else options.discard
+    stream = Stream(W, sinks, discard)
     try:
-        check_stream(model.config, W, sinks, discard)
+        check_stream(model.config, stream)
     except ValueError as error:
         raise UsageError(f"--stream-window: {error}") from None
-    return endless_pieces(model, prompt, config, rng, W, sinks, discard)
+    return stream
 
 
 def check_stream_options(options: argparse.Namespace) -> None:

@@ -37,6 +37,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -64,19 +65,17 @@ from npllama.sampling import NothingLeft, log_softmax
 from npllama.weights import Model
 
 
-def check_stream(config: Config, window: int, sinks: int, discard: int) -> None:
-    """Raise ValueError unless a text can be streamed so.
+class Stream(NamedTuple):
+    """How a text without end is kept."""
 
-    Parameters
-    ----------
-    config : Config
-    window : int
-        W, positions of the cache.
-    sinks : int
-        First positions that stay.
-    discard : int
-        Positions that are forgotten at a time.
-    """
+    window: int  # W, positions of the cache
+    sinks: int = 4  # first positions that stay
+    discard: int = 1  # positions that are forgotten at a time
+
+
+def check_stream(config: Config, stream: Stream) -> None:
+    """Raise ValueError unless a text can be streamed so."""
+    window, sinks, discard = stream
     if config.rope.rope_type in BY_LENGTH:
         raise ValueError(
             f"rope_type {config.rope.rope_type} turns by a text's length, so keys "
@@ -152,7 +151,7 @@ def streamed(
     cache : KVCache
         Of one row; its capacity is the window, W.
     sinks, discard : int
-        As for `check_stream`.  A prompt that is longer than the window is read in
+        As in `Stream`.  A prompt that is longer than the window is read in
         pieces of half of it, and as much is forgotten at a time.
 
     Returns
@@ -174,7 +173,7 @@ def streamed(
     return logits
 
 
-def endless(job: Job, window: int, sinks: int = 4, discard: int = 1) -> Iterator[Step]:
+def endless(job: Job, stream: Stream, read: int = 0) -> Iterator[Step]:
     """Continue a text past any length, in constant memory and time per token.
 
     Parameters
@@ -182,8 +181,10 @@ def endless(job: Job, window: int, sinks: int = 4, discard: int = 1) -> Iterator
     job : Job
         Its prompt may be longer than the window.  Its process and its stopping rule see
         the whole text, which is kept as numbers.
-    window, sinks, discard : int
-        As for `check_stream`.
+    stream : Stream
+    read : int
+        Tokens of the prompt that have gone through the job's cache, as earlier turns of
+        a conversation have; fewer than all.
 
     Yields
     ------
@@ -196,11 +197,11 @@ def endless(job: Job, window: int, sinks: int = 4, discard: int = 1) -> Iterator
         As `check_stream`.
     """
     model, history = job.model, list(job.prompt)
-    check_stream(model.config, window, sinks, discard)
-    cache = new_cache(model.config, 1, window, model.embed.dtype.name)
-    new = history
+    check_stream(model.config, stream)
+    cache = job.cache or new_stream_cache(model, stream)
+    new = history[read:]
     for i in range(1, job.max_new_tokens + 1):
-        logits = streamed(model, new, cache, sinks, discard)  # (V,)
+        logits = streamed(model, new, cache, stream.sinks, stream.discard)  # (V,)
         processed = job.process([history], logits[None])[0]  # (V,)
         new = choose(processed[None], [job.rng]).tolist()
         history.extend(new)
@@ -212,14 +213,19 @@ def endless(job: Job, window: int, sinks: int = 4, discard: int = 1) -> Iterator
             return
 
 
+def new_stream_cache(model: Model, stream: Stream) -> KVCache:
+    """An empty cache of one row, as large as the window."""
+    return new_cache(model.config, 1, stream.window, model.embed.dtype.name)
+
+
 def endless_pieces(
     model: Model,
     prompt: Prompt,
     config: GenerationConfig,
     rng: np.random.Generator,
-    window: int,
-    sinks: int = 4,
-    discard: int = 1,
+    stream: Stream,
+    cache: KVCache | None = None,
+    read: int = 0,
 ) -> Iterator[Piece]:
     """Continue one prompt as `generate.pieces` does, past any length.
 
@@ -230,8 +236,11 @@ def endless_pieces(
     config : GenerationConfig
         Of a way that chooses one token after the other from the model's logits.
     rng : np.random.Generator
-    window, sinks, discard : int
-        As for `check_stream`.
+    stream : Stream
+    cache : KVCache
+        Of one row of `window` positions; a new one, if None.
+    read : int
+        Tokens of the prompt that have gone through the cache.
 
     Raises
     ------
@@ -245,16 +254,16 @@ def endless_pieces(
     if config.logprobs is not None or config.prompt_logprobs:
         raise ValueError("log-probabilities are not streamed; use generate")
     plan = plan_of(model, config, Helpers())
-    given = encode_prompt(model, prompt, config.allowed_special)
+    given = list(encode_prompt(model, prompt, config.allowed_special))
     if not given:
         raise ValueError("the prompt is empty: give text, or at least one token")
     limit = config.max_new_tokens
     limit = limit_of(config, len(given)) if limit is None else limit
     job = Job(model, given, limit, partial(reason_to_end, plan))
     task = Task(plan, given, job, len(given) + limit, None, "")
-    shower, (job,) = Shower(task), jobs_of([task], rng.spawn(1))
+    shower, (job,) = Shower(task), jobs_of([task], rng.spawn(1), cache)
     try:
-        for step in endless(job, window, sinks, discard):
+        for step in endless(job, stream, read):
             text = shower.push(step.tokens, bool(step.reason))
             yield Piece(step.tokens[0], text, step.reason)
     except NothingLeft as error:
@@ -276,8 +285,9 @@ def surprise_of_stream(
     ValueError
         As `check_stream`.
     """
-    check_stream(model.config, window, sinks, discard)
-    cache = new_cache(model.config, 1, window, model.embed.dtype.name)
+    stream = Stream(window, sinks, discard)
+    check_stream(model.config, stream)
+    cache = new_stream_cache(model, stream)
     nats = np.empty(len(tokens) - 1, dtype=np.float64)  # (S - 1,)
     for i in range(len(nats)):
         logits = streamed(model, tokens[i : i + 1], cache, sinks, discard)  # (V,)
