@@ -63,7 +63,7 @@ Part VII, long texts and small memories
     21  `contexts`     perplexity, texts past any length, sparse patterns
 
 Part VIII, fewer bits
-    22  `compression`  weights rounded to a few bits
+    22  `compression`  weights rounded to a few bits; GPTQ
 
 Letters stand for sizes, and only for sizes:
 

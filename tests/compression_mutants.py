@@ -74,3 +74,42 @@ MUTANTS = [
         G + "the_points_of_nf4_are_the_published_ones",
     ),
 ]  # fmt: skip
+
+GPTQ, Q = "compression/gptq.py", "tests/test_compression_gptq.py::test_"
+CODES = Q + "codes_are_those_of_auto_gptq_and_gptqmodel"
+OBS = Q + "it_is_obs_with_a_fresh_inverse_for_every_column[1-False]"
+FACTOR = Q + "a_factor_of_the_inverse"
+
+MUTANTS += [
+    # no damping; the factor of H instead of its inverse; the lower one
+    (GPTQ, "return hessian + extra * np.eye", "return hessian + 0 * np.eye", CODES),
+    (GPTQ, "inverse = np.linalg.inv(damped(hessian, damping))",
+     "inverse = damped(hessian, damping)", FACTOR),
+    (GPTQ, "np.ascontiguousarray(lower.T)", "lower", FACTOR),
+    # the error is not divided by U_jj; or goes the wrong way
+    (GPTQ, "e = (column - value) / U[j, j]", "e = column - value", OBS),
+    (GPTQ, "rest[:, j - first :] -=", "rest[:, j - first :] +=", OBS),
+    (GPTQ, "-= e * U[j, j:last]", "-= e * U[j:last, j]", OBS),
+    # later blocks: forgotten, or updated through the wrong corner of U
+    (GPTQ, "w[:, last:] -= multiply(errors, U[first:last, last:])",
+     "w[:, last:] -= 0", OBS),
+    (GPTQ, "multiply(errors, U[first:last, last:])",
+     "multiply(errors, U[last:, first:last].T)", OBS),
+    # the order is not undone: of the codes, of the groups
+    (GPTQ, "codes[:, back], grids", "codes, grids", CODES),
+    (GPTQ, "groups[back], error", "groups, error", CODES),
+    (GPTQ, "np.argsort(-np.diag(hessian)", "np.argsort(np.diag(hessian)", CODES),
+    # grids that see what happens inside a block
+    (GPTQ, "grids.at(j, int(order[j]), w)", "grids.at(j, int(order[j]), "
+     "np.concatenate([w[:, :first], rest, w[:, last:]], axis=1))", CODES),
+    (GPTQ, "return place // self.size, self.found[place // self.size]",
+     "return j // self.size, self.found[j // self.size]", CODES),
+    # dead inputs keep their weights
+    (GPTQ, "    w[:, dead] = 0\n", "", Q + "dead_inputs_lose_their_weights"),
+    (GPTQ, "w if self.size == S else np.where(dead, 0, w)", "w",
+     Q + "dead_inputs_lose_their_weights"),
+    (GPTQ, "float((errors**2).sum()) / 2", "float((errors**2).sum())",
+     Q + "the_error_is_the_objective"),
+    (GPTQ, "damping = min(max(10 * damping, 1e-3), MOST_DAMPING)",
+     "damping = MOST_DAMPING + 1", Q + "few_inputs_raise_the_damping"),
+]  # fmt: skip

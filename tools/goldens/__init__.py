@@ -17,6 +17,7 @@ NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
     "conformance_transformers": {"transformers": NEW, **TORCH},
     "contrastive": {"transformers": OLD, **TORCH},
     "flops": {"transformers": NEW, **TORCH},
+    "gptq": {"auto-gptq": ("0.7",), "gptqmodel": ("7.7",), **TORCH},
     "model": {"transformers": NEW, **TORCH},
     "model_configs": {"transformers": NEW + OLD},
     "model_llamacpp": {"llama-cpp-python": ("0.3",), "gguf": ("0.19",)},
