@@ -18,9 +18,12 @@ from npllama.config import Rope
 from npllama.convert.convert import convert, locate, open_checkpoint
 from npllama.convert.gguf import LAYER_NAMES, NAMES
 from npllama.convert.gguf_file import read_header
+from npllama.convert.gguf_text import SPLITS, tokenizer_files
 from npllama.files.checkpoint import load
 from npllama.files.npz import read_npz
 from npllama.rope import frequencies, llama3_frequencies
+from npllama.text.byte_level import byte_letters
+from npllama.text.vocabulary import load_tokenizer
 from npllama.weights import tensor_shapes
 
 # Rows of whole blocks of 32, and sizes that are pairwise different.
@@ -273,6 +276,27 @@ def test_divisors_of_no_known_scaling_are_refused(path, out, capsys):
     assert "rope_freqs.weight: the divisors of no llama3" in refused(path, out, capsys)
 
 
+@pytest.mark.parametrize("sharper, trained", [(None, 64), (1.25, 64), (1.0, None)])
+def test_factors_of_longrope_are_tensors(path, out, sharper, trained):
+    factors = np.linspace(1, 3, 16, dtype=np.float32)
+    extra = {"rope_factors_short.weight": np.sqrt(factors)}
+    extra |= {"rope_factors_long.weight": factors}
+    fields = {
+        "llama.rope.scaling.type": "longrope",
+        "llama.rope.scaling.original_context_length": trained,
+        "llama.rope.scaling.attn_factor": sharper,
+    }
+    write_gguf(path, TIED, extra=extra, **fields)
+    convert(path, out)
+    rope = load(out).config.rope
+    assert rope.rope_type == "longrope" and rope.attention_factor == (sharper or 1.0)
+    positions = TIED.max_position_embeddings
+    assert rope.original_max_position_embeddings == (trained or positions)
+    np.testing.assert_array_equal(np.float32(rope.short_factor), np.sqrt(factors))
+    np.testing.assert_array_equal(np.float32(rope.long_factor), factors)
+    assert not [name for name in read_npz(out).tensors if "rope" in name]
+
+
 def test_divisors_of_one_change_nothing(path, out):
     write_gguf(path, TIED, extra={"rope_freqs.weight": np.ones(16, np.float32)})
     convert(path, out)
@@ -356,7 +380,25 @@ REFUSED = {
         "layer_norm_rms_epsilon is None, not a number",
     ),
     "half a rotation": ({"llama.rope.dimension_count": 16}, "its head size 32"),
-    "longrope": ({"llama.rope.scaling.type": "longrope"}, "'longrope'"),
+    "longrope without its factors": (
+        {"llama.rope.scaling.type": "longrope"},
+        "rope_factors_short.weight: missing; llama.rope.scaling.type is 'longrope'",
+    ),
+    "factors without longrope": (
+        dict(extra={"rope_factors_long.weight": np.ones(16, np.float32)}),
+        "rope_factors_long.weight: llama.rope.scaling.type is not 'longrope'",
+    ),
+    "factors of another head": (
+        {
+            "llama.rope.scaling.type": "longrope",
+            "extra": {
+                "rope_factors_long.weight": np.ones(9, np.float32),
+                "rope_factors_short.weight": np.ones(9, np.float32),
+            },
+        },
+        "short_factor is not a list of 16 numbers",
+    ),
+    "another scaling": ({"llama.rope.scaling.type": "ntk"}, "type is 'ntk'"),
     "a stray tensor": (
         dict(extra={"blk.0.attn_q_norm.weight": np.ones(32, np.float32)}),
         "blk.0.attn_q_norm.weight: not part of a LLaMA",
@@ -502,6 +544,17 @@ def test_a_sentencepiece_model_is_written_anew(path, out):
     assert load(out).tokenizer.encode("Once upon") == [
         original.bos_id(), *original.encode("Once upon")
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("pre", SPLITS)
+def test_every_splitting_by_name_is_one_that_can_be_read(pre):
+    names = [*byte_letters(), "ab"]
+    fields = {"model": "gpt2", "pre": pre, "tokens": names, "merges": ["a b"]}
+    fields = {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
+    tokenizer = load_tokenizer(tokenizer_files(fields, []))
+    assert tokenizer.kind == "tiktoken"
+    assert tokenizer.decode(tokenizer.encode("ab, 12\n c")) == "ab, 12\n c"
+    assert tokenizer.encode("ab", bos=False) == [256]
 
 
 def test_an_unknown_splitting_is_refused_by_its_name(path, out, capsys):

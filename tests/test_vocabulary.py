@@ -18,12 +18,13 @@ import npllama
 from npllama.text.byte_level import byte_letters
 from npllama.text.merges import check_merges, cut, merge_pairs, ranks_of
 from npllama.text.splits import (
-    DEEPSEEK_CODER,
     GPT2,
     LLAMA3,
     PATTERNS,
     QWEN2,
     SINGLE_DIGITS,
+    runs,
+    split_of,
 )
 from npllama.text.tokenizer import SPACE, Mark, Token
 from npllama.text.vocabulary import load_tokenizer
@@ -480,7 +481,7 @@ WRITTEN = {
     ),
     "DeepSeek-Coder": (
         SPLITS["deepseek-coder"]["pre_tokenizer"],
-        DEEPSEEK_CODER,
+        None,
         [
             "x",
             "\u4e2d\u6587",
@@ -504,7 +505,7 @@ def test_split_of_every_family_is_known(kind):
     """Tokens of two letters would stand across the borders if the text was whole."""
     written, pattern, parts = WRITTEN[kind]
     text = "".join(parts)
-    assert pattern in PATTERNS.values()
+    assert pattern in (None, split_of(written).pattern)
     letters = {byte: letter for letter, byte in byte_letters().items()}
     inner = "".join(letters[byte] for byte in text.encode())
     merges = sorted(set(zip(inner, inner[1:])))
@@ -533,12 +534,54 @@ def test_text_is_split_and_merged_as_hugging_face_does(kind):
         assert tokenizer.encode(text) == ids
 
 
+@pytest.mark.parametrize(
+    "steps, text, parts",
+    [
+        ([r"\s?[a-z]+"], "ab  cd1 e", ["ab", " ", " cd", "1", " e"]),
+        ([r" ?[^ ,]+"], "ab,,\tc d", ["ab", ",,", "\tc", " d"]),
+        ([r"[\r\n]"], "a\n\nb", ["a", "\n", "\n", "b"]),
+        ([r"[a-z]+", r"\s+$"], "1  a2 ", ["1", "  ", "a", "2", " "]),
+        ([r"\s+$"], "a  b  ", ["a  b", "  "]),
+        ([r"\p{N}+", r"\p{N}"], "a12", ["a", "1", "2"]),
+        # An earlier step cut the space off the word, so the later leaves it alone.
+        ([r"[a-z]+", r"\s?[a-z]+"], "1  a", ["1  ", "a"]),
+        ([r"[a-f]+", r"[d-z]+"], "adz", ["a", "d", "z"]),
+    ],
+)  # fmt: skip
+def test_later_step_cuts_what_an_earlier_one_isolated(steps, text, parts):
+    import regex
+
+    pattern = regex.compile(runs(steps).replace("\\z", "\\Z"), regex.V1)
+    assert pattern.findall(text) == parts
+
+
+@pytest.mark.parametrize(
+    "step",
+    ["a+", "[a-z]*", "[a&&b]", "[a--b]", "[a~~b]", "[[a]b]", "(a|b)+", r"\s?[a]", r"\w+",
+     r"[\w]+", "[a]+?", r"\s+", "[a]{2}", ""],
+)  # fmt: skip
+def test_step_of_another_kind_is_not_guessed(step):
+    assert runs([step]) is None and runs([r"[\r\n]", step]) is None
+
+
+def test_split_by_a_literal_is_no_regular_expression():
+    literal = {"type": "Split", "pattern": {"String": "[ab]"}, "behavior": "Isolated"}
+    for step in (literal, literal | {"pattern": {"String": GPT2}}):
+        with pytest.raises(ValueError, match="not known here .Split String"):
+            split_of({"type": "Sequence", "pretokenizers": [step, BYTES]})
+    for change in ({"behavior": "Removed"}, {"invert": True}):
+        step = {"type": "Split", "pattern": {"Regex": "[ab]"}, "behavior": "Isolated"}
+        with pytest.raises(ValueError, match="not known here"):
+            split_of({"type": "Sequence", "pretokenizers": [step | change, BYTES]})
+
+
 def test_every_pattern_matches_every_character():
     """tiktoken drops what is not matched."""
     ranks = {bytes([byte]): byte for byte in range(256)}
     texts = ["".join(map(chr, range(i, i + 64))) for i in range(0, 0x3000, 64)]
     texts += list(nasty_texts(200, 9))
-    for pattern in set(PATTERNS.values()):
+    cut = [split_of(SPLITS[kind]["pre_tokenizer"]).pattern for kind in SPLITS]
+    for pattern in {*PATTERNS.values(), *cut}:
         engine = tiktoken.Encoding(
             "x", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
         )

@@ -5,7 +5,7 @@ neighbours: H heads for q, K for k.  Its floats are float32, so 1e-5 is stored a
 9.99999975e-6, and is read as the shortest decimal that rounds to the same float32.  Of
 llama3's scaling it keeps only the result, ``rope_freqs.weight``, the divisor of every
 frequency.  The parameters are recovered by trying those in use, and a table that fits
-none of them is refused.
+none of them is refused.  LongRoPE's two lists of factors are tensors as well.
 
 Fields are trusted only where the tensors do not show the same: the number of embedding
 rows gives the size of the vocabulary, and the output is tied unless ``output.weight``
@@ -51,6 +51,7 @@ LAYER_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 EMBED, HEAD, ROPE = "token_embd.weight", "output.weight", "rope_freqs.weight"
+SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 # Fields that change the arithmetic, and the values at which they do not.
 CHANGES: dict[str, tuple[Any, ...]] = {
     "expert_count": (0,),
@@ -89,7 +90,7 @@ def open_gguf(path: Path, tokenizer: bool = True) -> Checkpoint:
     tensors = {
         hf_name(name): to_halves(hf_name(name), tensor, config.head_dim)
         for name, tensor in header.tensors.items()
-        if name != ROPE and not name.endswith(".attn_rot_embd")
+        if name not in (ROPE, SHORT, LONG) and not name.endswith(".attn_rot_embd")
     }
     blocks = Counter(kind for kind in header.types.values() if kind[0] not in "FB")
     lost = [f"dequantised from {kind}: {tensors_of(n)}" for kind, n in blocks.items()]
@@ -155,7 +156,7 @@ def config_of(header: Header) -> Config:
         "mlp_bias": any(re.search(r"ffn_\w+\.bias", name) for name in tensors),
         **_ends(fields),
     }
-    rope = _rope(own)
+    rope = _long_rope(own, tensors) or _rope(own)
     if ROPE in tensors:
         rope = _from_divisors(tensors[ROPE].read(), data["head_dim"], rope)
     return config_from_hf(data | {"rope_parameters": rope})
@@ -209,6 +210,37 @@ def _rope(own: Fields) -> Fields:
     if sharper != 1:  # llama.cpp multiplies, Hugging Face replaces
         rope["attention_factor"] = sharper * (0.1 * np.log(factor).item() + 1)
     return rope
+
+
+def _long_rope(own: Fields, tensors: dict[str, Tensor]) -> Fields | None:
+    """The parameters of LongRoPE; None for any other scaling.
+
+    llama.cpp chooses the factors by the context that it is started with, and scales
+    attention only if the file says so.  Hugging Face chooses by the length of the text,
+    and infers the scale, so it is always written here.
+    """
+    if own.get("rope.scaling.type") != "longrope":
+        for name in (SHORT, LONG):
+            if name in tensors:
+                raise ValueError(f"{name}: llama.rope.scaling.type is not 'longrope'")
+        return None
+    for name in (SHORT, LONG):
+        if name not in tensors:
+            raise ValueError(f"{name}: missing; llama.rope.scaling.type is 'longrope'")
+    factors = (
+        [float(str(f)) for f in tensors[n].read().ravel()] for n in (SHORT, LONG)
+    )
+    short, long = factors
+    return {
+        "rope_type": "longrope",
+        "rope_theta": _short(own, "rope.freq_base", 1e4),
+        "short_factor": short,
+        "long_factor": long,
+        "original_max_position_embeddings": own.get(
+            "rope.scaling.original_context_length", own["context_length"]
+        ),
+        "attention_factor": _short(own, "rope.scaling.attn_factor", 1.0),
+    }
 
 
 def _from_divisors(divisors: np.ndarray, D: int, rope: Fields) -> Fields:

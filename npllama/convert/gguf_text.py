@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from npllama.text.splits import LLAMA3 as LLAMA3_PATTERN
+from npllama.text.splits import QWEN2, SEED_CODER, TRAILING
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 
@@ -123,8 +124,6 @@ def added_tokens(names: Sequence[str], kinds: Sequence[int]) -> list[Fields]:
 
 #  ---- byte-level BPE ---------------------------------------------------------
 
-QWEN2_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
-
 
 def _bytes(use_regex: bool) -> Fields:
     """The step that turns bytes to letters, and splits as GPT-2 does if asked."""
@@ -136,10 +135,11 @@ def _bytes(use_regex: bool) -> Fields:
     }
 
 
-def _splitting(pattern: str) -> Fields:
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
-    steps = [split | {"invert": False}, _bytes(False)]
-    return {"type": "Sequence", "pretokenizers": steps}
+def _splitting(*patterns: str) -> Fields:
+    """Steps that cut out what a pattern matches, one after the other."""
+    split = {"type": "Split", "behavior": "Isolated", "invert": False}
+    steps = [split | {"pattern": {"Regex": pattern}} for pattern in patterns]
+    return {"type": "Sequence", "pretokenizers": [*steps, _bytes(False)]}
 
 
 def _digits_apart() -> Fields:
@@ -147,17 +147,49 @@ def _digits_apart() -> Fields:
     return {"type": "Sequence", "pretokenizers": [digits, _bytes(True)]}
 
 
+# The letters that have two cases, as DeepSeek-LLM lists them.
+_CASED = (
+    "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293"
+    "\u0295-\u02af\u0370-\u0373\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a"
+    "\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f\u0531-\u0556"
+    "\u10a0-\u10c5\u13a0-\u13f5\u13f8-\u13fd\u1c90-\u1cba\u1cbd-\u1cbf\u1d00-\u1d2b"
+    "\u1d6b-\u1d77\u1d79-\u1d9a\u1e00-\u1f15\u1f18-\u1f1d\u1f20-\u1f45\u1f48-\u1f4d"
+    "\u1f50-\u1f57\u1f59\u1f5b\u1f5d\u1f5f-\u1f7d\u1f80-\u1fb4\u1fb6-\u1fbc\u1fbe"
+    "\u1fc2-\u1fc4\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-\u1fdb\u1fe0-\u1fec\u1ff2-\u1ff4"
+    "\u1ff6-\u1ffc\u2102\u2107\u210a-\u2113\u2115\u2119-\u211d\u2124\u2126\u2128"
+    "\u212a-\u212d\u212f-\u2134\u2139\u213c-\u213f\u2145-\u2149\u214e\u2183\u2184"
+    "\u2c00-\u2c7b\u2c7e-\u2ce4\u2ceb-\u2cee\u2cf2\u2cf3\ua640-\ua66d\ua680-\ua69b"
+    "\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf\ufb00-\ufb06\ufb13-\ufb17"
+    "\uff21-\uff3a\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3"
+    "\U000104d8-\U000104fb\U00010c80-\U00010cb2\U00010cc0-\U00010cf2"
+    "\U000118a0-\U000118df\U0001e900-\U0001e943"
+)
+_CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+_MARKS = "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"
+_NO_MARKS = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
+
 # What `pre` may say, and the pre_tokenizer that splits so.  LLaMA 3's own also
 # takes a part that is a token whole, without merging.
-LLAMA3 = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2")
+LLAMA3 = "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2".split()
+_AS_LLAMA3 = ("dbrx", "smaug-bpe", "glm4", "chatglm-bpe")
+_AS_QWEN2 = "qwen2 stablelm2 megrez deepseek-r1-qwen hunyuan solar-open grok-2 kormo"
+_AS_SMOLLM = "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2"
+_AS_GPT2 = "gpt-2 phi-2 olmo jais mpt trillion mellum exaone4 gigachat a.x-4.0"
 SPLITS: dict[str, Fields] = dict.fromkeys(
-    (*LLAMA3, "dbrx", "smaug-bpe"), _splitting(LLAMA3_PATTERN)
+    (*LLAMA3, *_AS_LLAMA3), _splitting(LLAMA3_PATTERN)
 )
-SPLITS |= dict.fromkeys(("qwen2", "stablelm2", "megrez"), _splitting(QWEN2_PATTERN))
-SPLITS |= dict.fromkeys(
-    ("smollm", "starcoder", "refact", "command-r", "codeshell"), _digits_apart()
-)
-SPLITS |= dict.fromkeys(("gpt-2", "phi-2", "olmo", "jais", "mpt"), _bytes(True))
+SPLITS |= dict.fromkeys(_AS_QWEN2.split(), _splitting(QWEN2))
+SPLITS |= dict.fromkeys(_AS_SMOLLM.split(), _digits_apart())
+SPLITS |= dict.fromkeys(_AS_GPT2.split(), _bytes(True))
+SPLITS |= {
+    "deepseek-llm": _splitting(
+        r"[\r\n]", rf"\s?[{_CASED}]+", _MARKS, TRAILING, _CJK, r"\p{N}+"
+    ),
+    "deepseek-coder": _splitting(r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}"),
+    "viking": _splitting(_NO_MARKS, r"\p{N}"),
+    "poro-chat": _splitting(_NO_MARKS),
+    "seed-coder": _splitting(SEED_CODER),
+}
 
 
 def byte_level(

@@ -7,13 +7,15 @@ regular expression defines what a word is, and every family of models has its ow
 - StarCoder and SmolLM2: the same, but every digit stands alone.
 - LLaMA 3: one mark before a word joins it, numbers have up to three digits, line
   ends follow the punctuation.
-- Qwen2: LLaMA 3's, with single digits.
-- DeepSeek-Coder: words and punctuation with the white space before them, Chinese
-  and Korean in runs, every digit and every line end alone.
+- Qwen2: LLaMA 3's, with single digits; Seed-Coder: also, line ends apart.
+- DeepSeek: words and punctuation with the white space before them, Chinese and
+  Korean in runs, every digit and every line end alone.
 
-``tokenizer.json`` writes a split as a list of steps.  Each list below becomes one
-pattern for tiktoken; any other list (such as DeepSeek-LLM's) is refused.  A pattern
-must match every character, since tiktoken drops the others.
+``tokenizer.json`` writes a split as a list of steps, of which a later one also cuts the
+parts that an earlier one isolated.  A list becomes one pattern for tiktoken: it stands
+in a table, or all its steps cut out runs of characters, as DeepSeek's do (`borders`).
+Any other list is refused.  A pattern must match every character, since tiktoken drops
+the others.
 
 References
 ----------
@@ -23,6 +25,8 @@ tokenizers, `pre_tokenizers`.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 _CONTRACTIONS = r"'(?:[sdmt]|ll|ve|re)"
@@ -37,18 +41,10 @@ LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace("{1,3}", "")
-
-# A later step also cuts the parts that an earlier one isolated: "a\u4e2d" is one word
-# of letters, and then the Chinese is cut out of it.  So the pattern says of every
-# character what all the steps together do with it.
-_CJK = "\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff"
-DEEPSEEK_CODER = (
-    r"[\r\n]|\s(?=[{cjk}&&[\p{L}\p{P}]])|[\s&&[{cjk}]](?=[\p{L}\p{P}])"
-    r"|[\s&&[^\r\n{cjk}]]?[\p{L}&&[^{cjk}]]+|[\p{L}&&[{cjk}]]+"
-    r"|[\s&&[^\r\n{cjk}]]?[\p{P}&&[^{cjk}]]+|[\p{P}&&[{cjk}]]+|\p{N}"
-    r"|(?:(?!\s[\p{L}\p{P}])[{cjk}&&[^\p{L}\p{P}\p{N}]])+"
-    r"|(?:(?!\s[\p{L}\p{P}])[^\r\n\p{L}\p{P}\p{N}{cjk}])+"
-).replace("{cjk}", _CJK)
+SEED_CODER = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}"
+    r"| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 Step = tuple[Any, ...]
 
@@ -68,12 +64,71 @@ PATTERNS: dict[tuple[Step, ...], str] = {
     (DIGITS, WORDS): SINGLE_DIGITS,
     (isolated(LLAMA3), BYTES): LLAMA3,
     (isolated(QWEN2), BYTES): QWEN2,
-    (
-        *map(isolated, (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", f"[{_CJK}]+")),
-        DIGITS,
-        BYTES,
-    ): DEEPSEEK_CODER,
+    (isolated(SEED_CODER), BYTES): SEED_CODER,
 }
+
+
+#  ---- steps that cut out runs --------------------------------------------------
+
+# Characters of a class, alone or in runs; a run may take white space before it along.
+_ESCAPE = r"\\[rnts]|\\[^\w\s]|\\p\{\w+\}"
+_RUN = re.compile(rf"(\\s\?| \?)?(\\p\{{\w+\}}|\[\^?(?:[^\\\[\]]|{_ESCAPE})+\])(\+?)")
+_SETS = ("&&", "--", "~~")  # operators on classes for tiktoken, and only there
+TRAILING = r"\s+$"
+
+
+def borders(steps: Sequence[str]) -> str | None:
+    r"""A pattern of no width that matches wherever one of the steps cuts.
+
+    With the class C and the space before a run optional, ``\s?[C]+``, a step cuts after
+    each run and before it; if white space stands there, and no earlier step cut
+    between, it cuts before that.  ``\s+$`` means the end of a part, which is a border
+    of an earlier step.
+
+    Parameters
+    ----------
+    steps : sequence of str
+        Regular expressions, in the order in which they cut.
+
+    Returns
+    -------
+    str or None
+        None if a step is of another kind.
+    """
+    found: list[str] = []
+    for step in steps:
+        if step == TRAILING:
+            found.append(rf"(?<=\S)(?=\s+(?:{'|'.join([*found, chr(92) + 'z'])}))")
+            continue
+        match = _RUN.fullmatch(step)
+        if not match or (match[1] and not match[3]) or any(o in step for o in _SETS):
+            return None
+        before, inside, many = match.groups()
+        found += _cuts(before, inside, many, "|".join(found))
+    return "|".join(found)
+
+
+def _cuts(before: str | None, inside: str, many: str, earlier: str) -> list[str]:
+    """Where one step cuts: patterns of no width."""
+    if not many:
+        return [f"(?<={inside})", f"(?={inside})"]
+    ends, outside = f"(?<={inside})(?=[^{inside}])", f"[^{inside}]"
+    if not before:
+        return [ends, f"(?<={outside})(?={inside})"]
+    space = before.removesuffix("?")
+    taken = f"[{outside}&&[{space}]]"  # white space that may begin a run
+    uncut = f"(?!{earlier})" if earlier else ""
+    begins = f"(?<=[{outside}&&[^{space}]])(?={inside})"
+    return [ends, begins, f"(?={taken}{uncut}{inside})"]
+
+
+def runs(steps: Sequence[str]) -> str | None:
+    """The pattern of what lies between borders, or None."""
+    at = borders(steps)
+    return None if at is None else rf"(?s:.(?:(?!{at}).)*)"
+
+
+#  ---- reading ----------------------------------------------------------------------
 
 
 class Split(NamedTuple):
@@ -89,18 +144,32 @@ def split_of(written: Any) -> Split:
     Raises
     ------
     ValueError
-        If it is not one of `PATTERNS`; the message says what was found.
+        If it is not known; the message says what was found.
     """
     several = isinstance(written, dict) and written.get("type") == "Sequence"
     parts = written["pretokenizers"] if several else [written or {"type": "nothing"}]
     steps = tuple(map(step_of, parts))
     prefix = [part.get("add_prefix_space", True) for part in parts]
-    if steps not in PATTERNS or (prefix[-1] and len(steps) > 1):
+    pattern = PATTERNS.get(steps) or _runs_of(steps)
+    if pattern is None or (prefix[-1] and len(steps) > 1):
         raise ValueError(
             "the text is split in a way that is not known here "
             f"({', '.join(map(_told, steps)):.120})"
         )
-    return Split(PATTERNS[steps], prefix[-1])
+    return Split(pattern, prefix[-1])
+
+
+def _runs_of(steps: tuple[Step, ...]) -> str | None:
+    """The pattern of steps that cut out runs, before bytes become letters."""
+    digits = {DIGITS: r"\p{N}", ("Digits", False): r"\p{N}+"}
+    cutting = [digits.get(step) or _isolating(step) for step in steps[:-1]]
+    if steps[-1:] != (BYTES,) or not cutting or None in cutting:
+        return None
+    return runs([step for step in cutting if step])
+
+
+def _isolating(step: Step) -> str | None:
+    return step[1] if step == isolated(step[1]) else None
 
 
 def step_of(part: dict[str, Any]) -> Step:
@@ -108,8 +177,9 @@ def step_of(part: dict[str, Any]) -> Step:
     kind = part["type"]
     if kind == "Split":
         how = part["pattern"]
-        found = how.get("Regex", how.get("String"))
-        return (kind, found, part["behavior"], bool(part.get("invert")))
+        if "Regex" not in how:
+            return (kind, "String", part["behavior"])
+        return (kind, how["Regex"], part["behavior"], bool(part.get("invert")))
     flags = {"ByteLevel": ("use_regex", True), "Digits": ("individual_digits", False)}
     if kind in flags:
         return (kind, bool(part.get(*flags[kind])))

@@ -13,6 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, trainers
 from tokenizers import pre_tokenizers as pre
 
 from goldens.tokenizer import CORPUS, MARKED, TEXTS
+from npllama.convert.gguf_text import SPLITS as OF_LLAMA_CPP
 from npllama.text.splits import LLAMA3, QWEN2
 
 
@@ -28,6 +29,14 @@ def of_bytes(use_regex: bool, space: bool = False):
 
 CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 DIGITS = pre.Digits(individual_digits=True)
+
+
+def cutting(name: str) -> list:
+    """The steps that llama.cpp knows by a name, up to the one for bytes."""
+    steps = OF_LLAMA_CPP[name]["pretokenizers"][:-1]
+    return [isolated(step["pattern"]["Regex"]) for step in steps]
+
+
 DEEPSEEK = [*map(isolated, (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CJK)), DIGITS]
 SPLITS = {
     "gpt-2": of_bytes(True),
@@ -36,6 +45,12 @@ SPLITS = {
     "llama-3": pre.Sequence([isolated(LLAMA3), of_bytes(False)]),
     "qwen2": pre.Sequence([isolated(QWEN2), of_bytes(False)]),
     "deepseek-coder": pre.Sequence([*DEEPSEEK, of_bytes(False)]),
+    "deepseek-llm": pre.Sequence(
+        [*cutting("deepseek-llm")[:-1], DIGITS, of_bytes(False)]
+    ),
+    "numbers whole": pre.Sequence([*cutting("deepseek-llm"), of_bytes(False)]),
+    "viking": pre.Sequence([*cutting("viking"), of_bytes(False)]),
+    "seed-coder": pre.Sequence([*cutting("seed-coder"), of_bytes(False)]),
 }
 
 
