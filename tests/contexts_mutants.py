@@ -134,3 +134,95 @@ MUTANTS += [
         P + "layers_take_turns_and_begin_anew_with_every_pass",
     ),
 ]
+
+STATES, Q = "contexts/states.py", "tests/test_contexts_states.py::test_"
+PIECES = Q + "keys_in_any_pieces_and_any_order_are_all_keys"
+
+MUTANTS += [
+    # weights without the maximum; two states without a key are not a number
+    (
+        STATES,
+        "    peak = np.maximum(one.lse, other.lse)  # (T, H)\n"
+        "    peak = np.maximum(peak, peak.dtype.type(LOWEST))  # (T, H)\n",
+        "    peak = np.zeros_like(one.lse)\n",
+        Q + "scores_that_would_overflow_alone_are_merged",
+    ),
+    (
+        STATES,
+        "    peak = np.maximum(peak, peak.dtype.type(LOWEST))  # (T, H)\n",
+        "",
+        Q + "two_states_without_a_key_make_a_third_without_a_warning",
+    ),
+    # lse averaged; y merged without its weight; the scale applied twice
+    (
+        STATES,
+        "peak + _log(total))\n\n\ndef state_of",
+        "(one.lse + other.lse) / 2)\n\n\ndef state_of",
+        PIECES,
+    ),  # fmt: skip
+    (
+        STATES,
+        "y = one.y * weight[..., None] + other.y * weight_other[..., None]",
+        "y = (one.y + other.y) * total[..., None] / 2",
+        PIECES,
+    ),
+    (
+        STATES,
+        "transpose(1, 2, 0, 3) * (1 / math.sqrt(D))",
+        "transpose(1, 2, 0, 3) * (1 / D)",
+        Q + "a_state_is_the_average_and_the_logarithm_of_the_sum",
+    ),
+    (
+        STATES,
+        "keys.stop) > position[:, None]",
+        "keys.stop) >= position[:, None]",
+        Q + "what_lies_in_the_future_is_hidden",
+    ),
+]
+
+TILES, F = "contexts/tiles.py", "tests/test_contexts_tiles.py::test_"
+TRAFFIC, C = "cost/traffic.py", "tests/test_cost_tables.py::test_"
+ANY_TILES = F + "tiles_of_any_size_are_attention"
+MOVED = F + "every_array_moves_as_listed"
+
+MUTANTS += [
+    # keys loaded inside the loop over queries; the result not read again
+    (
+        TILES,
+        'q_i, o_i = slow.load("q", q, i), slow.load("o", o, i)',
+        'k_j, v_j = slow.load("k", k, j), slow.load("v", v, j)\n'
+        '            q_i, o_i = slow.load("q", q, i), slow.load("o", o, i)',
+        MOVED,
+    ),
+    (TILES, 'slow.load("o", o, i)', "o[..., i, :]", MOVED),
+    # what was found before is not made smaller when the maximum grows
+    (TILES, "l_i * old_weight * o_i", "l_i * o_i", ANY_TILES),
+    (TILES, "total = shrink * total + p", "total = total + p", ANY_TILES),
+    # a tile that lies in the future is visited
+    (
+        TRAFFIC,
+        "cached + queries.stop <= keys.start",
+        "cached + queries.stop < keys.start",
+        C + "tiles_move_what_their_closed_forms_say",
+    ),
+    # as many queries as the text has; four tiles of bytes instead of elements
+    (
+        TRAFFIC,
+        "columns, min(columns, D)",
+        "columns, columns",
+        C + "tiles_of_a_chip_are_those_of_the_paper_and_need_four_vectors",
+    ),
+    (
+        TRAFFIC,
+        "columns = -(-on_chip // (4 * D))",
+        "columns = -(-on_chip // (8 * D))",
+        C + "tiles_of_a_chip_are_those_of_the_paper_and_need_four_vectors",
+    ),
+    # O, l and m are not begun
+    (
+        TRAFFIC,
+        "    yield Traffic(new, 0, 2 * new)  # line 2: begin O, sum and maximum\n",
+        "",
+        C + "traffic_of_the_papers_setting_is_what_it_published",
+    ),
+]
