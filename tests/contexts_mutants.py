@@ -226,3 +226,44 @@ MUTANTS += [
         C + "traffic_of_the_papers_setting_is_what_it_published",
     ),
 ]
+
+SPLITS, PREFIXES = "contexts/splits.py", "contexts/prefixes.py"
+J = "tests/test_contexts_splits.py::test_"
+SHARED = J + "a_shared_prefix_is_met_once_and_nothing_changes"
+BRANCH = J + "every_branch_of_a_tree_is_what_it_is_alone"
+
+MUTANTS += [
+    (
+        SPLITS,
+        "occupancy(n) >= 0.85 * best",
+        "occupancy(n) >= best",
+        J + "splits_fill_the_processors_as_flash_attention_does",
+    ),
+    (
+        SPLITS,
+        "pieces(n) != pieces(n - 1)",
+        "True",
+        J + "splits_fill_the_processors_as_flash_attention_does",
+    ),
+    # a causal mask on the prefix, as if it began where the queries do
+    (
+        PREFIXES,
+        "v[0, :, :shared])",
+        "v[0, :, :shared], in_the_future(0, slice(0, B * T), slice(0, shared)))",
+        SHARED,
+    ),
+    # the suffix begins at position 0 of its mask; every row reads the prefix
+    (
+        PREFIXES,
+        "in_the_future(first, slice(0, T), own)",
+        "in_the_future(first - shared, slice(0, T), own)",
+        SHARED,
+    ),
+    (PREFIXES, "visible[t] |= visible[parent]", "visible[t, parent] = True", BRANCH),
+    (
+        PREFIXES,
+        "v[b, :, own], hidden)\n            y[b]",
+        "v[b, :, own])\n            y[b]",
+        BRANCH,
+    ),  # fmt: skip
+]

@@ -3,6 +3,8 @@
 `perplexity`  how much a text surprises a model: the yardstick of what follows
 `states`      what a query found among some of its keys, and how that is put together
 `tiles`       FlashAttention 1 and 2, tile by tile, and what they move
+`splits`      Flash-Decoding: keys in splits of a fixed size
+`prefixes`    keys that many queries share: cascade attention, and trees of guesses
 `streaming`   a text without end in a cache that does not grow
 `sparse`      positions that look at some of those before them
 `reading`     where a model lies in its file, and a thread that reads ahead
