@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from broken_again import BROKEN as BROKEN_AGAIN
 from broken_samplers import BROKEN
 from chapters import PACKAGE
 from hypothesis import given
@@ -275,7 +276,8 @@ def test_what_is_no_convention_or_no_sampler_is_the_callers_mistake():
 
 SURVIVORS = [
     (name, *(one if isinstance(one, tuple) else (one, {})))
-    for name, samplers in BROKEN.items()
+    for broken in (BROKEN, BROKEN_AGAIN)
+    for name, samplers in broken.items()
     for one in samplers
 ]
 

@@ -56,6 +56,8 @@ def check_no_repeat_ngram(batched: bool) -> Iterator[Law]:
         {"logits": row(1, 1, 1), "history": text(0, 1), "n": 1},
         {"logits": row(1, 1, 1), "history": text(0), "n": 2},
         {"logits": row(1, 1, 1), "history": text(2, 2), "n": 3},
+        # two places that overlap, each before another token
+        {"logits": row(1, 1, 1), "history": text(1, 1, 2, 1), "n": 2},
         {"logits": row(1, 1, 1), "history": text(0, 1, *[2] * 2000, 0), "n": 2},
     )
     yield from penalty_laws(

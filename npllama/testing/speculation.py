@@ -280,5 +280,8 @@ def check_prompt_lookup(match: str) -> Iterator[Law]:
         [1, 1],
     )
     known = tuple({"text": t, "most": 2, "longest": 2} for t in few)
+    # What follows the last two tokens is not what follows the last three.
+    known += ({"text": [1, 2, 3, 0, 1, 2, 4, 0, 1, 2], "most": 2, "longest": 3},)
+    known += ({"text": [0, 1, 2, 4, 1, 2, 3, 0, 1, 2], "most": 2, "longest": 3},)
     says = "the guess is what followed the longest repeat of the text's end"
     yield Law(says, cases(text=tokens, **sizes), holds, known)

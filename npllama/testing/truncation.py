@@ -217,6 +217,8 @@ def check_min_p(equality: str, takes_least: bool, batched: bool) -> Iterator[Law
     rows = cases(logits=logits(large=True), **options)
     known = [{"logits": row(0, -1, -3), "p": 0.1}, {"logits": HALVES, "p": 0.5}]
     known += [{"logits": WIDE, "p": 0.5}, {"logits": row(0, -0.07), "p": 0.95}]
+    # The best has more than 99%, and the other is just under p of it.
+    known += [{"logits": row(0, -5.3023), "p": 0.005}]
     if takes_least:  # a token next to nothing is still more than a removed one
         known.append({"logits": row(0, GONE, -2000), "p": 0.5, "least": 2})
     yield Law(says, rows, holds, tuple(known))
