@@ -133,3 +133,26 @@ MUTANTS = [
     ("cost/roofline.py", "for i in range(guesses + 1))", "for i in range(guesses))",
      ROOFLINE + "speedup_is_theorem_3_8"),
 ]  # fmt: skip
+
+WAYS, Z = "cost/ways.py", "tests/test_cost_ways.py::test_"
+WAY = Z + "what_is_counted_is_what_is_predicted"
+
+MUTANTS += [
+    (WAYS, "max(0, first + 1 - W)", "max(0, first - W)", WAY),
+    (WAYS, "first // size * size, block)", "first, block)", WAY),
+    (WAYS, "max(0, rest - (size - cells))", "min(rest, cells)", WAY),
+    (WAYS, "last // stride + 1", "last // stride", WAY),
+    (WAYS, "-(-(new - r) // stride)", "new // stride", WAY),
+    (
+        WAYS,
+        "(len(starts) * new, shared)",
+        "(new, shared)",
+        Z + "a_shared_prefix_costs_what_is_predicted",
+    ),  # fmt: skip
+    (
+        WAYS,
+        "iter([(new, cached), (new, new)])",
+        "iter([(new, cached + new)])",
+        Z + "a_tree_costs_what_is_predicted",
+    ),  # fmt: skip
+]

@@ -38,7 +38,6 @@ Child et al. 2019, arXiv:1904.10509, section 4; OpenAI's sparse_attention; Jiang
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import NamedTuple
@@ -46,10 +45,8 @@ from typing import NamedTuple
 import numpy as np
 
 from npllama.attention import QUERY_BLOCK
-from npllama.ops import einsum
+from npllama.contexts.states import Attend, state_of
 from npllama.serving.packed import as_run
-
-Attend = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 class Pattern(NamedTuple):
@@ -190,22 +187,12 @@ def _some_queries(
     -------
     (T, H, D) float
     """
-    T, H, D = q.shape
-    K = len(k)
     i = first + np.arange(here.start, here.stop, here.step)  # (T,)
     j = pattern.keys(int(i[0]), int(i[-1]) + 1 - int(i[0]))  # (S,)
     hidden = (j > i[:, None]) | ~pattern.sees(i[:, None], j)  # (T, S)
     some = as_run(j)
-    q = q.reshape(T, K, H // K, D)
-    scores = einsum("TKGD,KSD->KGTS", q, k[:, some], "scores") * (1 / math.sqrt(D))
-    scores[:, :, hidden] = -np.inf
     # A query that sees nothing (before the first summary) gets zeros.
-    peak = np.maximum(scores.max(axis=-1, keepdims=True, initial=-np.inf), -1e30)
-    p = np.exp(scores - peak.astype(q.dtype))  # (K, G, T, S)
-    total = p.sum(axis=-1, keepdims=True)  # (K, G, T, 1)
-    p /= np.where(total > 0, total, total.dtype.type(1))
-    y = einsum("KGTS,KSD->TKGD", p, v[:, some], "values")
-    return y.reshape(T, H, D)
+    return state_of(q, k[:, some], v[:, some], hidden).y
 
 
 class Interleaved:

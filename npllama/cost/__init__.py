@@ -14,6 +14,7 @@ while it runs, and predicted before.
     `roofline`  the speed that a machine allows a model
     `probe`     the speed of this machine, measured
     `traffic`   what FlashAttention saves, tile by tile
+    `ways`      how queries meet keys in the ways to attend of long texts
     `tables`    the tables of README.md, worked out
     `plot`      the roofline, drawn
     `facts`     conclusions from the figures; first, whether a text fits

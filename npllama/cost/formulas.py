@@ -11,7 +11,7 @@ are three kinds of elements, since their types may have different sizes: weights
 cached keys and values, and activations.
 
 Counts differ in causal attention, so every count is labelled: "square", "triangle",
-"blocks" or "rowwise"; see `meetings`.
+"blocks" or "rowwise"; see `meetings`, and `ways` for long texts.
 
 Norms, rotations, softmax, SiLU and the residual sums are not products.  They cost a
 few operations per element, well below a hundredth of the FLOPs of all but the smallest
@@ -28,6 +28,7 @@ from npllama.config import Config
 from npllama.cost.meetings import (
     CAUSAL,
     Meetings,
+    Way,
     in_decode,
     in_one_pass,
     in_packed_pass,
@@ -125,7 +126,7 @@ def one_pass(
     new: int,
     cached: int | Iterable[int] = 0,
     *,
-    causal: str = "square",
+    causal: str | Way = "square",
     last: bool = False,
     query_block: int = QUERY_BLOCK,
     key_block: int | None = None,
@@ -137,7 +138,7 @@ def one_pass(
     ----------
     cached : int, or one for each row
         Positions that a row holds before.
-    causal : "square", "triangle", "blocks" or "rowwise"
+    causal : "square", "triangle", "blocks", "rowwise", or one of `ways`
     last : bool
         Logits of the last position only, as in `forward`.
     query_block : int
@@ -159,7 +160,7 @@ def packed_pass(
     config: Config,
     pieces: Iterable[tuple[int, int]],
     *,
-    causal: str = "square",
+    causal: str | Way = "square",
     logits: int | None = None,
 ) -> Work:
     """The work of one pass over a packed row, as `serving.packed` runs it.
@@ -168,7 +169,7 @@ def packed_pass(
     ----------
     pieces : (cached, new) of each text
         Positions that it holds before, and that it gets.
-    causal : "square", "triangle", "blocks" or "rowwise"
+    causal : "square", "triangle", "blocks", "rowwise", or one of `ways`
     logits : int, optional
         Places whose logits are wanted; one for each text by default.
 
@@ -186,7 +187,7 @@ def packed_pass(
 
 
 def decode_steps(
-    config: Config, batch: int, steps: int, cached: int, causal: str = "square"
+    config: Config, batch: int, steps: int, cached: int, causal: str | Way = "square"
 ) -> Work:
     """The work of `steps` passes with one new position per row."""
     met = in_decode(config, batch, steps, cached, causal)
@@ -194,7 +195,7 @@ def decode_steps(
 
 
 def check_pass(
-    batch: int, new: int, cached: int | Iterable[int] = 0, causal: str = "square"
+    batch: int, new: int, cached: int | Iterable[int] = 0, causal: str | Way = "square"
 ) -> None:
     """Raise ValueError if there cannot be such a pass."""
     for name, size in (("batch", batch), ("new positions", new)):
@@ -205,14 +206,14 @@ def check_pass(
         raise ValueError(f"cached: {cached}, where the batch has {batch} rows")
     if min(start for _, start in groups) < 0:
         raise ValueError(f"cached: {cached}; it must be 0 or more")
-    if causal not in CAUSAL:
+    if not callable(causal) and causal not in CAUSAL:
         raise ValueError(f"causal: {causal!r} is not one of {', '.join(CAUSAL)}")
 
 
 # ---- operators --------------------------------------------------------------
 
 
-def tabulate(config: Config, work: Work, causal: str) -> tuple[Operator, ...]:
+def tabulate(config: Config, work: Work, causal: str | Way) -> tuple[Operator, ...]:
     """The operators of some work, in the order in which they run."""
     V, E, F = config.vocab_size, config.hidden_size, config.intermediate_size
     H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -234,6 +235,8 @@ def tabulate(config: Config, work: Work, causal: str) -> tuple[Operator, ...]:
     scores, values = "BKGTD,BKSD->BKGTS", "BKGTS,BKSD->BKGTD"
     if causal == "triangle":
         scores, values = "D,SD->S", "S,SD->D"
+    elif not isinstance(causal, str):
+        scores, values = "KGTD,KSD->KGTS", "KGTS,KSD->KGTD"
     rows = work.positions * E  # of the table, one for every token
     return (
         Operator("embed_tokens", LOOKUP, work.passes, 0, rows, 0, rows),
@@ -256,7 +259,7 @@ def operators(
     new: int,
     cached: int | Iterable[int] = 0,
     *,
-    causal: str = "square",
+    causal: str | Way = "square",
     last: bool = False,
     query_block: int = QUERY_BLOCK,
     key_block: int | None = None,
@@ -284,7 +287,7 @@ def prefill(
     cached: int = 0,
     *,
     chunk: int | None = None,
-    causal: str = "square",
+    causal: str | Way = "square",
     last: bool = True,
 ) -> tuple[Operator, ...]:
     """The cost of running a prompt: at once, or in chunks of `chunk` positions.
@@ -306,7 +309,12 @@ def prefill(
 
 
 def decode(
-    config: Config, batch: int, cached: int, steps: int = 1, *, causal: str = "square"
+    config: Config,
+    batch: int,
+    cached: int,
+    steps: int = 1,
+    *,
+    causal: str | Way = "square",
 ) -> tuple[Operator, ...]:
     """What `steps` tokens per row cost, one pass each, after `cached` positions."""
     check_pass(batch, steps, cached, causal)
@@ -328,7 +336,7 @@ def generation(
     cached: int = 0,
     *,
     chunk: int | None = None,
-    causal: str = "square",
+    causal: str | Way = "square",
 ) -> Generation:
     """The cost of continuing a prompt by `new_tokens` tokens per row.
 

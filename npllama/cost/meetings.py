@@ -12,14 +12,14 @@ many pairs of a query and a key are really multiplied depends on the arrangement
                and a few heads at a time: `attention.blocked`
     rowwise    as in blocks, but every query of every row goes alone: `ops.rowwise`
 
-For all four this section gives the number of products, of pairs, and of query and key
+`ways` has those of long texts.  For all four this section gives the number of products, of pairs, and of query and key
 vectors read.  A pair costs 2 D FLOPs in the scores, and 2 D again when the values are
 weighted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from npllama.attention import LEAST_KEYS, QUERY_BLOCK, default_blocks
@@ -44,6 +44,10 @@ class Meetings(NamedTuple):
 
 
 NOBODY = Meetings(0, 0, 0, 0)
+
+# (config, new, starts) to the meetings in a layer, for rows that hold `starts`
+# positions and get `new` each; see `ways`.
+Way = Callable[[Config, int, Sequence[int]], Meetings]
 
 
 def square(config: Config, rows: int, new: int, cached: int) -> Meetings:
@@ -114,13 +118,16 @@ def in_one_pass(
     batch: int,
     new: int,
     cached: int | Iterable[int],
-    causal: str,
+    causal: str | Way,
     query_block: int = QUERY_BLOCK,
     key_block: int | None = None,
     head_block: int | None = None,
 ) -> Meetings:
     """Meetings in a layer when rows that hold `cached` positions get `new` more."""
     groups = together(batch, cached)
+    if not isinstance(causal, str):
+        starts = [start for rows, start in groups for _ in range(rows)]
+        return causal(config, new, starts)
     if causal == "square":
         met = [square(config, rows, new, start) for rows, start in groups]
     elif causal == "triangle":
@@ -138,7 +145,7 @@ def in_one_pass(
 
 
 def in_packed_pass(
-    config: Config, pieces: Iterable[tuple[int, int]], causal: str
+    config: Config, pieces: Iterable[tuple[int, int]], causal: str | Way
 ) -> Meetings:
     """Meetings in a layer when texts of a packed row attend one by one.
 
@@ -151,13 +158,16 @@ def in_packed_pass(
 
 
 def in_decode(
-    config: Config, batch: int, steps: int, cached: int, causal: str
+    config: Config, batch: int, steps: int, cached: int, causal: str | Way
 ) -> Meetings:
     """Meetings in a layer while `steps` positions follow, one a pass.
 
     The first sees cached + 1 keys, the last cached + steps: an arithmetic series.
     With one query there is no future to mask, and all ways have its pairs.
     """
+    if not isinstance(causal, str):
+        each = (causal(config, 1, [cached + i] * batch) for i in range(steps))
+        return sum(each, NOBODY)
     H, K = batch * config.num_attention_heads, batch * config.num_key_value_heads
     seen = steps * cached + steps * (steps + 1) // 2
     if causal == "square":

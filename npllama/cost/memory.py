@@ -36,6 +36,8 @@ def activation_moments(
         Logits after the last position only.
     """
     check_pass(batch, new, cached, causal)
+    if causal not in ATTEND:
+        raise ValueError(f"causal: memory is known of {', '.join(ATTEND)} alone")
     E, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
     H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     attend = ATTEND[causal]
