@@ -14,7 +14,7 @@ SEEN = {
     "greedy": [("draw", "return logits.shape[-1] - 1 - logits[..., ::-1].argmax(axis=-1)")],
     "draw": [("draw", 'side="left")')],
     "top_k": [
-        ("rows", "row[row] = kept(logits[index][row]) | True"),
+        ("rows", "row[row] = kept(logits[index][row], *settings) | True"),
         ("rows", "np.where(left, logits, np.array([-np.inf]))"),
         ("truncation", "lambda values: values > kth_largest(values, k)"),
         ("truncation", "k = min(k, min_tokens_to_keep)"),
@@ -76,7 +76,7 @@ SEEN = {
     "encoder_repetition_penalty": [
         ("penalties", "repetition_penalty(logits, prompt, penalty)")
     ],
-    "presence_penalty": [("penalties", "lambda count: float(penalty) * count")],
+    "presence_penalty": [("penalties", "_subtract, penalty, window_of(last_n), math.inf)")],
     "exponential_decay": [
         ("penalties", "np.asarray(new_tokens) - start + 1, 0"),
         ("penalties", "(np.float64(factor) ** late - 1)"),

@@ -90,8 +90,8 @@ MUTANTS = [
     ),
     (
         ROWS,
-        "row[row] = kept(logits[index][row])",
-        "row[row] = kept(logits[index][row]) | True",
+        "row[row] = kept(logits[index][row], *settings)",
+        "row[row] = kept(logits[index][row], *settings) | True",
         IS_DEFINITION,
     ),
     (
@@ -370,8 +370,8 @@ MUTANTS = [
     ),
     (
         PENALTIES,
-        "lambda count: float(penalty) * (count > 0)",
-        "lambda count: float(penalty) * count",
+        "_subtract, penalty, window_of(last_n), 1)",
+        "_subtract, penalty, window_of(last_n), math.inf)",
         T_PENALTIES + "test_token_penalties_are_the_definition",
     ),
     (

@@ -20,6 +20,19 @@ def _legal_bias(bias: float) -> None:
         raise ValueError(f"a bias must be finite or -inf, got {bias}")
 
 
+def _favour_endings(
+    row: Row, history: Ids, bias: Mapping[tuple[int, ...], float]
+) -> Row:
+    """Add the biases of the sequences that the next token would complete."""
+    text = tuple(history.tolist())
+    added = np.zeros(row.size, np.float64)
+    for (*begin, last), amount in bias.items():
+        # Every text ends with the empty beginning; [-0:] would be all of it.
+        if text[max(len(text) - len(begin), 0) :] == tuple(begin):
+            added[last] += amount
+    return np.where(added == 0, row, row + added.astype(row.dtype))
+
+
 def sequence_bias(
     logits: ArrayLike, tokens: Tokens, bias: Mapping[tuple[int, ...], float]
 ) -> Row:
@@ -53,16 +66,7 @@ def sequence_bias(
             raise ValueError("a sequence in sequence_bias must hold at least one id")
         _legal_bias(amount)
 
-    def change(row: Row, history: Ids) -> Row:
-        text = tuple(history.tolist())
-        added = np.zeros(row.size, np.float64)
-        for (*begin, last), amount in bias.items():
-            # Every text ends with the empty beginning; [-0:] would be all of it.
-            if text[max(len(text) - len(begin), 0) :] == tuple(begin):
-                added[last] += amount
-        return np.where(added == 0, row, row + added.astype(row.dtype))
-
-    return per_history(logits, tokens, change)
+    return per_history(logits, tokens, _favour_endings, bias)
 
 
 def logit_bias(logits: ArrayLike, bias: Mapping[int, float]) -> Row:

@@ -41,6 +41,20 @@ def _levels(values: Probs) -> NDArray[np.intp]:
     return levels
 
 
+def _typical(values: Row, mass: float, convention: str, least: int) -> Mask:
+    """Select the tokens nearest to the expected surprise."""
+    cuts_ties = convention == "llama.cpp"
+    logp = log_softmax(values)
+    oddity = _levels(np.abs(-logp - _entropy(logp)))
+    order = np.argsort(oddity, kind="stable")
+    held = np.cumsum(softmax(values)[order])
+    enough = mass * (1 + EQUAL) if cuts_ties else mass * (1 - EQUAL)
+    count = int(np.searchsorted(held, enough)) + 1
+    count = min(count, values.size) if mass < 1 else values.size
+    saved = largest(-oddity, max(least, cuts_ties * count), "lowest")
+    return saved if cuts_ties else saved | (oddity <= oddity[order[count - 1]])
+
+
 def typical_p(
     logits: ArrayLike,
     mass: float,
@@ -82,20 +96,8 @@ def typical_p(
     if not 0 < mass <= 1:
         raise ValueError(f"typical_p must lie in (0, 1], got {mass}")
     one_of("convention", convention, ("transformers", "llama.cpp"))
-    cuts_ties = convention == "llama.cpp"
 
-    def kept(values: Row) -> Mask:
-        logp = log_softmax(values)
-        oddity = _levels(np.abs(-logp - _entropy(logp)))
-        order = np.argsort(oddity, kind="stable")
-        held = np.cumsum(softmax(values)[order])
-        enough = mass * (1 + EQUAL) if cuts_ties else mass * (1 - EQUAL)
-        count = int(np.searchsorted(held, enough)) + 1
-        count = min(count, values.size) if mass < 1 else values.size
-        saved = largest(-oddity, max(min_tokens_to_keep, cuts_ties * count), "lowest")
-        return saved if cuts_ties else saved | (oddity <= oddity[order[count - 1]])
-
-    return keep_only(logits, kept)
+    return keep_only(logits, _typical, mass, convention, min_tokens_to_keep)
 
 
 def eta_cutoff(
@@ -152,6 +154,19 @@ def _among_themselves(held: Probs, probs: Probs) -> Probs:
     return held / mass + np.log(mass)
 
 
+def _within_entropy(values: Row, alpha: float, most: int, entropy: str) -> Mask:
+    """Select the likeliest tokens that hold so much of the entropy."""
+    logp = _top_log_probs(values, most)
+    probs = np.exp(logp)
+    held = np.cumsum(-probs * logp)
+    allowed = alpha * held[-1] * (1 + EQUAL * held.size)
+    if entropy == "renormalised":
+        held = _among_themselves(held, probs)
+    # A probability that underflows to 0 adds no entropy, so it must not stay.
+    count = int(np.count_nonzero((held <= allowed) & (probs > 0)))
+    return largest(values, max(count, 1), "lowest")
+
+
 def top_h(
     logits: ArrayLike,
     alpha: float,
@@ -196,18 +211,7 @@ def top_h(
         raise ValueError(f"top_h needs max_tokens of 1 or more, got {max_tokens}")
     one_of("entropy", entropy, ("original", "renormalised"))
 
-    def kept(values: Row) -> Mask:
-        logp = _top_log_probs(values, max_tokens)
-        probs = np.exp(logp)
-        held = np.cumsum(-probs * logp)
-        allowed = alpha * held[-1] * (1 + EQUAL * held.size)
-        if entropy == "renormalised":
-            held = _among_themselves(held, probs)
-        # A probability that underflows to 0 adds no entropy, so it must not stay.
-        count = int(np.count_nonzero((held <= allowed) & (probs > 0)))
-        return largest(values, max(count, 1), "lowest")
-
-    return keep_only(logits, kept)
+    return keep_only(logits, _within_entropy, alpha, max_tokens, entropy)
 
 
 def top_n_sigma(logits: ArrayLike, n: float) -> Row:
@@ -262,6 +266,16 @@ def _tail_start(probs: Probs, z: float, at_least: int) -> int:
     return int(beyond[0]) if beyond.size else probs.size
 
 
+def _before_tail(values: Row, z: float, convention: str, least: int) -> Mask:
+    """Select the tokens before the point where the probabilities flatten out."""
+    if values.size <= 2 or z == 1:
+        return np.ones(values.size, np.bool_)
+    falling = np.sort(softmax(values))[::-1]
+    more = 1 if convention == "webui" else 0
+    count = _tail_start(falling, z, least) + more
+    return largest(values, min(count, values.size), "lowest")
+
+
 def tail_free(
     logits: ArrayLike,
     z: float,
@@ -305,13 +319,5 @@ def tail_free(
     if not 0 < z <= 1:
         raise ValueError(f"tail_free must lie in (0, 1], got {z}")
     one_of("convention", convention, ("llama.cpp", "webui"))
-    more = 1 if convention == "webui" else 0
 
-    def kept(values: Row) -> Mask:
-        if values.size <= 2 or z == 1:
-            return np.ones(values.size, np.bool_)
-        falling = np.sort(softmax(values))[::-1]
-        count = _tail_start(falling, z, min_tokens_to_keep) + more
-        return largest(values, min(count, values.size), "lowest")
-
-    return keep_only(logits, kept)
+    return keep_only(logits, _before_tail, z, convention, min_tokens_to_keep)

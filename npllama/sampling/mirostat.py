@@ -80,6 +80,15 @@ def _zipf_k(s: float, mu: float, size: int) -> float:
     return math.exp(min(log_base / s, math.log(size) + 1))
 
 
+def _by_zipf(values: Row, mu: float, m: int, size: int, convention: str) -> Mask:
+    """Select as many tokens as the fitted law says would surprise by mu bits."""
+    if values.size == 1:
+        return np.ones(1, np.bool_)
+    k = min(_zipf_k(zipf_exponent(values, m), mu, size), float(size))
+    count = int(k) if convention == "llama.cpp" else round(k) + 1
+    return largest(values, min(max(count, 1), values.size), "lowest")
+
+
 def mirostat_1(
     logits: ArrayLike,
     mu: float,
@@ -115,14 +124,7 @@ def mirostat_1(
     logits = checked(logits)
     size = logits.shape[-1]
 
-    def kept(values: Row) -> Mask:
-        if values.size == 1:
-            return np.ones(1, np.bool_)
-        k = min(_zipf_k(zipf_exponent(values, m), mu, size), float(size))
-        count = int(k) if convention == "llama.cpp" else round(k) + 1
-        return largest(values, min(max(count, 1), values.size), "lowest")
-
-    return keep_only(logits, kept)
+    return keep_only(logits, _by_zipf, mu, m, size, convention)
 
 
 def mirostat_2(logits: ArrayLike, mu: float) -> Row:

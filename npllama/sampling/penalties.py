@@ -32,6 +32,14 @@ def window_of(last_n: int | None) -> slice:
     return slice(-last_n, None) if last_n else slice(0)
 
 
+def _less_likely(row: Row, history: Ids, penalty: float, window: slice) -> Row:
+    """Divide the logits of the tokens seen, or multiply where they are negative."""
+    row, seen = row.copy(), np.unique(history[window])
+    factor = row.dtype.type(penalty)
+    row[seen] = np.where(row[seen] < 0, row[seen] * factor, row[seen] / factor)
+    return row
+
+
 def repetition_penalty(
     logits: ArrayLike, tokens: Tokens, penalty: float, *, last_n: int | None = None
 ) -> Row:
@@ -70,15 +78,7 @@ def repetition_penalty(
     """
     if not 0 < penalty < math.inf:
         raise ValueError(f"repetition_penalty must be above 0, got {penalty}")
-    window = window_of(last_n)
-
-    def change(row: Row, history: Ids) -> Row:
-        row, seen = row.copy(), np.unique(history[window])
-        factor = row.dtype.type(penalty)
-        row[seen] = np.where(row[seen] < 0, row[seen] * factor, row[seen] / factor)
-        return row
-
-    return per_history(logits, tokens, change)
+    return per_history(logits, tokens, _less_likely, penalty, window_of(last_n))
 
 
 def encoder_repetition_penalty(
@@ -111,15 +111,12 @@ def encoder_repetition_penalty(
     return repetition_penalty(logits, prompt, 1 / penalty)
 
 
-def _subtract(logits: ArrayLike, tokens: Tokens, amount, last_n: int | None) -> Row:
-    """Lower each logit by a function of how often its token occurred."""
-    window = window_of(last_n)
-
-    def change(row: Row, history: Ids) -> Row:
-        count = np.bincount(history[window], minlength=row.size)
-        return row - amount(count).astype(row.dtype)
-
-    return per_history(logits, tokens, change)
+def _subtract(
+    row: Row, history: Ids, penalty: float, window: slice, most: float
+) -> Row:
+    """Lower each logit for each time that its token occurred, at most `most` times."""
+    count = np.minimum(np.bincount(history[window], minlength=row.size), most)
+    return row - (float(penalty) * count).astype(row.dtype)
 
 
 def presence_penalty(
@@ -148,7 +145,7 @@ def presence_penalty(
     """
     if not math.isfinite(penalty):
         raise ValueError(f"presence_penalty must be finite, got {penalty}")
-    return _subtract(logits, tokens, lambda count: float(penalty) * (count > 0), last_n)
+    return per_history(logits, tokens, _subtract, penalty, window_of(last_n), 1)
 
 
 def frequency_penalty(
@@ -160,7 +157,8 @@ def frequency_penalty(
     """
     if not math.isfinite(penalty):
         raise ValueError(f"frequency_penalty must be finite, got {penalty}")
-    return _subtract(logits, tokens, lambda count: float(penalty) * count, last_n)
+    window = window_of(last_n)
+    return per_history(logits, tokens, _subtract, penalty, window, math.inf)
 
 
 def exponential_decay_length_penalty(

@@ -32,6 +32,13 @@ def _ngram_size(name: str, n: int) -> None:
         raise ValueError(f"{name} must be 1 or more, got {n} (leave it out for none)")
 
 
+def _without_repeats(row: Row, history: Ids, n: int, source: Ids | None = None) -> Row:
+    """Remove what would complete an n-gram of the source, or of the history."""
+    row = row.copy()
+    row[_ngram_ends(history, history if source is None else source, n)] = -np.inf
+    return row
+
+
 def no_repeat_ngram(logits: ArrayLike, tokens: Tokens, n: int) -> Row:
     """Remove the tokens that would complete an n-gram of the text.
 
@@ -58,13 +65,7 @@ def no_repeat_ngram(logits: ArrayLike, tokens: Tokens, n: int) -> Row:
     `NoRepeatNGramLogitsProcessor`.
     """
     _ngram_size("no_repeat_ngram_size", n)
-
-    def change(row: Row, history: Ids) -> Row:
-        row = row.copy()
-        row[_ngram_ends(history, history, n)] = -np.inf
-        return row
-
-    return per_history(logits, tokens, change)
+    return per_history(logits, tokens, _without_repeats, n)
 
 
 def encoder_no_repeat_ngram(
@@ -98,13 +99,7 @@ def encoder_no_repeat_ngram(
     _ngram_size("encoder_no_repeat_ngram_size", n)
     logits = checked(logits)
     source = token_ids(prompt, logits.shape[-1], "prompt")
-
-    def change(row: Row, history: Ids) -> Row:
-        row = row.copy()
-        row[_ngram_ends(history, source, n)] = -np.inf
-        return row
-
-    return per_history(logits, tokens, change)
+    return per_history(logits, tokens, _without_repeats, n, source)
 
 
 def _since_breaker(history: Ids, breakers: Sequence[Sequence[int]]) -> int:

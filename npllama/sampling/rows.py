@@ -12,6 +12,7 @@ their value to the last bit, the type stays, removed tokens stay removed.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -61,7 +62,9 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def keep_only(logits: ArrayLike, kept: Callable[[Row], NDArray[np.bool_]]) -> Row:
+def keep_only(
+    logits: ArrayLike, kept: Callable[..., NDArray[np.bool_]], *settings: Any
+) -> Row:
     """Remove from every row all tokens except those that `kept` selects.
 
     Parameters
@@ -69,6 +72,8 @@ def keep_only(logits: ArrayLike, kept: Callable[[Row], NDArray[np.bool_]]) -> Ro
     logits : (..., V) float
     kept : function of the n finite values of a row, in the order of their ids
         Returns (n,) bool: which of them stay.
+    *settings
+        What `kept` takes after the values.
 
     Returns
     -------
@@ -81,7 +86,7 @@ def keep_only(logits: ArrayLike, kept: Callable[[Row], NDArray[np.bool_]]) -> Ro
     for index in np.ndindex(logits.shape[:-1]):
         row = left[index]
         if row.any():
-            row[row] = kept(logits[index][row])
+            row[row] = kept(logits[index][row], *settings)
     return np.where(left, logits, logits.dtype.type(-np.inf))
 
 
@@ -131,7 +136,8 @@ def token_ids(ids: ArrayLike, size: int, name: str) -> NDArray[np.int64]:
 def per_history(
     logits: ArrayLike,
     tokens: Tokens,
-    change: Callable[[Row, NDArray[np.int64]], Row],
+    change: Callable[..., Row],
+    *settings: Any,
 ) -> Row:
     """Apply `change` to every row together with the tokens that led to it.
 
@@ -141,6 +147,8 @@ def per_history(
     tokens : (T,) int, or B of them for a batch, which may differ in length
     change : function of a row (V,) and its history (T,)
         Returns the new row.
+    *settings
+        What `change` takes after these.
 
     Returns
     -------
@@ -161,8 +169,6 @@ def per_history(
     histories = [tokens] if logits.ndim == 1 else list(tokens)  # type: ignore[arg-type]
     if len(histories) != len(rows):
         raise ValueError(f"{len(rows)} rows of logits, but {len(histories)} histories")
-    changed = [
-        change(row, token_ids(history, size, "tokens"))  # type: ignore[arg-type]
-        for row, history in zip(rows, histories)
-    ]
+    ids = [token_ids(history, size, "tokens") for history in histories]  # type: ignore[arg-type]
+    changed = [change(row, history, *settings) for row, history in zip(rows, ids)]
     return np.stack(changed).reshape(logits.shape).astype(logits.dtype, copy=False)

@@ -167,6 +167,19 @@ def _green_candidates(row: Row, history: Ids, config: GreenList) -> Ids:
     return np.array(green, np.int64)
 
 
+def _lift_green(row: Row, history: Ids, config: GreenList) -> Row:
+    """Add the bias to the logits of the tokens that are green after this history."""
+    row = row.copy()
+    if history.size < config.context_width:
+        return row
+    if config.seeding_scheme == "lefthash":
+        green = green_tokens(history, row.size, config)
+    else:
+        green = _green_candidates(row, history, config)
+    row[green] += row.dtype.type(config.bias)
+    return row
+
+
 def watermark(logits: ArrayLike, tokens: Tokens, config: GreenList) -> Row:
     """Add the bias to the logits of the green tokens.
 
@@ -188,18 +201,7 @@ def watermark(logits: ArrayLike, tokens: Tokens, config: GreenList) -> Row:
     """
     _check(config)
 
-    def change(row: Row, history: Ids) -> Row:
-        row = row.copy()
-        if history.size < config.context_width:
-            return row
-        if config.seeding_scheme == "lefthash":
-            green = green_tokens(history, row.size, config)
-        else:
-            green = _green_candidates(row, history, config)
-        row[green] += row.dtype.type(config.bias)
-        return row
-
-    return per_history(logits, tokens, change)
+    return per_history(logits, tokens, _lift_green, config)
 
 
 class Detection(NamedTuple):
