@@ -179,7 +179,7 @@ def _refuse_other_architectures(data: Mapping[str, Any]) -> None:
     known = isinstance(named, (list, tuple)) and any(n in ARCHITECTURES for n in named)
     if kind != "llama" or not known:
         raise ValueError(
-            f"config: model_type {kind!r}, architectures {named}: only "
+            f"config: model_type {kind!r:.80}, architectures {named!s:.80}: only "
             "LlamaForCausalLM models can be read"
         )
     if data.get("quantization_config"):
@@ -191,7 +191,7 @@ def _activation(data: Mapping[str, Any]) -> str:
     name = data.get("hidden_act", "silu")
     if not isinstance(name, str) or name not in ACTIVATION_NAMES:
         known = ", ".join(_SAME)
-        raise ValueError(f"config: hidden_act {name!r} is not one of {known}")
+        raise ValueError(f"config: hidden_act {name!r:.80} is not one of {known}")
     return ACTIVATION_NAMES[name]
 
 
@@ -200,7 +200,9 @@ def _rope_from_hf(data: Mapping[str, Any], positions: int) -> Rope:
     both = [data.get(key) or {} for key in ("rope_scaling", "rope_parameters")]
     for found in both:
         if not isinstance(found, Mapping):
-            raise ValueError(f"config: rope parameters are {found!r}, not an object")
+            raise ValueError(
+                f"config: rope parameters are {found!r:.80}, not an object"
+            )
     scaling = both[0] or both[1]
     _refuse_partial_rotation(data, scaling)
     known = {field.name for field in fields(Rope)}
@@ -245,11 +247,11 @@ def _trained_context(
 def _check_rope(rope: Rope, D: int) -> None:
     if rope.rope_type not in ROPE_TYPES:
         raise ValueError(
-            f"config: rope_type {rope.rope_type!r} is not one of {', '.join(ROPE_TYPES)}"
+            f"config: rope_type {rope.rope_type!r:.80} is not one of {', '.join(ROPE_TYPES)}"
         )
     for name in _ROPE_NEEDS.get(rope.rope_type, ()):
         if getattr(rope, name) is None:
-            raise ValueError(f"config: rope_type {rope.rope_type!r} needs {name!r}")
+            raise ValueError(f"config: rope_type {rope.rope_type!r:.80} needs {name!r}")
     for name, value in asdict(rope).items():
         if name in ("rope_type", "truncate") or value is None:
             continue
@@ -273,7 +275,7 @@ def _check_rope(rope: Rope, D: int) -> None:
 def _check_rope_number(name: str, value: Any) -> None:
     if not _is_real(value) or not 1 / MOST_ROPE <= value <= MOST_ROPE:
         raise ValueError(
-            f"config: rope {name} {value!r} is not a number from {1 / MOST_ROPE:.0e} "
+            f"config: rope {name} {value!r:.80} is not a number from {1 / MOST_ROPE:.0e} "
             f"to {MOST_ROPE:.0e}"
         )
 
@@ -294,7 +296,7 @@ def positive(data: Mapping[str, Any], key: str, default: int | None = None) -> i
     if value is None:
         raise ValueError(f"config: {key!r} is missing")
     if type(value) is not int or not 0 < value < 2**63:
-        raise ValueError(f"config: {key!r} is {value!r}, not a positive integer")
+        raise ValueError(f"config: {key!r} is {value!r:.80}, not a positive integer")
     return value
 
 
@@ -303,7 +305,7 @@ def number(data: Mapping[str, Any], key: str, default: float) -> float:
     value = data.get(key)
     value = default if value is None else value
     if not _is_real(value):
-        raise ValueError(f"config: {key!r} is {value!r}, not a number")
+        raise ValueError(f"config: {key!r} is {value!r:.80}, not a number")
     return float(value)
 
 
@@ -316,7 +318,7 @@ def flag(data: Mapping[str, Any], key: str) -> bool:
     """Read true or false; false if the key is missing."""
     value = data.get(key) or False
     if not isinstance(value, bool):
-        raise ValueError(f"config: {key!r} is {value!r}, not true or false")
+        raise ValueError(f"config: {key!r} is {value!r:.80}, not true or false")
     return value
 
 
@@ -326,7 +328,7 @@ def _token_ids(data: Mapping[str, Any], key: str, default: int) -> tuple[int, ..
     ids = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     ids = () if value is None else ids
     if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
-        raise ValueError(f"config: {key!r} is {value!r}, not a token id or several")
+        raise ValueError(f"config: {key!r} is {value!r:.80}, not a token id or several")
     return ids
 
 
@@ -391,5 +393,5 @@ def preset(name: str, **changes: Any) -> Config:
         If the name is unknown; the message lists the known ones.
     """
     if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+        raise ValueError(f"no preset {name!r:.80}; there are {', '.join(PRESETS)}")
     return check(replace(PRESETS[name], **changes))

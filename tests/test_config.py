@@ -294,6 +294,15 @@ WRONG = [
 ]
 
 
+@pytest.mark.parametrize("key", config_to_hf(DISTINCT))
+def test_a_long_wrong_value_is_not_repeated_whole(key):
+    for value in ("a" * 3000, ["a" * 3000]):
+        try:
+            config_from_hf(config_to_hf(DISTINCT) | {key: value})
+        except ValueError as error:
+            assert len(str(error)) < 300
+
+
 @pytest.mark.parametrize("change, words", WRONG, ids=lambda value: str(value)[:50])
 def test_a_wrong_number_is_named(change, words):
     with pytest.raises(ValueError, match=words) as caught:
