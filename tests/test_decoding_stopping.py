@@ -1,8 +1,10 @@
 """Stop rules see the text, however it was cut into tokens."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import npllama
 from npllama.decoding.stopping import (
     Trimmer,
     after_seconds,
@@ -63,6 +65,55 @@ def test_nothing_is_shown_after_the_stop_string_not_even_half_a_character():
     trimmer = Trimmer(["User: "])
     pushed = trimmer.push("ok\nUser: ") + trimmer.push("\ufffd") + trimmer.flush()
     assert pushed == "ok\n"
+
+
+BROKEN, WHOLE = bytes([0xE1]), "\ufffd".encode()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize(
+    ("bytes_", "stop", "text", "reason"),
+    [
+        # bytes that are no text are shown as U+FFFD, but it did not come
+        (BROKEN * 4, "\ufffd", "\ufffd" * 4, "length"),
+        (BROKEN * 4, "\ufffd\ufffd", "\ufffd" * 4, "length"),
+        (b"a" + BROKEN, "a\ufffd", "a\ufffd", "length"),
+        # here it did, byte by byte
+        (WHOLE + b"b", "\ufffd", "\ufffd", "stop"),
+        (b"a" + WHOLE + b"b", "\ufffd", "a\ufffd", "stop"),
+        (BROKEN + WHOLE + b"b", "\ufffd", "\ufffd\ufffd", "stop"),
+        # a character that two tokens make together
+        ("éa".encode(), "é", "é", "stop"),
+        ("xé".encode(), "é", "xé", "stop"),
+        ("ééa".encode(), "éé", "éé", "stop"),
+    ],
+)
+def test_a_stop_string_is_bytes_that_came(bytes_, stop, text, reason, kept):
+    model = npllama.load("stories")
+    ids = {model.tokenizer.token_bytes(i): i for i in range(300, 2, -1)}
+    tokens = [ids[bytes([byte])] for byte in bytes_]
+    config = npllama.GenerationConfig(
+        stop_strings=(stop,),
+        max_new_tokens=len(tokens),
+        include_stop_str_in_output=kept,
+        prefix_allowed_tokens_fn=lambda row, seen: [tokens[len(seen) - 2]],
+    )
+    prompt = model.tokenizer.encode("a")[:2]
+    found = npllama.generate(model, prompt, config)
+    cut = text.removesuffix(stop) if reason == "stop" and not kept else text
+    assert (found.text, found.finish_reason) == (cut, reason)
+    assert "".join(npllama.stream(model, prompt, config)) == cut
+
+
+def test_a_stop_string_that_begins_in_the_prompt_does_not_count():
+    """As in vLLM; transformers counts it, if it ends in a new token."""
+    model = npllama.load("stories")
+    for echo in (False, True):
+        config = npllama.GenerationConfig(
+            max_new_tokens=4, stop_strings=("a time",), echo=echo
+        )
+        found = npllama.generate(model, "Once upon a", config)
+        assert found.finish_reason == "length" and " time" in found.text
 
 
 def test_rules_are_asked_in_order():

@@ -264,7 +264,7 @@ def endless_pieces(
     shower, (job,) = Shower(task), jobs_of([task], rng.spawn(1), cache)
     try:
         for step in endless(job, stream, read):
-            text = shower.push(step.tokens, bool(step.reason))
+            text = shower.push(step.tokens[0], step.reason)
             yield Piece(step.tokens[0], text, step.reason)
     except NothingLeft as error:
         raise naming_options(error, config) from None

@@ -4,8 +4,9 @@ A rule is a function from the new tokens of a row to the reason for ending, or N
 Several rules are asked one after the other.
 
 A stop string may begin in the middle of one token and end in another, so it is
-looked for in the bytes of the text, not among the tokens.  Each step needs to look
-only at the last bytes, since an earlier match would have stopped the row already.
+looked for in the bytes of the new text, not among the tokens.  Each step needs to look
+only at the last bytes, since an earlier match would have stopped the row already.  As
+in vLLM, one that begins in the prompt does not count; in transformers it does.
 """
 
 from __future__ import annotations
@@ -69,12 +70,16 @@ class Trimmer:
     def __init__(self, strings: Sequence[str]):
         self.strings, self.held, self.ended = strings, "", False
 
-    def push(self, piece: str) -> str:
-        """The text that is certain now; nothing once a stop string has come."""
+    def push(self, piece: str, stops: bool = True) -> str:
+        """The text that is certain now; nothing once a stop string has come.
+
+        Bytes that are no text look like U+FFFD, but are not: if no stop string has
+        come (`stops` is false), nothing is trimmed.
+        """
         if self.ended:
             return ""
         text = self.held + piece
-        trimmed = trim(text, self.strings)
+        trimmed = trim(text, self.strings) if stops else text
         if trimmed != text:
             self.held, self.ended = "", True
             return trimmed

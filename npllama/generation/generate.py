@@ -166,9 +166,9 @@ def pieces(
     try:
         for step in write([task], rng.spawn(1), cache):
             for token in step.tokens[:-1]:
-                yield Piece(token, shower.push([token]), None)
+                yield Piece(token, shower.push(token), None)
             last = step.tokens[-1]
-            yield Piece(last, shower.push([last], bool(step.reason)), step.reason)
+            yield Piece(last, shower.push(last, step.reason), step.reason)
     except NothingLeft as error:
         raise naming_options(error, config) from None
 
@@ -304,7 +304,7 @@ def generation_of(
     return Generation(
         task.given,
         text.tokens,
-        Shower(task).push(text.tokens, ended=True),
+        Shower(task).whole(text.tokens, text.reason),
         text.reason,
         text.score,
         logprobs,

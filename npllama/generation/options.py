@@ -89,7 +89,7 @@ class GenerationConfig:
     max_time: float | None = length(None, must_be.POSITIVE,
         "seconds after which no further token is begun")
     stop_strings: tuple[str, ...] = length((), must_be.STRINGS,
-        "end as soon as one of these has come")
+        "end as soon as one of these has come in the new text")
     include_stop_str_in_output: bool = length(True, must_be.FLAG,
         "whether the text keeps the stop string")
     eos_token_id: Ids | None = length(None, must_be.IDS,

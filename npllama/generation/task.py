@@ -306,14 +306,20 @@ class Shower:
         # An end token is no part of a text that keeps to a format.
         self.silent = task.plan.eos if task.plan.guide is not None else ()
 
-    def push(self, tokens: Sequence[int], ended: bool = False) -> str:
+    def whole(self, tokens: Sequence[int], reason: str) -> str:
+        """The text of tokens that end for a reason."""
+        *before, last = tokens
+        return "".join(map(self.push, before)) + self.push(last, reason)
+
+    def push(self, token: int, reason: str | None = None) -> str:
         """What can be shown for certain now; all that is left if the text has ended."""
         if self.decoder is None:
             return ""
-        text = "".join(self.decoder.push(i) for i in tokens if i not in self.silent)
-        text += self.decoder.flush() if ended else ""
+        text = "" if token in self.silent else self.decoder.push(token)
+        text += self.decoder.flush() if reason else ""
         text, self.skip = text[self.skip :], max(0, self.skip - len(text))
         if self.trimmer is not None:
-            text = self.trimmer.push(text) + (self.trimmer.flush() if ended else "")
+            text = self.trimmer.push(text, stops=reason == "stop")
+            text += self.trimmer.flush() if reason else ""
         prompt, self.prompt = self.prompt, ""
         return prompt + text

@@ -164,7 +164,7 @@ def _event(
     processed: np.ndarray,
 ) -> Event:
     """Tell of one token; writes into `text` that something was told."""
-    shown = text.shower.push([token], ended=reason is not None)
+    shown = text.shower.push(token, reason)
     event = Event(
         text.request,
         text.choice,
