@@ -16,12 +16,15 @@ MUTANTS = [
     (SPECULATIVE, "if draft.stop(guessed[start:]):", "if draft.stop([]):",
      T + "draft_guesses_nothing_after_the_end_of_a_format"),
     # the text keeps the end token, and so leaves its own format
-    (TASK, "for i in tokens if i not in self.silent)", "for i in tokens)",
+    (TASK, '"" if token in self.silent else self', "self",
      T + "draft_guesses_nothing_after_the_end_of_a_format"),
     # what comes after the stop string is shown, if it comes in another piece
     (STOPPING, 'self.held, self.ended = "", True', 'self.held = ""',
      "test_decoding_stopping.py::"
      "test_nothing_is_shown_after_the_stop_string_not_even_half_a_character"),
+    # bytes that are no text are trimmed as if they were U+FFFD
+    (TASK, 'stops=reason == "stop"', "stops=True",
+     "test_decoding_stopping.py::test_a_stop_string_is_bytes_that_came"),
     # the echo of a prompt that ends within a character
     (TASK, '"".join(map(self.decoder.push, task.job.prompt)) if echo',
      "tokenizer.decode(task.job.prompt) if echo",
