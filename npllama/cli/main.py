@@ -34,6 +34,7 @@ from npllama.cli import prompts as prompts_cli
 from npllama.cli import saving, streaming
 from npllama.cli import serve as serve_cli
 from npllama.cli import serve_sim as serve_sim_cli
+from npllama.cli import tiles as tiles_cli
 from npllama.cli.options import (
     UsageError,
     add_generation_options,
@@ -149,6 +150,7 @@ def parser() -> Parser:
     perplexity_cli.add_commands(commands)
     serve_cli.add_commands(commands)
     serve_sim_cli.add_commands(commands)
+    tiles_cli.add_commands(commands)
     book_cli.add_commands(commands)
     return top
 
@@ -284,6 +286,7 @@ RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {
     **perplexity_cli.RUN,
     "serve": serve_cli.run_serve,
     **serve_sim_cli.RUN,
+    **tiles_cli.RUN,
     **book_cli.RUN,
 }
 
