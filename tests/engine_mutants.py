@@ -123,7 +123,7 @@ MUTANTS = [
      GUESSES),
     ("serving/writing.py", "[[*job.prompt, *new]]", "[new]", OPTION),
     ("serving/writing.py", "given[text.seen]", "given[text.seen - 1]", PROMPT),
-    ("serving/writing.py", "ended=reason is not None", "ended=False",
+    ("serving/writing.py", "shower.push(token, reason)", "shower.push(token)",
      ENGINE + "the_pieces_of_a_text_come_as_they_do_alone"),
     ("serving/writing.py", "text.begun, rows = True,", "rows =", PROMPT),
     ("serving/requests.py", "begun(task._replace(row=choice), child,", "begun(task._replace(row=choice), rng,",
