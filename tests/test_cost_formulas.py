@@ -25,7 +25,7 @@ from npllama.cost.formulas import (
     tabulate,
     total,
 )
-from npllama.cost.meetings import CAUSAL
+from npllama.cost.meetings import CAUSAL, Blocks
 from npllama.cost.memory import activation_moments, activation_peak
 from npllama.decoding.common import PREFILL_CHUNK
 from npllama.weights import tensor_shapes
@@ -47,9 +47,14 @@ def paths(draw):
         return naive, {"causal": "triangle"}
     if kind == "blocked":
         return blocked, {"causal": "blocks"}
-    names = ("query_block", "key_block", "head_block")
-    blocks = {name: draw(sizes) for name in names}
-    return partial(blocked, **blocks), {"causal": "blocks", **blocks}
+    blocks = Blocks(draw(sizes), draw(sizes), draw(sizes))
+    attend = partial(
+        blocked,
+        query_block=blocks.query,
+        key_block=blocks.key,
+        head_block=blocks.head,
+    )
+    return attend, {"causal": "blocks", "blocks": blocks}
 
 
 def phase_of(new, start):
@@ -188,7 +193,7 @@ def test_the_triangle_is_the_least_and_the_square_the_most(
         for causal in ("triangle", "square")
     )
     some = one_pass(
-        config, batch, new, cached, causal="blocks", query_block=block, key_block=512
+        config, batch, new, cached, causal="blocks", blocks=Blocks(block, 512)
     ).met
     assert least.pairs <= some.pairs <= most.pairs
     H = batch * config.num_attention_heads
@@ -199,13 +204,16 @@ def test_the_triangle_is_the_least_and_the_square_the_most(
 def test_blocks_are_the_square_at_one_end_and_the_triangle_at_the_other(
     name, batch, cached, new
 ):
-    def met(causal, **blocks):
-        return one_pass(preset(name), batch, new, cached, causal=causal, **blocks).met
+    def met(causal, *sizes):
+        blocks = Blocks(*sizes)
+        return one_pass(
+            preset(name), batch, new, cached, causal=causal, blocks=blocks
+        ).met
 
     heads = preset(name).num_key_value_heads
-    whole = met("blocks", query_block=new, key_block=cached + new, head_block=heads)
+    whole = met("blocks", new, cached + new, heads)
     assert whole == met("square")
-    assert met("blocks", query_block=1).pairs == met("triangle").pairs
+    assert met("blocks", 1).pairs == met("triangle").pairs
 
 
 @given(big, batches, st.integers(0, 999), st.integers(1, 999), st.integers(1, 999))

@@ -23,10 +23,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from npllama.attention import QUERY_BLOCK
 from npllama.config import Config
 from npllama.cost.meetings import (
     CAUSAL,
+    USUAL,
+    Blocks,
     Meetings,
     Way,
     in_decode,
@@ -128,9 +129,7 @@ def one_pass(
     *,
     causal: str | Way = "square",
     last: bool = False,
-    query_block: int = QUERY_BLOCK,
-    key_block: int | None = None,
-    head_block: int | None = None,
+    blocks: Blocks = USUAL,
 ) -> Work:
     """The work of one `forward` over `new` positions per row.
 
@@ -141,9 +140,8 @@ def one_pass(
     causal : "square", "triangle", "blocks", "rowwise", or one of `ways`
     last : bool
         Logits of the last position only, as in `forward`.
-    query_block : int
-    key_block, head_block : int or None
-        Of "blocks"; None: as `attention.default_blocks`.
+    blocks : Blocks
+        The sizes, for "blocks".
 
     Raises
     ------
@@ -151,8 +149,7 @@ def one_pass(
         If a size is impossible, or `causal` unknown.
     """
     check_pass(batch, new, cached, causal)
-    sizes = query_block, key_block, head_block
-    met = in_one_pass(config, batch, new, cached, causal, *sizes)
+    met = in_one_pass(config, batch, new, cached, causal, blocks)
     return Work(1, batch * new, batch * (1 if last else new), met)
 
 
@@ -261,9 +258,7 @@ def operators(
     *,
     causal: str | Way = "square",
     last: bool = False,
-    query_block: int = QUERY_BLOCK,
-    key_block: int | None = None,
-    head_block: int | None = None,
+    blocks: Blocks = USUAL,
 ) -> tuple[Operator, ...]:
     """What one `forward` costs, operator by operator; see `one_pass`."""
     work = one_pass(
@@ -273,9 +268,7 @@ def operators(
         cached,
         causal=causal,
         last=last,
-        query_block=query_block,
-        key_block=key_block,
-        head_block=head_block,
+        blocks=blocks,
     )
     return tabulate(config, work, causal)
 

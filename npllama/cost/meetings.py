@@ -45,6 +45,18 @@ class Meetings(NamedTuple):
 
 NOBODY = Meetings(0, 0, 0, 0)
 
+
+class Blocks(NamedTuple):
+    """Sizes of the blocks of `attention.blocked`; None: as `default_blocks`."""
+
+    query: int = QUERY_BLOCK
+    key: int | None = None
+    head: int | None = None
+
+
+USUAL = Blocks()
+
+
 # (config, new, starts) to the meetings in a layer, for rows that hold `starts`
 # positions and get `new` each; see `ways`.
 Way = Callable[[Config, int, Sequence[int]], Meetings]
@@ -70,9 +82,7 @@ def blocks(
     rows: int,
     new: int,
     cached: int,
-    query_block: int,
-    key_block: int,
-    head_block: int,
+    sizes: tuple[int, int, int],
 ) -> Meetings:
     """Blocks of queries meet blocks of keys, up to the last of the queries.
 
@@ -81,6 +91,7 @@ def blocks(
     products of fewer pairs each.
     """
     H, K = rows * config.num_attention_heads, rows * config.num_key_value_heads
+    query_block, key_block, head_block = sizes
     turns = ceiling(config.num_key_value_heads, head_block)
     met = NOBODY
     for t in range(0, new, query_block):
@@ -119,9 +130,7 @@ def in_one_pass(
     new: int,
     cached: int | Iterable[int],
     causal: str | Way,
-    query_block: int = QUERY_BLOCK,
-    key_block: int | None = None,
-    head_block: int | None = None,
+    sizes: Blocks = USUAL,
 ) -> Meetings:
     """Meetings in a layer when rows that hold `cached` positions get `new` more."""
     groups = together(batch, cached)
@@ -133,14 +142,14 @@ def in_one_pass(
     elif causal == "triangle":
         met = [triangle(config, rows, new, start) for rows, start in groups]
     elif causal == "rowwise":
-        sizes = 1, LEAST_KEYS, 1
-        met = [blocks(config, 1, new, start, *sizes) * rows for rows, start in groups]
+        one = 1, LEAST_KEYS, 1
+        met = [blocks(config, 1, new, start, one) * rows for rows, start in groups]
     else:
         longest = max(start for _, start in groups) + new
-        queries, G = min(new, query_block), sharing(config)
+        queries, G = min(new, sizes.query), sharing(config)
         keys, heads = default_blocks(batch, queries, G, longest)
-        sizes = query_block, key_block or keys, head_block or heads
-        met = [blocks(config, rows, new, start, *sizes) for rows, start in groups]
+        full = sizes.query, sizes.key or keys, sizes.head or heads
+        met = [blocks(config, rows, new, start, full) for rows, start in groups]
     return sum(met, NOBODY)
 
 

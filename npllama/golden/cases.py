@@ -81,14 +81,14 @@ ROPE: dict[str, Maker] = {
 
 
 def attention_inputs(
-    rng, start: list[int], T: int, N: int, H: int, K: int, D: int, scale=1.0
+    rng, start: list[int], T: int, N: int, H: int, K: int, D: int
 ) -> Inputs:
     """Queries of T new positions, and a cache that holds their keys and more.
 
     Row b sees ``start[b] + T`` positions at its last query; the rest is stale.
     """
     B = len(start)
-    q = scale * rng.standard_normal((B, T, H, D))  # (B, T, H, D)
+    q = rng.standard_normal((B, T, H, D))  # (B, T, H, D)
     k, v = rng.standard_normal((2, B, K, N, D))  # (B, K, N, D)
     for b, first in enumerate(start):
         k[b, :, first + T :] *= STALE
@@ -100,6 +100,12 @@ def equal_keys(rng, start: list[int], T: int, N: int, H: int, K: int, D: int) ->
     """Equal keys, so that every query takes the plain mean of the values it sees."""
     made = attention_inputs(rng, start, T, N, H, K, D)
     return made | {"k": np.repeat(made["k"][:, :, :1], N, axis=2)}
+
+
+def large_queries(rng, **sizes: Any) -> Inputs:
+    """Queries so large that each sees little more than one key."""
+    made = attention_inputs(rng, **sizes)
+    return made | {"q": 40.0 * made["q"]}
 
 
 ATTENTION: dict[str, Maker] = {
@@ -119,9 +125,7 @@ ATTENTION: dict[str, Maker] = {
         attention_inputs, start=[2045], T=3, N=2100, H=4, K=2, D=16
     ),
     "wide heads": partial(attention_inputs, start=[6], T=3, N=9, H=2, K=1, D=128),
-    "large magnitudes": partial(
-        attention_inputs, start=[4], T=5, N=13, H=4, K=2, D=16, scale=40.0
-    ),
+    "large magnitudes": partial(large_queries, start=[4], T=5, N=13, H=4, K=2, D=16),
     "equal keys": partial(equal_keys, start=[8], T=5, N=21, H=4, K=2, D=8),
 }
 
