@@ -13,6 +13,7 @@ import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
 from nasty import nasty_texts
+from needs import needs
 
 import npllama
 from npllama.text.byte_level import byte_letters
@@ -645,6 +646,15 @@ def test_tokenizer_of_llama2_c_is_the_model():
 
 
 # ---- through the library of Hugging Face ------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["x", "\u0120", "ab", "##", "\u4e2d"])
+def test_prefix_that_merges_lack_is_refused(prefix):
+    """Hugging Face's library ends the process for some of them."""
+    needs("tokenizers")
+    model = WHOLE["model"] | {"continuing_subword_prefix": prefix}
+    with pytest.raises(ValueError, match="continuing_subword_prefix .* does not begin"):
+        load_tokenizer(files(whole=WHOLE | {"model": model}))
 
 
 def test_unknown_split_names_itself_and_the_library(monkeypatch):

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from npllama.text.byte_level import LLAMA3_ENDS, byte_letters, byte_token
+from npllama.text.merges import merge_pairs
 from npllama.text.settings import Json, Settings, assemble, special_names
 from npllama.text.tokenizer import SPACE, Token, Tokenizer
 
@@ -37,6 +38,7 @@ def from_library(data: Json, settings: Settings) -> Tokenizer:
 
     if data["model"].get("dropout"):
         raise ValueError("model.dropout makes tokens by chance; set it to null")
+    check_prefix(data["model"])
     bytewise, strips = decoder_of(data.get("decoder"))
     # Added tokens and tokens around a text are handled elsewhere.
     nothing = {"post_processor": None, "truncation": None, "padding": None}
@@ -61,6 +63,20 @@ def from_library(data: Json, settings: Settings) -> Tokenizer:
         merge=merge,
         leading_space=strips,
     )
+
+
+def check_prefix(model: Json) -> None:
+    """Raise ValueError if a merge lacks the prefix that its second part should have.
+
+    The library cuts it off unseen, and may end the whole process if it is not there.
+    """
+    prefix = model.get("continuing_subword_prefix")
+    for _, second in merge_pairs(model.get("merges") or ()) if prefix else ():
+        if not second.startswith(prefix):
+            raise ValueError(
+                f"model.continuing_subword_prefix {prefix!r:.40} does not begin "
+                f"{second!r:.40}"
+            )
 
 
 def guarded(call: Callable[..., Any], *given: Any, **named: Any) -> Any:
