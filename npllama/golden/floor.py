@@ -78,7 +78,7 @@ def split_name(name: str) -> tuple[str, str]:
     return step, module
 
 
-class Step(NamedTuple):
+class TraceStep(NamedTuple):
     """One call of the model: its name in a trace and the positions it added."""
 
     name: str
@@ -86,7 +86,7 @@ class Step(NamedTuple):
     end: int
 
 
-def steps_of(golden: Mapping[str, np.ndarray]) -> list[Step]:
+def steps_of(golden: Mapping[str, np.ndarray]) -> list[TraceStep]:
     """The steps of a trace, from its names and the number of its tokens.
 
     Raises
@@ -103,7 +103,7 @@ def steps_of(golden: Mapping[str, np.ndarray]) -> list[Step]:
         raise ValueError(f"the golden trace has {len(names)} steps and fewer tokens")
     bounds = [0] if "prefill" in names else []
     bounds += range(first, first + decoded + 1)
-    return [Step(*step) for step in zip(names, bounds, bounds[1:])]
+    return [TraceStep(*step) for step in zip(names, bounds, bounds[1:])]
 
 
 def worst(d: Distance) -> float:
@@ -170,7 +170,9 @@ def floor_of(part: Distance, steps: Distance) -> dict[str, Any]:
     return floors
 
 
-def part_of(module: str, y: np.ndarray, step: Step, exact: np.ndarray) -> np.ndarray:
+def part_of(
+    module: str, y: np.ndarray, step: TraceStep, exact: np.ndarray
+) -> np.ndarray:
     """What one step added to a tensor of all positions."""
     if module.endswith("scores"):
         return y[:, :, step.first : step.end, : step.end]

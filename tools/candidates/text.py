@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npllama.golden.floor import Step, steps_of
+from npllama.golden.floor import TraceStep, steps_of
 from npllama.weights import LAYER_NAMES, Model, tensor_shapes
 
 # What `run` of every candidate yields.
@@ -22,9 +22,9 @@ class Text(NamedTuple):
     """
 
     tokens: np.ndarray  # (B, S) int64
-    steps: tuple[Step, ...]
+    steps: tuple[TraceStep, ...]
 
-    def pieces(self) -> Iterator[tuple[Step, np.ndarray]]:
+    def pieces(self) -> Iterator[tuple[TraceStep, np.ndarray]]:
         """Every step and its tokens, (B, T)."""
         for step in self.steps:
             yield step, self.tokens[:, step.first : step.end]
