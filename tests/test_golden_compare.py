@@ -26,7 +26,7 @@ from npllama.golden.compare import (
 from npllama.golden.distance import by_position, relative_error, units
 from npllama.golden.floor import floor
 from npllama.golden.measures import measure, measure_logits
-from npllama.golden.page import page
+from npllama.golden.page import facts_of, page
 from npllama.golden.report import examine, to_json, to_text
 from npllama.golden.trace import FORMAT, Trace
 from npllama.weights import LAYER_NAMES, tensor_shapes
@@ -394,12 +394,16 @@ class Elements(HTMLParser):
 def test_page_is_whole_and_fetches_nothing(traced, fault):
     model, exact, _ = traced
     wrong = backend(model, exact["tokens"], 20, "bfloat16", fault)
-    text = page(examine(exact, Trace(wrong, {})), "a <b> & 'c'")
+    report = examine(exact, Trace(wrong, {}))
+    text = page(report, "a <b> & 'c'")
     elements = Elements()
     elements.feed(text)
     assert elements.open == []
     assert elements.seen.count("svg") == 3
-    assert elements.seen.count("tr") == 1 + len(exact) - 1
+    present = sum(row.verdict != "missing" for row in report.comparison.rows)
+    logits = sum(name.endswith("lm_head") for name in wrong)
+    assert present == sum(name in wrong for name in exact) - ("tokens" in wrong)
+    assert elements.seen.count("tr") == 1 + present + 1 + logits
     fetching = ("src", "href", "xlink:href", "srcset", "action")
     assert not [a for a in elements.attributes if a[0] in fetching]
     assert "url(" not in text and "@import" not in text and "http" not in text
@@ -413,6 +417,50 @@ def test_names_of_a_candidate_are_escaped(traced):
     _, exact, candidate = traced
     wrong = candidate | {"<script>alert(1)</script>": candidate[NAME]}
     assert "<script" not in page(examine(exact, Trace(wrong, {})), "t")
+
+
+def test_page_of_a_wrong_candidate_marks_the_first_and_says_fail(traced):
+    model, exact, _ = traced
+    wrong = backend(model, exact["tokens"], 20, "bfloat16", "scale")
+    report = examine(exact, Trace(wrong, {}))
+    text = page(report, "t")
+    module = report.comparison.first.name.partition("/")[2]
+    assert text.count(f">first outside: {module}</text>") == 1
+    assert "<title>FAIL: t<" in text and "<strong>FAIL: " in text
+    assert ">relative error</text>" in text
+
+
+def test_page_of_logits_alone_has_their_rows_only(traced):
+    _, exact, candidate = traced
+    shown = {n: x for n, x in candidate.items() if n.endswith("lm_head")}
+    text = page(examine(exact, Trace(shown, {})), "t")
+    elements = Elements()
+    elements.feed(text)
+    assert elements.seen.count("tr") == 2 * (1 + len(shown))  # and those of the logits
+    assert elements.open == [] and "<title>PASS: t<" in text
+    assert f"lacks {len(exact) - 1 - len(shown)} of the golden" in text
+    scrolled = elements.attributes.count(("class", "scroll"))
+    assert scrolled == elements.attributes.count(("tabindex", "0"))
+
+
+def test_an_error_of_zero_is_a_hollow_dot(traced):
+    _, exact, candidate = traced
+    equal = candidate | {NAME: exact[NAME]}
+    assert page(examine(exact, Trace(equal, {})), "t").count('class="exact-mark"') >= 1
+
+
+def test_page_says_what_was_compared(traced):
+    _, exact, candidate = traced
+    said = {"producer": "<mine>", "dtype": "float32", "versions": {"cuda": "12.4"}}
+    meta = exact.meta | {"producer": "npllama", "versions": {"numpy": "2.1"}}
+    facts = facts_of(Trace(exact, meta), Trace(candidate, said))
+    assert facts["golden"] == "npllama, float64, numpy 2.1"
+    assert facts["candidate"] == "<mine>, float32, cuda 12.4"
+    assert facts["tokens"].split()[:3] == [str(i) for i in exact["tokens"].flat[:3]]
+    text = page(examine(exact, Trace(candidate, said)), "t", facts)
+    assert "<dd>&lt;mine&gt;, float32, cuda 12.4</dd>" in text
+    strange = {"producer": [1], "versions": ["\x00"], "dtype": "float32"}
+    assert facts_of(exact, Trace(candidate, strange))["candidate"] == "[1], float32"
 
 
 # ---- the command ------------------------------------------------------------

@@ -16,7 +16,7 @@ from pathlib import Path
 from npllama.files.checkpoint import load, locate
 from npllama.files.whole import check_place, write_file
 from npllama.golden.compare import FACTOR
-from npllama.golden.page import page
+from npllama.golden.page import facts_of, page
 from npllama.golden.precision import FORMATS
 from npllama.golden.record import sha256
 from npllama.golden.report import examine, to_json, to_text
@@ -103,7 +103,8 @@ def run_compare(options: argparse.Namespace) -> int:
         report = examine(golden, candidate, model, options.dtype, options.factor)
         if options.html:
             names = (Path(path).name for path in (options.candidate, options.golden))
-            write_file(options.html, page(report, " against ".join(names)))
+            facts = facts_of(golden, candidate)
+            write_file(options.html, page(report, " against ".join(names), facts))
             print(f"wrote {options.html}", file=sys.stderr)
     except OSError as error:
         raise ValueError(f"{error.filename}: {error.strerror}") from None

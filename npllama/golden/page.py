@@ -3,14 +3,17 @@
 The plot shows the tensors of a step from left to right, in the order of computation,
 and their errors upwards on a logarithmic scale.  The band reaches from the noise floor
 up to the allowed multiple of it.  A point above the band is a fault; look for the
-cause at the first of them.
+cause at the first of them, which is marked with its name.  An error of exactly 0 has no
+logarithm: it is a hollow dot on the lower edge.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from html import escape
+
+import numpy as np
 
 from npllama.golden.compare import Row
 from npllama.golden.floor import split_name
@@ -23,6 +26,7 @@ from npllama.golden.report import (
     state,
     summary,
 )
+from npllama.golden.trace import Trace
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2230; --soft: #5b6478; --paper: #fbfaf7;
@@ -45,11 +49,17 @@ tr.outside td { color: var(--out); font-weight: 600; } .soft { color: var(--soft
 svg { width: 100%; min-width: 40rem; height: auto; } svg text { fill: var(--soft);
   font-size: 11px; } .grid { stroke: var(--line); } .band { fill: var(--band); }
 .within-mark { fill: var(--in); } .outside-mark { fill: var(--out); }
+.exact-mark { fill: none; stroke: var(--in); } .first { stroke: var(--out); }
+svg text.first { fill: var(--out); stroke: none; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem;
+  font-size: .85rem; } dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 summary { cursor: pointer; margin: .6rem 0; }
 """
 
 WIDTH, HEIGHT = 960, 340
-LEFT, RIGHT, TOP, BOTTOM = 64, 12, 14, 44
+LEFT, RIGHT, TOP, BOTTOM = 84, 12, 14, 44
+# Token ids that the page shows.
+SHOWN_IDS = 32
 
 
 class Scale:
@@ -89,6 +99,11 @@ def grid(scale: Scale) -> Iterator[str]:
         y = scale.y(10.0**power)
         yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
         yield f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">1e{power}</text>'
+    middle = (TOP + HEIGHT - BOTTOM) / 2
+    yield (
+        f'<text x="16" y="{middle}" text-anchor="middle" '
+        f'transform="rotate(-90 16 {middle})">relative error</text>'
+    )
 
 
 def places(scale: Scale, rows: list[Row]) -> Iterator[str]:
@@ -129,10 +144,24 @@ def marks(scale: Scale, rows: list[Row]) -> Iterator[str]:
             )
             yield f'<polygon class="outside-mark" points="{points}">{title}</polygon>'
         else:
-            yield f'<circle class="within-mark" cx="{x:.1f}" cy="{y:.1f}" r="3">{title}</circle>'
+            mark = "within-mark" if row.measures.error else "exact-mark"
+            yield f'<circle class="{mark}" cx="{x:.1f}" cy="{y:.1f}" r="3">{title}</circle>'
 
 
-def plot(step: str, rows: list[Row], factor: float) -> str:
+def flag(scale: Scale, rows: list[Row], first: Row | None) -> Iterator[str]:
+    """A line through the first tensor that is wrong, and its name."""
+    for i, row in enumerate(rows):
+        if row is first:
+            x, left = scale.x(i), i < len(rows) / 2
+            yield f'<line class="first" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+            yield (
+                f'<text class="first" x="{x + (6 if left else -6):.1f}" y="{TOP + 10}" '
+                f'text-anchor="{"start" if left else "end"}">first outside: '
+                f"{escape(split_name(row.name)[1])}</text>"
+            )
+
+
+def plot(step: str, rows: list[Row], factor: float, first: Row | None = None) -> str:
     """Errors of one step, as an SVG."""
     rows = [row for row in rows if row.measures is not None]
     if not rows:
@@ -148,9 +177,10 @@ def plot(step: str, rows: list[Row], factor: float) -> str:
         *grid(scale),
         *places(scale, rows),
         *marks(scale, rows),
+        *flag(scale, rows, first),
     ]
     return (
-        f'<div class="scroll"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'<div class="scroll" tabindex="0"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{escape(label)}">{"".join(shapes)}</svg></div>'
     )
 
@@ -165,15 +195,20 @@ def plots(report: Report) -> Iterator[str]:
     shown = split_name(first.name)[0] if first else next(iter(steps))
     for step, rows in steps.items():
         state = " open" if step == shown else ""
-        drawn = plot(step, rows, report.comparison.factor)
+        drawn = plot(step, rows, report.comparison.factor, first)
         yield f"<details{state}><summary>{escape(step or 'cache')}</summary>{drawn}</details>"
+
+
+def outcome(report: Report) -> str:
+    """The verdict in one word."""
+    return "PASS" if report.within else "FAIL"
 
 
 def verdict(report: Report) -> Iterator[str]:
     """What to do next."""
     first = report.comparison.first
     yield f'<div class="card {"within" if first is None else "outside"}">'
-    yield f"<p><strong>{escape(summary(report))}.</strong></p>"
+    yield f"<p><strong>{outcome(report)}: {escape(summary(report))}.</strong></p>"
     if first is not None:
         yield f"<p>First outside: <code>{escape(first.name)}</code>, {escape(first.note)}.</p>"
         if report.sources:
@@ -190,25 +225,71 @@ def verdict(report: Report) -> Iterator[str]:
     yield "</div>"
 
 
+def table(heads: Iterable[str], lines: Iterable[tuple[str, Iterable[str]]]) -> str:
+    """Lines of cells, each line with its class, under a line of heads."""
+    top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
+    body = "".join(
+        f'<tr class="{kind}">{"".join(f"<td>{escape(text)}</td>" for text in cells)}</tr>'
+        for kind, cells in lines
+    )
+    # With a tabindex the arrow keys scroll it, too.
+    return (
+        f'<div class="scroll" tabindex="0"><table><thead><tr>{top}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
 def measures(report: Report) -> Iterator[str]:
-    """The table of all tensors."""
-    heads = "".join(f'<th scope="col">{name}</th>' for name in ("tensor", *HEADER, ""))
-    yield f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>'
-    for row in report.comparison.rows:
-        cells = cells_of(row) or [""] * len(HEADER)
-        texts = [row.name, *cells, row.note if row.note else row.verdict]
-        if ratio(row) is not None and row.verdict == "within":
-            texts[-1] = "within"
-        inner = "".join(f"<td>{escape(text)}</td>" for text in texts)
-        yield f'<tr class="{row.verdict}">{inner}</tr>'
-    yield "</tbody></table></div>"
-    for row in report.comparison.rows:
-        if row.logits:
-            numbers = ", ".join(f"{k} {v:.4g}" for k, v in row.logits._asdict().items())
-            yield f"<p><code>{escape(row.name)}</code>: {escape(numbers)}</p>"
+    """The table of the tensors that both traces have, and that of the logits."""
+    rows = report.comparison.rows
+    present = [row for row in rows if row.verdict != "missing"]
+    yield table(("tensor", *HEADER, ""), map(line_of, present))
+    if len(present) < len(rows):
+        yield (
+            f'<p class="soft">The candidate lacks {len(rows) - len(present)} of the '
+            f"golden trace's {len(rows)} tensors.</p>"
+        )
+    if logits := [row for row in rows if row.logits]:
+        fields = logits[0].logits._asdict()
+        yield "<h2>Logits</h2>" + table(
+            ("tensor", *(name.replace("_", " ") for name in fields)),
+            (("", [r.name, *(f"{x:.4g}" for x in r.logits)]) for r in logits),
+        )
 
 
-def page(report: Report, title: str) -> str:
+def line_of(row: Row) -> tuple[str, list[str]]:
+    """Class and cells of a tensor's line."""
+    cells = cells_of(row) or [""] * len(HEADER)
+    plain = ratio(row) is not None and row.verdict == "within"
+    note = row.verdict if plain or not row.note else row.note
+    return row.verdict, [row.name, *cells, note]
+
+
+def facts_of(golden: Trace, candidate: Trace) -> dict[str, str]:
+    """What was compared, in words: model, prompt, programs and their versions."""
+    config = golden.meta.get("config", {})
+    sizes = ("num_hidden_layers", "hidden_size", "vocab_size")
+    ids = np.ravel(golden["tokens"]).tolist() if "tokens" in golden else []
+    facts = {
+        "model": ", ".join(f"{k} {config[k]}" for k in sizes if k in config),
+        "weights, SHA-256": golden.meta.get("weights_sha256"),
+        "tokens": " ".join(map(str, ids[:SHOWN_IDS])) + " ..." * (len(ids) > SHOWN_IDS),
+        "golden": made_by(golden),
+        "candidate": made_by(candidate),
+    }
+    return {name: f"{text:.200}" for name, text in facts.items() if text}
+
+
+def made_by(trace: Trace) -> str:
+    """Program, dtype and versions of a trace, as far as it says."""
+    said = [str(trace.meta[key]) for key in ("producer", "dtype") if key in trace.meta]
+    versions = trace.meta.get("versions")
+    if isinstance(versions, dict):
+        said += [f"{name} {number}" for name, number in versions.items()]
+    return ", ".join(said)
+
+
+def page(report: Report, title: str, facts: Mapping[str, str] | None = None) -> str:
     """The report as HTML.
 
     Parameters
@@ -216,13 +297,20 @@ def page(report: Report, title: str) -> str:
     report : Report
     title : str
         The names of the two traces.
+    facts : mapping of str to str
+        What was compared, as `facts_of` tells it.
     """
+    lines = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>"
+        for name, text in (facts or {}).items()
+    )
     parts = [
         f"<h1>{escape(title)}</h1>",
         *verdict(report),
+        f"<dl>{lines}</dl>" if lines else "",
         "<h2>Error along the model</h2>",
         '<p class="soft">The band reaches from the noise floor to the limit.  Dots are '
-        "within, triangles outside.</p>",
+        "within, hollow dots exact, triangles outside.</p>",
         *plots(report),
         "<h2>All tensors</h2>",
         *measures(report),
@@ -230,7 +318,6 @@ def page(report: Report, title: str) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>\n"
-        + "\n".join(parts)
-        + "\n</main></body></html>\n"
+        f"<title>{outcome(report)}: {escape(title)}</title><style>{STYLE}</style></head>\n"
+        "<body><main>\n" + "\n".join(parts) + "\n</main></body></html>\n"
     )
