@@ -287,4 +287,4 @@ def test_perplexity_of_a_stream_is_printed(tmp_path, capsys):
     assert main([*words, "--length", "9"]) == 2
     assert main([*words[:2], "--sinks", "9"]) == 2
     assert main([*words[:3], "999"]) == 2
-    assert "none behind 999" in capsys.readouterr().err
+    assert "none after 999" in capsys.readouterr().err

@@ -54,7 +54,7 @@ def add_commands(commands) -> None:
            help="tokens from one strided window to the next (default: half a window)")
     option("--stream-window", type=int, metavar="W",
            help="read the text as a stream in a cache of W positions, and count the "
-           "tokens behind the first W")
+           "tokens after the first W")
     option("--sinks", type=int, metavar="C",
            help="first positions that a stream keeps (default: 4)")
     option("--json", action="store_true",
@@ -102,7 +102,7 @@ def run_stream(
     if any(getattr(options, name) != defaults.get(name) for name in others):
         raise UsageError("--stream-window is a way of its own: no windows, no --dask")
     if len(tokens) <= W:
-        raise UsageError(f"the text has {len(tokens)} tokens, none behind {W}")
+        raise UsageError(f"the text has {len(tokens)} tokens, none after {W}")
     nats = surprise_of_stream(model, tokens, W, sinks)[W - 1 :]
     found = Surprise(np.arange(W, len(tokens)), nats)
     if options.json:

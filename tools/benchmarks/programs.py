@@ -56,7 +56,7 @@ class Program:
         )
 
     def time_decode(self, context: list[int], steps: int) -> dict[str, list]:
-        """Seconds of each of `steps` single tokens behind a context."""
+        """Seconds of each of `steps` single tokens after a context."""
         for variant in self.variants:
             self.prefill(variant, np.array(context))
         return interleaved(
