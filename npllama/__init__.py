@@ -60,7 +60,7 @@ Part VI, many at once
     20  `serving`      pages, turns and an engine for many texts
 
 Part VII, long texts and small memories
-    21  `contexts`     perplexity, texts past any length, sparse patterns
+    21  `contexts`     tiles, texts past any length, weights larger than memory
 
 Part VIII, fewer bits
     22  `compression`  weights rounded to a few bits; GPTQ
