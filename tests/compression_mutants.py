@@ -113,3 +113,45 @@ MUTANTS += [
     (GPTQ, "damping = min(max(10 * damping, 1e-3), MOST_DAMPING)",
      "damping = MOST_DAMPING + 1", Q + "few_inputs_raise_the_damping"),
 ]  # fmt: skip
+
+FILE, PACK = "files/packed.py", "compression/packed.py"
+P = "tests/test_compression_packed.py::test_"
+ROW, LOW = P + "a_row_by_hand", P + "the_first_code_lies_in_the_lowest_bits"
+SAVED = P + "a_packed_file_loads_as_it_was_saved"
+VALUES = P + "it_stands_for_the_values_of_its_codes"
+
+MUTANTS += [
+    # the high nibble first: when packing, in the table
+    (PACK, "full[:, i::n] << (8 // n * i)", "full[:, i::n] << (8 // n * (n - 1 - i))",
+     LOW),
+    (PACK, "(8 // n * np.arange(n))", "(8 // n * np.arange(n)[::-1])", LOW),
+    # the zero point is not subtracted, or after the scale
+    (FILE, "((self.zero, np.subtract), (self.scale, np.multiply))",
+     "((self.scale, np.multiply),)", ROW),
+    (FILE, "((self.zero, np.subtract), (self.scale, np.multiply))",
+     "((self.scale, np.multiply), (self.zero, np.subtract))", ROW),
+    (PACK, "np.arange(2**bits) - middle, None", "np.arange(2**bits), None", VALUES),
+    # the short last group; the rows of a later block; float64 that leaks
+    (FILE, "yield w[:, whole * group :], numbers[:, whole:]",
+     "yield w[:, whole * group :], numbers[:, :1]", VALUES),
+    (FILE, "slice(None) if len(self.scale) == 1 else slice(first, last)",
+     "slice(0, last - first)", P + "blocks_are_those_of_plain_rows"),
+    (FILE, "y = np.empty((M, C), dtype=self.dtype)",
+     "y = np.empty((M, C), dtype=np.float64)", VALUES),
+    (FILE, "step = max(1, BLOCK // max(self.inputs, 1))", "step = 7",
+     P + "blocks_are_those_of_plain_rows"),
+    # the order of the inputs: not used, used the wrong way, kept wrongly
+    (FILE, "np.ascontiguousarray(a[:, self.order])",
+     "np.ascontiguousarray(a[:, np.argsort(self.order)])", VALUES),
+    (FILE, "w = w[:, np.argsort(self.order)]", "w = w[:, self.order]", VALUES),
+    (PACK, "codes, groups = codes[:, order], groups[order]",
+     "codes, groups = codes, groups[order]", P + "order_of_groups_by_hand"),
+    # scales that float16 does not hold
+    (PACK, "scale >= kind.smallest_normal", "scale >= 0",
+     P + "scales_that_float16_does_not_hold_stay_float32"),
+    # bytes that are not counted
+    (FILE, "parts = (self.codes, self.scale, self.zero, self.order)",
+     "parts = (self.codes, self.scale)", ROW),
+    ("contexts/reading.py", "if not isinstance(tensor, np.ndarray):", "if False:",
+     P + "layers_on_storage_refuse_packed_weights"),
+]  # fmt: skip

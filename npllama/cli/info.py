@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +22,7 @@ from npllama.cost import cache_bytes, parameters
 from npllama.decoding import context_length
 from npllama.files.checkpoint import checked, locate, lost_on_the_way, refuse_source
 from npllama.files.npz import Reading, read_npz
+from npllama.files.packed import Packed
 from npllama.text.chat import detect_format
 from npllama.text.tokenizer import Tokenizer
 
@@ -89,13 +92,30 @@ def of_file(name: str, check: bool) -> Facts:
     """
     path = locate(name)
     refuse_source(path)
-    config, stored, tokenizer = checked(path, read_npz(path, Reading(check)))
+    archive = read_npz(path, Reading(check))
+    config, stored, tokenizer = checked(path, archive)
     file = {"path": str(path), "bytes": path.stat().st_size, "stored in": stored}
     if check:
         file["checksums"] = "all right"
     lost = {str(i): text for i, text in enumerate(lost_on_the_way(path), 1)}
-    facts = {"file": file, "text": of_text(tokenizer)} | of_config(config)
+    packed = of_packed(archive.tensors.values())
+    facts = {"file": file} | ({"packed": packed} if packed else {})
+    facts |= {"text": of_text(tokenizer)} | of_config(config)
     return facts | ({"converted": lost} if lost else {})
+
+
+def of_packed(tensors: Iterable[Any]) -> dict[str, str]:
+    """What is kept in few bits: of every format, its matrices, bytes and bits."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    for tensor in tensors:
+        if isinstance(tensor, Packed):
+            format, kept = tensor.kept
+            found.setdefault(format, []).append((kept, math.prod(tensor.shape)))
+    sums = {name: (len(all_), *map(sum, zip(*all_))) for name, all_ in found.items()}
+    return {
+        name: f"{n} matrices, {kept:,} bytes, {8 * kept / size:.2f} bits per weight"
+        for name, (n, kept, size) in sums.items()
+    }
 
 
 def of_text(tokenizer: Tokenizer | None) -> dict[str, Any]:

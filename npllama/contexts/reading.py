@@ -81,6 +81,8 @@ def contents(path: str | os.PathLike) -> Contents:
         archive = read_open(file, path)
     config, stored, tokenizer = checked(path, archive)
     for name, tensor in archive.tensors.items():
+        if not isinstance(tensor, np.ndarray):
+            raise ValueError(f"{path}: {name} is packed; `load` maps such a file")
         if not tensor.flags.c_contiguous:
             raise ValueError(f"{path}: tensor {name} lies in Fortran's order")
     mapped = assemble(config, archive.tensors, tokenizer)

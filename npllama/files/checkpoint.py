@@ -9,6 +9,8 @@ nor memory.
 
 bfloat16, which NumPy does not know, is kept as its 16 bits in a uint16 array; it
 is the upper half of a float32, so widening it is a shift by 16.
+
+Matrices may be kept in fewer bits (see `packed`); everything else keeps its dtype.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ import numpy as np
 
 from npllama.config import Config, config_from_hf, config_to_hf
 from npllama.files.npz import Archive, read_npz, write_array, write_text, writing
+from npllama.files.packed import TABLE, Packed, collect, parts_of
 from npllama.text.tokenizer import Tokenizer
 from npllama.text.vocabulary import load_tokenizer
-from npllama.weights import Model, assemble, check_shapes
+from npllama.weights import Model, assemble, check_shapes, tensor_shapes
 
 STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 STORED |= {"float64": np.float64}
@@ -78,6 +81,10 @@ def lost_on_the_way(path: str | os.PathLike) -> list[str]:
 def checked(path: Path, archive: Archive) -> tuple[Config, str, Tokenizer | None]:
     """Make sure that an archive is a whole model.
 
+    Writes
+    ------
+    The archive's tensors: a `Packed` takes the place of its parts.
+
     Returns
     -------
     config : Config
@@ -92,14 +99,22 @@ def checked(path: Path, archive: Archive) -> tuple[Config, str, Tokenizer | None
     """
     config, stored = _description(path, archive.files)
     try:
+        about = _json_object(archive.files, "npllama.json")
+        collect(archive.tensors, about.get("packed", {}), _multiplied(config))
         check_shapes(config, {name: t.shape for name, t in archive.tensors.items()})
         for name, tensor in archive.tensors.items():
-            if tensor.dtype != STORED[stored]:
+            if isinstance(tensor, np.ndarray) and tensor.dtype != STORED[stored]:
                 raise ValueError(f"tensor {name} is {tensor.dtype}, not {stored}")
         _json_object(archive.files, "generation_config.json")  # is one, if it is there
         return config, stored, _tokenizer(archive.files)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _multiplied(config: Config) -> dict[str, tuple[int, ...]]:
+    """Shapes of the matrices that are multiplied; the embedding is looked up."""
+    shapes = tensor_shapes(config).items()
+    return {n: s for n, s in shapes if len(s) == 2 and "embed_tokens" not in n}
 
 
 def refuse_source(path: Path) -> None:
@@ -134,15 +149,17 @@ def locate(name: str | os.PathLike) -> Path:
     raise FileNotFoundError(f"no weights file {asked}; shipped with npllama: {known}")
 
 
-def widen(tensor: np.ndarray, stored: str, dtype: str) -> np.ndarray:
+def widen(tensor: Any, stored: str, dtype: str) -> Any:
     """Turn a stored tensor into `dtype`; the very same array if it already is.
 
     Parameters
     ----------
-    tensor : array as it lies in the file
+    tensor : array as it lies in the file, or `Packed`
     stored : "float32", "float16", "bfloat16" or "float64"
     dtype : "float32" or "float64"
     """
+    if isinstance(tensor, Packed):
+        return tensor.astype(dtype)
     if stored == "bfloat16":
         # A bfloat16 is the upper half of a float32: shift it into place.
         tensor = (tensor.astype(np.uint32) << 16).view(np.float32)
@@ -185,7 +202,7 @@ def _tokenizer(files: Mapping[str, bytes]) -> Tokenizer | None:
 def save(
     path: str | os.PathLike,
     config: Config,
-    tensors: Iterable[tuple[str, np.ndarray]],
+    tensors: Iterable[tuple[str, np.ndarray | Packed]],
     *,
     dtype: str = "float32",
     files: Mapping[str, bytes] | None = None,
@@ -200,7 +217,7 @@ def save(
     ----------
     tensors : iterable of (name, array)
         Under Hugging Face's names, in the dtype that `dtype` names; bfloat16 as
-        its bits in uint16.
+        its bits in uint16.  A matrix may be a `Packed`, of the shape (C, S).
     dtype : "float32", "float16", "bfloat16" or "float64"
     files : mapping of name to bytes
         The tokenizer's files.
@@ -213,17 +230,27 @@ def save(
         If a tensor is missing, extra, misshapen or of another dtype.
     """
     found: dict[str, tuple[int, ...]] = {}
-    texts = {"config.json": config_to_hf(config), "npllama.json": {"dtype": dtype}}
-    texts["npllama.json"] |= dict(metadata or {})
+    tables: dict[str, np.ndarray] = {}
+    packed: dict[str, dict[str, Any]] = {}
     with writing(path) as archive:
-        for name, text in texts.items():
-            write_text(archive, name, json.dumps(text, indent=1))
+        write_text(archive, "config.json", json.dumps(config_to_hf(config), indent=1))
         for name, content in (files or {}).items():
             write_text(archive, name, content)
         for name, tensor in tensors:
-            if tensor.dtype != STORED[dtype]:
-                raise ValueError(f"tensor {name} is {tensor.dtype}, not {dtype}")
-            write_array(archive, name, tensor)
             found[name] = tensor.shape
+            if isinstance(tensor, Packed):
+                packed[name] = {"format": tensor.format, "group": tensor.group}
+                tables[tensor.format] = tensor.table.astype(np.float32)
+                for part, array in parts_of(name, tensor).items():
+                    write_array(archive, part, array)
+            elif tensor.dtype != STORED[dtype]:
+                raise ValueError(f"tensor {name} is {tensor.dtype}, not {dtype}")
+            else:
+                write_array(archive, name, tensor)
             del tensor  # before the next one is made
+        for format, table in tables.items():
+            write_array(archive, TABLE + format, table)
+        about = {"dtype": dtype} | ({"packed": packed} if packed else {})
+        text = json.dumps(about | dict(metadata or {}), indent=1)
+        write_text(archive, "npllama.json", text)
         check_shapes(config, found)
