@@ -11,17 +11,19 @@ import numpy as np
 
 from npllama.cache import new_cache
 from npllama.cli import streaming
-from npllama.cli.options import (
-    UsageError,
-    generation_config,
-    generator,
-    helpers,
-    streams,
+from npllama.cli.offload import (
+    add_memory_option,
+    check_memory_options,
+    helpers_for,
+    running_of,
+    tell_storage,
+    weights_for,
 )
+from npllama.cli.options import UsageError, generation_config, generator, streams
 from npllama.cli.show import show
+from npllama.contexts.offload import Running
 from npllama.contexts.streaming import Stream, endless_pieces
 from npllama.decoding import context_length
-from npllama.files.checkpoint import load
 from npllama.generation.generate import NO_HELPERS, Piece, pieces
 from npllama.generation.options import GenerationConfig
 from npllama.generation.task import Helpers
@@ -47,6 +49,7 @@ def add_chat(commands) -> argparse.ArgumentParser:
         help="how turns are written (auto: what the tokenizer was made for)",
     )
     streaming.add_stream_options(talk)
+    add_memory_option(talk)
     return talk
 
 
@@ -56,15 +59,29 @@ def run_chat(options: argparse.Namespace) -> None:
     The cache is kept from turn to turn, so that a turn costs its own tokens only.
     Ctrl-C stops an answer, not the program.
     """
+    generation_config(options)  # if it is one
     streaming.check_stream_options(options)
-    config, rng = generation_config(options), generator(options)
-    model = load(options.weights)
+    check_memory_options(options)
+
+    def running(model: Model) -> Running:
+        return running_of(options.stream_window or context_length(model.config), 0)
+
+    with (
+        weights_for(options, running) as (model, held),
+        helpers_for(options, held) as (help_, _),
+    ):
+        talk_to(model, help_, options)
+        tell_storage(options, held, None)
+
+
+def talk_to(model: Model, help_: Helpers, options: argparse.Namespace) -> None:
+    """Talk to a model that is there."""
+    config, rng = generation_config(options, model), generator(options)
     if model.tokenizer is None:
         raise ValueError(f"{options.weights}: no tokenizer inside, so no chat")
     style, why = options.format, "as asked for"
     if style == "auto":
         style, why = choose_format(model.tokenizer)
-    help_, config = helpers(options), generation_config(options, model)
     check_chat(config)
     if options.eos_token_id is None:
         # The tokens that end a turn count besides those of the checkpoint.

@@ -29,6 +29,7 @@ from npllama.cli import convert as convert_cli
 from npllama.cli import cost as cost_cli
 from npllama.cli import golden as golden_cli
 from npllama.cli import info as info_cli
+from npllama.cli import offload as offload_cli
 from npllama.cli import perplexity as perplexity_cli
 from npllama.cli import prompts as prompts_cli
 from npllama.cli import saving, streaming
@@ -41,18 +42,16 @@ from npllama.cli.options import (
     as_text,
     generation_config,
     generator,
-    helpers,
     in_words,
     streams,
 )
 from npllama.cli.show import show
 from npllama.cli.timing import Stopwatch
 from npllama.cost import FlopCounter
-from npllama.files.checkpoint import load
 from npllama.files.ending import INTERRUPTED, Ended, ending_tidily
-from npllama.generation.generate import Piece, generate, pieces
+from npllama.generation.generate import Piece, generate, most_texts, pieces
 from npllama.generation.options import GenerationConfig
-from npllama.generation.task import encode_prompt
+from npllama.generation.task import DEFAULT_NEW_TOKENS, Helpers, encode_prompt
 from npllama.serving.prompts import as_json
 from npllama.weights import Model
 
@@ -126,6 +125,7 @@ def add_generate(commands) -> argparse.ArgumentParser:
     saving.add_cache_options(make)
     prompts_cli.add_prompts_options(make)
     streaming.add_stream_options(make)
+    offload_cli.add_memory_option(make)
     return make
 
 
@@ -147,6 +147,7 @@ def parser() -> Parser:
     cost_cli.add_commands(commands)
     golden_cli.add_commands(commands)
     info_cli.add_commands(commands)
+    offload_cli.add_commands(commands)
     perplexity_cli.add_commands(commands)
     serve_cli.add_commands(commands)
     serve_sim_cli.add_commands(commands)
@@ -176,7 +177,36 @@ def continue_text(options: argparse.Namespace) -> None:
     """Print a text as it comes, or when it is found."""
     config, rng = generation_config(options), generator(options)
     prompt = read_ids(options) if options.tokens else read_prompt(options.prompt)
-    model, help_ = load(options.weights), helpers(options)
+    saving.check_cache_options(options, config)
+    streaming.check_stream_options(options)
+    offload_cli.check_memory_options(options)
+
+    def running(model: Model):
+        """The sizes that the text may come to."""
+        c = generation_config(options, model)
+        n = len(encode_prompt(model, prompt, "all" if options.special else ()))
+        new = c.max_length or c.max_new_tokens or DEFAULT_NEW_TOKENS
+        if options.stream_window is not None:
+            n, new = options.stream_window, 0
+        return offload_cli.running_of(n, new, most_texts(c))
+
+    with (
+        offload_cli.weights_for(options, running) as (model, held),
+        offload_cli.helpers_for(options, held) as (help_, ahead),
+    ):
+        watch = write_text(options, model, prompt, rng, help_)
+        offload_cli.tell_storage(options, held, watch)
+        offload_cli.tell_drafts(held, ahead, config.num_assistant_tokens)
+
+
+def write_text(
+    options: argparse.Namespace,
+    model: Model,
+    prompt: str | list[int],
+    rng: np.random.Generator,
+    help_: Helpers,
+) -> Stopwatch:
+    """Continue a text with a model that is there."""
     config = generation_config(options, model)
     if options.special:
         config = replace(config, allowed_special="all")
@@ -184,8 +214,6 @@ def continue_text(options: argparse.Namespace) -> None:
         if config.logprobs is not None or config.prompt_logprobs:
             raise UsageError("log-probabilities are shown with --json")
         config = replace(config, echo=False)  # the prompt is shown in any case
-    saving.check_cache_options(options, config)
-    streaming.check_stream_options(options)
     tokens = encode_prompt(model, prompt, config.allowed_special)
     cache = saving.cache_of(options, model, tokens, config, help_)
     held = 0 if cache is None else int(cache.length[0])
@@ -211,6 +239,7 @@ def continue_text(options: argparse.Namespace) -> None:
     saving.keep(options, model, cache, tokens + new)
     if not options.json:
         tell_about(options, config, watch)
+    return watch
 
 
 def tell_about(
@@ -283,6 +312,7 @@ RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {
     **cost_cli.RUN,
     **golden_cli.RUN,
     **info_cli.RUN,
+    **offload_cli.RUN,
     **perplexity_cli.RUN,
     "serve": serve_cli.run_serve,
     **serve_sim_cli.RUN,

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 
 from npllama.cli.golden import executor, progress
+from npllama.cli.offload import (
+    add_memory_option,
+    running_of,
+    tell_storage,
+    weights_for,
+)
 from npllama.cli.options import UsageError
+from npllama.contexts.offload import Running
 from npllama.contexts.perplexity import (
     Surprise,
     Window,
@@ -24,6 +31,7 @@ from npllama.contexts.perplexity import (
 )
 from npllama.contexts.streaming import surprise_of_stream
 from npllama.decoding import context_length
+from npllama.decoding.common import PREFILL_CHUNK
 from npllama.files.checkpoint import load, locate
 from npllama.generation.task import encode_prompt
 from npllama.weights import Model
@@ -57,6 +65,7 @@ def add_commands(commands) -> None:
            "tokens after the first W")
     option("--sinks", type=int, metavar="C",
            help="first positions that a stream keeps (default: 4)")
+    add_memory_option(command)
     option("--json", action="store_true",
            help="print one JSON object, with the surprise at every token in nats")
     option("--workers", type=int, default=1, metavar="N",
@@ -71,13 +80,28 @@ def run_perplexity(options: argparse.Namespace) -> None:
         raise UsageError("--workers must be from 1 to 1024")
     if options.stride is not None and options.convention != "strided":
         raise UsageError(f"--stride: {options.convention}'s windows stand side by side")
-    model = load(options.weights)
-    tokens = encode_prompt(model, read_text(options.file))
+    if options.sinks is not None and options.stream_window is None:
+        raise UsageError("--sinks is for --stream-window")
+    if options.memory and (options.workers > 1 or options.dask):
+        raise UsageError("--memory is that of one process: no --workers, no --dask")
+    text = read_text(options.file)
+
+    def running(model: Model) -> Running:
+        n = options.stream_window or options.length or context_length(model.config)
+        return running_of(n, 0, wanted=min(n, PREFILL_CHUNK))
+
+    with weights_for(options, running) as (model, held):
+        print_perplexity(options, model, encode_prompt(model, text))
+        tell_storage(options, held, None)
+
+
+def print_perplexity(
+    options: argparse.Namespace, model: Model, tokens: Sequence[int]
+) -> None:
+    """Run the windows of a text, or read it as a stream, and print the number."""
     if options.stream_window is not None:
         run_stream(options, model, tokens)
         return
-    if options.sinks is not None:
-        raise UsageError("--sinks is for --stream-window")
     windows, bos = windows_of(options, model, len(tokens))
     found = run_windows(options, model, tokens, windows, bos)
     if not options.json:

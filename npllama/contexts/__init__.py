@@ -9,4 +9,6 @@
 `sparse`      positions that look at some of those before them
 `reading`     where a model lies in its file, and a thread that reads ahead
 `storage`     weights larger than memory: layers are read while others compute
+`offload`     what stays in memory, and how long the rest takes
+`ahead`       a draft that guesses on while the target is read
 """

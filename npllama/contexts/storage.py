@@ -30,6 +30,7 @@ Sheng et al. 2023, arXiv:2303.06865 (FlexGen), section 4; the bound is derived i
 from __future__ import annotations
 
 import os
+import time
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
@@ -102,8 +103,8 @@ class Streamed:
     ----------
     bytes_read : int
         Of all weights so far, pinned ones included.
-    passes : int
-        How often the head was used.
+    times : list of float
+        Seconds of every pass so far, from its first layer to the head.
 
     Raises
     ------
@@ -122,7 +123,9 @@ class Streamed:
                 f"pinned parts {wrong} of 0 to {len(found.parts) - 1}, {buffers} "
                 "buffers: there is no such part, or no buffer"
             )
-        self.contents, self.passes = found, 0
+        self.contents = found
+        self.times: list[float] = []
+        self.begun = 0.0
         self.source = source = Source(found.path)
         self.pinned = {
             part: [read_stored(source, found, span) for span in found.parts[part]]
@@ -140,6 +143,7 @@ class Streamed:
         return len(self.contents.parts) - 1
 
     def __iter__(self) -> Iterator[Layer]:
+        self.begun = time.perf_counter()
         for i in range(len(self)):
             if i not in self.reader.order:
                 yield self._layer(self.pinned[i])
@@ -162,14 +166,16 @@ class Streamed:
 
     def times_head(self, a: np.ndarray) -> np.ndarray:
         """Multiply rows by the head: (M, E) to (M, V)."""
-        part, self.passes = len(self), self.passes + 1
+        part = len(self)
         (span,) = self.contents.parts[part]
-        if part not in self.reader.order:
-            return multiply(a, self.pinned[part][0].reshape(span.shape).T)
-        number = self.reader.take(part)
-        (weight,) = self._tensors(part, number)  # (V * E,)
-        y = multiply(a, weight.reshape(span.shape).T)
-        self.reader.release(number)
+        if part in self.reader.order:
+            number = self.reader.take(part)
+            (weight,) = self._tensors(part, number)  # (V * E,)
+            y = multiply(a, weight.reshape(span.shape).T)
+            self.reader.release(number)
+        else:
+            y = multiply(a, self.pinned[part][0].reshape(span.shape).T)
+        self.times.append(time.perf_counter() - self.begun)
         return y
 
     @property

@@ -251,10 +251,16 @@ def writing(path: str | os.PathLike) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
+class Growing(zipfile.ZipFile):
+    """A zip that can be closed even if a signal ended its making half-way."""
+
+    _filePassed, _fileRefCnt, _writing = 1, 1, False
+
+
 @contextmanager
 def adding_to(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
     """Open the archive in a file, which may be empty, to add members."""
-    archive = zipfile.ZipFile(file, "a", zipfile.ZIP_STORED)
+    archive = Growing(file, "a", zipfile.ZIP_STORED)
     try:
         yield archive
         archive.close()

@@ -86,7 +86,8 @@ def draft(task: Task, rng: Rng) -> Propose:
     most = task.capacity - len(job.prompt)
     job = job._replace(stop=stop, max_new_tokens=most)
     if plan.helpers.assistant is not None:
-        return assisted(job._replace(model=plan.helpers.assistant))
+        guess = plan.helpers.guess or assisted
+        return guess(job._replace(model=plan.helpers.assistant))
     if c.assistant_early_exit:
         return early_exit(job, c.assistant_early_exit)
     return short_context(job, c.assistant_window)

@@ -7,7 +7,7 @@ made once for a config; each prompt has a `Task`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from npllama.decoding.engine import (
     guide_of,
 )
 from npllama.decoding.guided import Format, Guide, guided, heal
+from npllama.decoding.speculative import Propose
 from npllama.decoding.stopping import Trimmer, after_seconds, at_strings
 from npllama.generation.limits import ways
 from npllama.generation.options import GenerationConfig
@@ -41,6 +42,8 @@ class Helpers(NamedTuple):
     assistant: Model | None = None  # drafts for speculative decoding
     amateur: Model | None = None  # for contrastive decoding
     stop: Stop | None = None  # a further rule for stopping
+    # From the assistant's job to its guesses; `speculative.assisted` by default.
+    guess: Callable[[Job], Propose] | None = None
 
 
 class Plan(NamedTuple):
