@@ -4,6 +4,7 @@ import ast
 import builtins
 import keyword
 import re
+from functools import cache
 
 import pytest
 from chapters import PACKAGE, PART_ONE, TITLE_PAGE, source_of, tree_of
@@ -16,6 +17,12 @@ TEXTS = {
     for path in [*FILES, *TOOLS]
 }
 IN_PACKAGE = [name for name in TEXTS if name.startswith("npllama/")]
+
+
+@cache
+def nodes_of(source):
+    """All nodes of a text's tree; every rule looks at the same ones."""
+    return tuple(ast.walk(ast.parse(source)))
 
 
 def found_in(names, search):
@@ -32,7 +39,7 @@ PRODUCTS = "matmul dot tensordot inner vdot multi_dot vecdot matvec vecmat convo
 def products(source):
     """Lines that multiply arrays by anything but the one `einsum`."""
     lines = []
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(source):
         if isinstance(node, (ast.BinOp, ast.AugAssign)):
             found = isinstance(node.op, ast.MatMult)
         elif isinstance(node, ast.Attribute):
@@ -80,7 +87,7 @@ LETTERS = set(re.findall(r"(?:^| )([A-Z])  \w", TITLE_PAGE, re.M))
 
 def strange_equations(source):
     """Products whose equation is no constant, or has letters that are no sizes."""
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(source):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "einsum":
             equation = getattr(node.args[0], "value", "")
             known = set(re.findall("[A-Z]", equation)) <= LETTERS
@@ -98,7 +105,7 @@ def test_letters_of_equations_stand_in_the_table_of_letters():
 
 
 def asserts(source):
-    return [n.lineno for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Assert)]
+    return [n.lineno for n in nodes_of(source) if isinstance(n, ast.Assert)]
 
 
 def test_the_kit_raises_what_is_broken_and_asserts_nothing():
@@ -114,7 +121,7 @@ def test_the_kit_raises_what_is_broken_and_asserts_nothing():
 def long_functions(source):
     """Functions of more than 40 lines that are not empty, comment or docstring."""
     lines = source.splitlines()
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(source):
         if isinstance(node, ast.FunctionDef):
             doc = node.body[0] if ast.get_docstring(node) else None
             said = range(doc.lineno, doc.end_lineno + 1) if doc else ()
@@ -167,7 +174,7 @@ def unknown_names(source):
 
     Code of others stands in double backticks, or under References.
     """
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(source):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
             doc = (ast.get_docstring(node) or "").partition("\nReferences\n---")[0]
             for quoted in re.findall(r"(?<!`)`([\w.]+)(?:\(\))?`(?!`)", doc):
@@ -210,7 +217,7 @@ def test_array_without_a_dtype_is_found():
 
 def dangers(source):
     """Ways to run what a file says, by their names."""
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(source):
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
             if getattr(node.value, "value", None) is not False:
                 yield "allow_pickle"
