@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from backend import SCALED, backend, random_model
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from npllama.config import Rope
@@ -307,6 +307,7 @@ def drawn(seed):
     return rng, exact, floor(exact, model, dtype), candidate, dtype
 
 
+@settings(max_examples=settings().max_examples // 3)
 @given(seed=st.integers(0, 2**32))
 @example(seed=13)
 def test_right_backend_is_within_the_floor(seed):
@@ -314,6 +315,7 @@ def test_right_backend_is_within_the_floor(seed):
     assert compare(exact, candidate, floors, dtype).first is None
 
 
+@settings(max_examples=settings().max_examples // 3)
 @given(seed=st.integers(0, 2**32))
 def test_error_of_three_floors_is_caught_at_its_tensor(seed):
     rng, exact, floors, candidate, dtype = drawn(seed)
