@@ -13,8 +13,7 @@ and unpacking is one gather, the same for every format:
 Rows are unpacked block by block, as many as the processor's cache holds, and each block
 is multiplied before the next one is unpacked.  So little more memory is needed than the
 packed bytes take.  It costs time: for every weight a gather, a subtraction, a product,
-a write and a read in the cache.  As long as plain weights fit in memory they are
-faster.
+a write and a read in the cache.
 
 Under `rowwise` the blocks are those of `ops.row_by_row`, so that the numbers are, bit
 for bit, those of the unpacked matrix.
