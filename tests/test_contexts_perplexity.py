@@ -42,6 +42,8 @@ def test_halves_are_those_of_llama_cpp():
 
 
 @given(seeds, st.integers(2, 24), st.integers(3, 12))
+@example(0, 20, 7)
+@example(1, 24, 12)
 def test_the_number_is_what_the_definition_says(seed, n, length):
     model = random_model(DISTINCT, seed, "float64")
     tokens = token_ids(DISTINCT, seed, n).tolist()

@@ -97,6 +97,10 @@ def test_blocks_of_a_pattern_are_its_mask_in_any_pieces(pattern, seed, parts, bl
 
 
 @given(patterns(), st.integers(1, 40))
+@example((window(3), lambda i, j: i - j < 3), 9)
+@example((strided(3), lambda i, j: (i - j) % 3 == 0), 9)
+@example((own_block(4), lambda i, j: i // 4 == j // 4), 9)
+@example((summaries(5, 2), lambda i, j: j % 5 >= 3), 12)
 def test_the_mask_is_the_definition(pattern, n):
     found, sees = pattern
     expected = [[j <= i and bool(sees(i, j)) for j in range(n)] for i in range(n)]

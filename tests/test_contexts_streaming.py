@@ -125,6 +125,9 @@ def test_without_sinks_a_stream_is_a_window_on_full_attention(seed, W):
 
 
 @given(seeds, st.integers(5, 9), st.integers(0, 3), st.integers(1, 3))
+@example(0, 6, 2, 2)
+@example(1, 7, 0, 3)
+@example(2, 5, 3, 1)
 def test_with_one_layer_a_stream_reads_sinks_and_window_alone(seed, W, sinks, discard):
     model, discard = model_of(seed, 1), min(discard, W - sinks - 1)
     tokens = token_ids(model.config, seed, 20).tolist()

@@ -29,8 +29,8 @@ layer it is).
 References
 ----------
 Xiao et al. 2023, arXiv:2309.17453, section 3 (positions in the cache, figure 4;
-4 sinks).  llama.cpp's context shift is the same with half of the positions at once and
-no sinks but BOS.
+4 sinks).  llama.cpp's context shift is alike: half of the positions after the first
+`n_keep` (its option; none by default) are forgotten at once.
 """
 
 from __future__ import annotations
