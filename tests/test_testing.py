@@ -10,7 +10,8 @@ import pytest
 from broken_again import BROKEN as BROKEN_AGAIN
 from broken_samplers import BROKEN
 from chapters import PACKAGE
-from hypothesis import given
+from hypothesis import given, settings
+from profiles import PROFILE
 from samplers import own
 from samplers.own import factory
 
@@ -284,5 +285,18 @@ SURVIVORS = [
 
 @pytest.mark.parametrize(("name", "sampler", "conventions"), SURVIVORS)
 def test_a_broken_sampler_breaks_a_law(name, sampler, conventions):
-    laws = CHECKS[name].under(conventions)
-    assert any(counterexample(law, sampler, shrink=False) for law in laws)
+    laws = list(CHECKS[name].under(conventions))
+    assert breaks(laws, sampler) or breaks_in_many_cases(laws, sampler)
+
+
+def breaks(laws, sampler):
+    return any(counterexample(law, sampler, shrink=False) for law in laws)
+
+
+def breaks_in_many_cases(laws, sampler):
+    """In the 200 cases that mutants get: 25 may miss a fault that shows in few."""
+    settings.load_profile("mutants")
+    try:
+        return breaks(laws, sampler)
+    finally:
+        settings.load_profile(PROFILE)

@@ -146,6 +146,7 @@ def check_chain(order: str) -> Iterator[Law]:
     known = (
         {"logits": often, "temperature": 2.0} | off | {"min_p": 0.11},
         {"logits": slope, "temperature": 2.0} | off | {"top_p": 0.73},
+        {"logits": slope, "temperature": 2.0} | off | {"top_p": 0.41},
         {"logits": slope, "temperature": 1.0} | off | {"top_k": 3, "top_p": 0.7},
         {"logits": slope, "temperature": 1.0, "top_k": 0, "top_p": 0.73, "min_p": 0.34},
     )
