@@ -317,6 +317,14 @@ def test_tokens_that_come_together_are_not_timed_apart():
     assert alone.statistics()["decode_tokens_per_second"] is None
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_peak_of_memory_is_not_that_of_the_process_that_started_it():
+    large = np.ones(3 * 10**7)  # 240 MB, written
+    code = "from npllama.cli.timing import peak_memory_mb as mb; print(mb())"
+    done = children.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert 10 < float(done.stdout) < large.nbytes / 1e6
+
+
 def test_a_chat_takes_an_assistant(capsys, monkeypatch):
     import npllama
     from npllama.cli import chat as cli

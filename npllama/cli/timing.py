@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -77,9 +78,14 @@ def _per_second(statistics: dict[str, float | None], part: str) -> str:
 
 def peak_memory_mb() -> float | None:
     """Largest resident memory of this process so far; None where it is not told."""
+    with contextlib.suppress(OSError), open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("VmHWM:"):  # in kB
+                return int(line.split()[1]) / 2**10
     try:
         import resource
     except ImportError:  # Windows
         return None
+    # On Linux this starts at the size of the process that started this one.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
