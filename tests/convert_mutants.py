@@ -167,6 +167,6 @@ MUTANTS = [
         "rope.py",
         "long = S > rope.original_max_position_embeddings",
         "long = S >= rope.original_max_position_embeddings",
-        ROPE + "longrope_takes_its_long_factors_behind_the_trained_length",
+        ROPE + "longrope_takes_its_long_factors_after_the_trained_length",
     ),
 ]

@@ -53,7 +53,7 @@ MUTANTS = [
     ("cli/options.py", "return np.random.default_rng(options.seed)",
      "return np.random.default_rng()",
      C + "seed_that_was_not_given_is_told_and_repeats_the_text"),
-    # an error stands behind the text on its line
+    # an error stands after the text on its line
     (MAIN, 'show("" if pending else "\\n")', 'show("")',
      C + "what_goes_wrong_in_a_text_begins_a_new_line"),
     # the cache of one text goes to all that branch from it

@@ -81,7 +81,7 @@ def used(name, group):
 
 
 def unpack(bits, shape):
-    """Return a mask of the given shape, and the bits behind it."""
+    """Return a mask of the given shape, and the bits after it."""
     count = int(np.prod(shape))
     used = (count + 7) // 8
     return np.unpackbits(bits[:used])[:count].reshape(shape) > 0, bits[used:]

@@ -113,7 +113,7 @@ def llama3_frequency(i, rope: Rope, D):
 
 
 def yarn_frequency(i, rope: Rope, D):
-    """Pairs before `low` are left alone, pairs behind `high` slowed, a ramp between."""
+    """Pairs before `low` are left alone, pairs after `high` slowed, a ramp between."""
     trained = rope.original_max_position_embeddings
     ends = []
     for turns in (rope.beta_fast or 32, rope.beta_slow or 1):

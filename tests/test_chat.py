@@ -76,7 +76,7 @@ LLAMA2 = {
         dialog("Hi ", system=" Be brief. "),
         ["[INST] <<SYS>>\n Be brief. \n<</SYS>>\n\nHi [/INST]"],
     ),
-    "white space behind instructions": (
+    "white space after instructions": (
         dialog("  Hi", system="Be brief."),
         ["[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n  Hi [/INST]"],
     ),

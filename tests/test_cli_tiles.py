@@ -35,7 +35,7 @@ def story(tmp_path):
 def test_a_story_by_every_way_is_what_was_recorded(story, capsys):
     assert main(["tiles", story, "--on-chip", "16", "--tile", "32"]) == 0
     first, _, *lines = capsys.readouterr().out.splitlines()
-    assert first == "247 tokens, then one of each of 8 texts behind them"
+    assert first == "247 tokens, then one of each of 8 texts after them"
     cells = [line.split("|")[1:-1] for line in lines]
     shown = ["|" + "|".join(row[:-1]) + "|" for row in cells]
     assert [shown[0], *shown[2:]] == RECORDED.splitlines()

@@ -283,14 +283,14 @@ DISAGREEMENTS = {
         "so it does where a sum meets p": ("top_p", MEETS),
         "and where one token stays": ("top_p", TINY),
         "temperature 0 is the greedy choice": ("temperature", ZERO),
-        "temperature comes last, behind min-p": (
+        "temperature comes last, after min-p": (
             "chain",
             "temperature and truncation come in the order of transformers",
         ),
         "a repetition is forgotten after 64 tokens": ("repetition_penalty", REACH),
         "so is a presence": ("presence_penalty", REACH),
         "and a frequency": ("frequency_penalty", REACH),
-        "mirostat measures surprise behind the truncation, not before it": (
+        "mirostat measures surprise after the truncation, not before it": (
             "mirostat_2 (surprise='original')",
             f"{MU} the tokens that surprise by mu bits or less stay",
         ),

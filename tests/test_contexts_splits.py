@@ -1,4 +1,4 @@
-"""Keys in splits, behind a shared prefix, and in trees: attention all the same."""
+"""Keys in splits, after a shared prefix, and in trees: attention all the same."""
 
 import numpy as np
 import pytest

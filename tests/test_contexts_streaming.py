@@ -251,7 +251,7 @@ def test_keys_that_turn_by_length_cannot_be_moved():
 FEW = ["generate", "Once", "--weights", "stories-draft", "--seed", "1"]
 
 
-def test_generate_goes_on_behind_the_window(capsys):
+def test_generate_goes_on_after_the_window(capsys):
     words = ["--stream-window", "16", "--sinks", "2", "--eos-token-id", "[]"]
     assert main([*FEW, *words, "--max-new-tokens", "60"]) == 0
     captured = capsys.readouterr()

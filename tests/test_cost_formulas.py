@@ -87,7 +87,7 @@ def numbers(cost):
 
 
 def run(config, start, lengths, attend=blocked, last=False, dtype="float32"):
-    """Count passes over so many new positions, behind those that rows hold."""
+    """Count passes over so many new positions, after those that rows hold."""
     model = random_model(config, 0, dtype)
     cache = new_cache(config, len(start), max(start) + sum(lengths), dtype)
     cache.length[:] = start

@@ -74,7 +74,7 @@ def test_with_one_candidate_contrastive_search_is_greedy(situation, most, alpha)
 
 
 def hidden(model, text):
-    """Unit vectors behind the final norm, computed without a cache to go on from."""
+    """Unit vectors after the final norm, computed without a cache to go on from."""
     L = model.config.num_hidden_layers
     cache = new_cache(model.config, 1, len(text), "float64")
     _, states = forward_with_layers(model, np.array([text]), cache, {L})

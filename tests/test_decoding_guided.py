@@ -170,7 +170,7 @@ def test_row_whose_text_is_whole_waits_for_the_others():
     assert caught.value.row == 1  # so the message can name prompt and option
 
 
-def test_beginning_with_allows_anything_behind():
+def test_beginning_with_allows_anything_after():
     machine = beginning_with(b"ab")
     assert accepts(machine, b"ab") and accepts(machine, b"ab\xff\x00")
     assert not accepts(machine, b"a") and not accepts(machine, b"ba")

@@ -500,7 +500,7 @@ def test_every_token_of_a_tree_sees_its_own_branch_only(situation, seed, M, W):
     cache, _ = prefill(model, [prompt], len(prompt) + len(block))
     logits = run_tree(model, block.tolist(), step, visible, cache)
     for t, row in enumerate(visible):
-        # In the order in which they stand, each a step behind the one before.
+        # In the order in which they stand, each a step after the one before.
         branch = np.flatnonzero(row)[np.argsort(step[row], kind="stable")]
         np.testing.assert_array_equal(step[branch], np.arange(len(branch)))
         assert branch[-1] == t

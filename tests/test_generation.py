@@ -633,7 +633,7 @@ def test_no_token_is_made_up_where_all_are_removed(options):
 
 def test_beams_that_cannot_go_on_leave_the_others_alone():
     model, prompt = model_of(0)
-    # Behind 7 nothing may follow.
+    # After 7 nothing may follow.
     ways = {7: [[7, token] for token in range(model.config.vocab_size)]}
     config = GenerationConfig(
         num_beams=4,
@@ -657,7 +657,7 @@ def test_min_new_tokens_has_precedence_over_min_length():
         assert len(generate(model, prompt, config).tokens) == expected
 
 
-def test_suppression_at_the_beginning_comes_behind_a_forced_first_token():
+def test_suppression_at_the_beginning_comes_after_a_forced_first_token():
     model, prompt = model_of(0)
     config = GenerationConfig(
         forced_bos_token_id=9, max_new_tokens=2, sequence_bias={(8,): 100.0}
@@ -666,7 +666,7 @@ def test_suppression_at_the_beginning_comes_behind_a_forced_first_token():
     both = replace(config, begin_suppress_tokens=(8, 9))
     assert generate(model, prompt[:1], both).tokens[0] == 9
     assert generate(model, prompt[:1], both).tokens[1] != 8
-    # A prompt of several tokens has its first one behind it.
+    # The first token of a longer prompt is over.
     assert generate(model, prompt, both).tokens[0] != 8
 
 

@@ -70,7 +70,7 @@ def test_fault_is_found_at_its_tensor_and_named(fault, dtype):
             assert finding is None
 
 
-# Behind the turned queries and keys a shift of all of them is invisible, and bfloat16
+# After the turned queries and keys a shift of all of them is invisible, and bfloat16
 # hides an epsilon; a head that nobody has cannot be computed.
 UNSEEN = {"position", "eps", "truncated", "head untied"}
 ONE_BLOCK = ("no gain", "transposed o_proj", "transposed gate_proj")

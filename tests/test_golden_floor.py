@@ -147,7 +147,7 @@ def test_a_number_that_carries_all_leaves_one_error():
     exact[0, 0, 5], errors[:, 0, 0, 5] = 1e5, 0.1 * rng.standard_normal(11)
     found = floors_of_errors(errors, exact)
     assert found["rms"] > 3.5 * np.abs(errors[:, 0, 0, 5]).max() / 1e5
-    # Behind it nothing is hidden: the even error is as before.
+    # After it nothing is hidden: the even error is as before.
     assert found["even"] == pytest.approx(plain["even"], rel=0.05)
 
 

@@ -95,7 +95,7 @@ def ragged(draw, B=3):
 
 
 def filled_cache(config, start, count, seed, dtype="float64", room=3):
-    """A cache whose rows hold something of their own, and junk behind it."""
+    """A cache whose rows hold something of their own, and junk after it."""
     N = int((start + count).max()) + room
     cache = new_cache(config, len(start), N, dtype)
     rng = np.random.default_rng([seed, 9])
@@ -155,7 +155,7 @@ def test_only_the_new_positions_of_the_cache_are_written(config, rows, seed):
 
 
 @given(configs(trained=dynamic_beyond), ragged(), seeds, paths)
-def test_what_lies_behind_a_row_in_the_cache_is_never_looked_at(
+def test_what_lies_after_a_row_in_the_cache_is_never_looked_at(
     config, rows, seed, attend
 ):
     start, count, T = rows
@@ -228,7 +228,7 @@ def test_permuting_the_batch_permutes_the_logits(config, order, rows, seed):
 
 
 @given(configs(trained=dynamic_beyond), ragged(), seeds, paths)
-def test_last_is_the_logits_behind_each_rows_last_token(config, rows, seed, attend):
+def test_last_is_the_logits_after_each_rows_last_token(config, rows, seed, attend):
     start, count, T = rows
     model, tokens = random_model(config, seed, "float64"), token_ids(config, seed, 3, T)
     cache = filled_cache(config, start, count, seed)

@@ -113,7 +113,7 @@ def test_linear_scaling_divides_the_position(factor, position, seed):
 
 
 @given(st.integers(0, 127), dtypes)
-def test_dynamic_scaling_begins_behind_the_trained_length(last, dtype):
+def test_dynamic_scaling_begins_after_the_trained_length(last, dtype):
     plain = replace(DISTINCT, max_position_embeddings=128)
     dynamic = replace(plain, rope=Rope("dynamic", factor=4.0))
     at = np.array([[last]])
@@ -127,7 +127,7 @@ def test_dynamic_scaling_begins_behind_the_trained_length(last, dtype):
 
 
 @given(st.integers(0, 63), dtypes)
-def test_longrope_takes_its_long_factors_behind_the_trained_length(last, dtype):
+def test_longrope_takes_its_long_factors_after_the_trained_length(last, dtype):
     slower = {"short_factor": (1.0, 2.0), "long_factor": (4.0, 8.0)}
     longrope = Rope("longrope", 1e4, 1.0, 64, **slower)
     config = replace(DISTINCT, head_dim=4, rope=longrope)

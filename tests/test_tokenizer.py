@@ -232,7 +232,7 @@ ACROSS = [b"12", b"34", b"1234", b" a", b"b\n", b" ab\n", b"Sx", b"'S", b"s\n"]
         ("1234", "12 3 4".split()),  # numbers, by three digits
         ("it'Sx", "i t 'S x".split()),  # contractions, in capitals, too
         ("b\nab", ["b", "\n", "a", "b"]),  # letters end before a line does
-        (" ab", [" a", "b"]),  # a space goes with the word behind it
+        (" ab", [" a", "b"]),  # a space goes with the word after it
         ("s\n", ["s", "\n"]),
     ],
 )
@@ -296,7 +296,7 @@ def test_sequence_may_begin_and_end_with_its_tokens(tokenizer):
     assert tokenizer.token_bytes(bos) == tokenizer.token_bytes(eos) == b""
 
 
-# Places behind the ranks, from Meta's list.
+# Places after the ranks, from Meta's list.
 LLAMA3_PLACES = {
     "<|begin_of_text|>": 0,
     "<|end_of_text|>": 1,
@@ -500,7 +500,7 @@ BROKEN = {
         members("json") | {"tokenizer_config.json": b"[1]"},
         "tokenizer_config.json: broken",
     ),
-    "added far behind": (
+    "added far beyond": (
         members("sentencepiece", added_tokens_decoder={"1048577": {"content": "x"}}),
         "the id 1048577, beyond 1048576",
     ),

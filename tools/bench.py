@@ -10,7 +10,7 @@
 
 For each size a model of random weights is written to a temporary folder, and every
 program reads it: npllama, transformers on torch, llama.cpp.  Measured are loading,
-prefill (a prompt at once), decode (a token at a time behind 64 others) and peak
+prefill (a prompt at once), decode (a token at a time after 64 others) and peak
 memory.  The BLAS floor is what any program with this BLAS must take: the products
 of the same pass with the same weight arrays, in the same order and process, and
 nothing else (attention's own products, which have no weights, are not in it).

@@ -104,7 +104,7 @@ def run_tiles(options: argparse.Namespace) -> None:
         print(json.dumps(told | {"ways": [found._asdict() for found in outcomes]}))
         return
     print(
-        f"{len(tokens)} tokens, then one of each of {options.rows} texts behind them\n"
+        f"{len(tokens)} tokens, then one of each of {options.rows} texts after them\n"
     )
     print(markdown([HEAD, *map(as_row, outcomes)]))
 

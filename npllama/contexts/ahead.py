@@ -55,7 +55,7 @@ class Rounds(NamedTuple):
     @property
     def acceptance(self) -> float:
         """How often a guess was kept that was looked at; NaN if none was."""
-        # Behind the first one that is not kept, none is looked at.
+        # After the first one that is not kept, no other is looked at.
         looked_at = self.kept + self.failed
         return self.kept / looked_at if looked_at else float("nan")
 

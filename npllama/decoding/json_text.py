@@ -222,7 +222,7 @@ def _whole(low: str, high: str, n: int) -> Node:
     if n == 0:
         options = [NOTHING] * (not low.strip("0"))
         if low:
-            options.append(("then", [literal("."), _behind_point(low, high)]))
+            options.append(("then", [literal("."), _after_point(low, high)]))
         return ("or", options)
     if not low.strip("0") and not high.strip("9"):
         rest = _whole(low[n:], high[n:], 0)
@@ -233,7 +233,7 @@ def _whole(low: str, high: str, n: int) -> Node:
     )
 
 
-def _behind_point(low: str, high: str) -> Node:
+def _after_point(low: str, high: str) -> Node:
     """One digit or more after the point; missing digits are zeros."""
     if not low.strip("0") and not high.strip("9"):
         return ("repeat", _DIGIT, 1, len(low))
@@ -242,5 +242,5 @@ def _behind_point(low: str, high: str) -> Node:
         if not a.strip("0"):
             options.append(digit)
         if a:
-            options.append(("then", [digit, _behind_point(a, b)]))
+            options.append(("then", [digit, _after_point(a, b)]))
     return ("or", options)

@@ -111,7 +111,7 @@ def large_queries(rng, **sizes: Any) -> Inputs:
 ATTENTION: dict[str, Maker] = {
     "first token": partial(attention_inputs, start=[0], T=1, N=1, H=4, K=4, D=8),
     "odd prefill": partial(attention_inputs, start=[0], T=7, N=7, H=3, K=3, D=10),
-    "room behind": partial(attention_inputs, start=[0], T=5, N=12, H=4, K=2, D=8),
+    "room left": partial(attention_inputs, start=[0], T=5, N=12, H=4, K=2, D=8),
     "decode": partial(attention_inputs, start=[36], T=1, N=48, H=6, K=3, D=16),
     "start above zero": partial(
         attention_inputs, start=[13], T=5, N=32, H=4, K=2, D=12

@@ -317,6 +317,6 @@ def check_forced_bos() -> Iterator[Law]:
     """
 
     rows = cases(logits=ROWS, length=st.integers(0, 3), bos=st.integers(0, 2))
-    says = "behind the first token bos has all the probability, else nothing changes"
+    says = "after the first token bos has all the probability, else nothing changes"
     known = {"logits": row(3, 1, 2), "length": 1, "bos": 1}
     yield from _two(says, rows, _forces_bos, known)

@@ -59,7 +59,7 @@ def check_greedy_search() -> Iterator[Law]:
     rows = cases(
         model=models(), prompt=PROMPTS, max_new_tokens=st.integers(1, 5), eos=EOS
     )
-    says = "every token is the most probable behind the text so far"
+    says = "every token is the most probable after the text so far"
     usual = {"prompt": [0], "max_new_tokens": 5, "eos": 2}
     known = tuple({"model": LanguageModel(3, seed)} | usual for seed in range(8))
     yield Law(says, rows, _writes_the_greedy_text, known)

@@ -29,11 +29,11 @@ class Program:
     variants: tuple[str, ...] = ()
 
     def prefill(self, variant: str, tokens: np.ndarray) -> np.ndarray:
-        """Forget everything, read a prompt, return the logits behind it, (V,)."""
+        """Forget everything, read a prompt, return the logits after it, (V,)."""
         raise NotImplementedError
 
     def step(self, variant: str, token: int) -> np.ndarray:
-        """Read one more token, return the logits behind it, (V,)."""
+        """Read one more token, return the logits after it, (V,)."""
         raise NotImplementedError
 
     def hello(self) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class Program:
         return {"name": self.name, "variants": self.variants}
 
     def logits(self, tokens: list[int], path: str) -> dict[str, Any]:
-        """Write every variant's logits behind a prompt and one more token."""
+        """Write every variant's logits after a prompt and one more token."""
         for variant in self.variants:
             if variant != "floor":
                 self.prefill(variant, np.array(tokens[:-1]))

@@ -59,7 +59,7 @@ def compare(sizes: dict[str, dict[str, Any]], context: int) -> dict[str, Any]:
     sizes : mapping of preset to its part of the results
         As `bench.py` measures it, with a probe before every round.
     context : int
-        Positions behind which decode was timed.
+        Positions after which decode was timed.
     """
     found: dict[str, Any] = {}
     for name, size in sizes.items():

@@ -82,7 +82,7 @@ class Watch:
         return hook
 
     def turned(self, q, k) -> None:
-        """Keep queries and keys, (B, H, T, D), with the heads behind the positions."""
+        """Keep queries and keys, (B, H, T, D), with the heads after the positions."""
         for name, x in (("q_rope", q), ("k_rope", k)):
             self.seen[f"{self.layer}.{name}"] = plain(x.transpose(1, 2))
 

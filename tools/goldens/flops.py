@@ -41,7 +41,7 @@ def row(counts: dict) -> list[int]:
 
 @torch.no_grad()
 def counted(case: Case, batch: int, kind: str) -> np.ndarray:
-    """FLOPs of one pass after the other, behind what was cached before.
+    """FLOPs of one pass after the other, after what was cached before.
 
     Returns
     -------

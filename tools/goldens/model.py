@@ -123,7 +123,7 @@ def answers(case: Case, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
 
 @torch.no_grad()
 def greedy(case: Case) -> tuple[np.ndarray, float]:
-    """What `generate` writes in float32 behind a short prompt.
+    """What `generate` writes in float32 after a short prompt.
 
     Returns
     -------

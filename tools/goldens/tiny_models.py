@@ -76,7 +76,7 @@ def transformers_model(made: Tiny):
 
 
 def until_eos(tokens: list[int], eos: list[int]) -> list[int]:
-    """New tokens up to the first that ends the text, as transformers pads behind it."""
+    """New tokens up to the first that ends the text, as transformers pads after it."""
     for i, token in enumerate(tokens):
         if token in eos:
             return tokens[: i + 1]

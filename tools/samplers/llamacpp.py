@@ -19,7 +19,7 @@ LAST_N = 64  # llama.cpp's default window of penalties
 def applied(
     sampler: Any, logits: np.ndarray, history: Any = ()
 ) -> tuple[np.ndarray, int]:
-    """The row that a sampler leaves behind a text, and the token it selects."""
+    """The row that a sampler leaves after a text, and the token it selects."""
     for token in history:
         cpp.llama_sampler_accept(sampler, int(token))
     found = run(sampler, logits)

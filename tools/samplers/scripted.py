@@ -48,7 +48,7 @@ def forward(
     Returns
     -------
     (B, T, V) float32
-        Or (B, 1, V), behind the last token of each row.
+        Or (B, 1, V), after the last token of each row.
     """
     tokens = np.asarray(tokens)
     B, T = tokens.shape

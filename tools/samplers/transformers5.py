@@ -233,7 +233,7 @@ class TextModel(PreTrainedModel, GenerationMixin):
         self.nothing = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
 
     def forward(self, input_ids: torch.Tensor, **others: Any) -> CausalLMOutput:
-        """Logits behind every token of every row."""
+        """Logits after every token of every row."""
         rows = [
             [self.logits(text[: n + 1]) for n in range(len(text))]
             for text in input_ids.tolist()
@@ -259,7 +259,7 @@ def generated(model: Callable, prompt: Sequence[int], **options: Any) -> Any:
 
 
 def new_tokens(row: torch.Tensor, prompt: Sequence[int], eos: int | None) -> list[int]:
-    """What follows the prompt, without the padding behind its end."""
+    """What follows the prompt, without the padding after its end."""
     text = row.tolist()[len(prompt) :]
     return text[: text.index(eos) + 1] if eos in text else text
 
