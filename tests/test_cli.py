@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import children
+import numpy as np
 import pytest
 
 from npllama.cli import main as cli
