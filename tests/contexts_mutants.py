@@ -51,7 +51,7 @@ SMALL = S + "a_prompt_of_any_length_goes_through_a_small_window"
 
 MUTANTS += [
     # turned forward; values turned, too; sinks turned
-    (STREAMING, "np.array([[-drop]])", "np.array([[drop]])", PLACE),
+    (STREAMING, "-np.atleast_1d(drop)", "np.atleast_1d(drop)", PLACE),
     (
         STREAMING,
         "v[:, :, kept] = v[:, :, old:length].copy()",

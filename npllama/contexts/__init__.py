@@ -6,6 +6,8 @@
 `splits`      Flash-Decoding: keys in splits of a fixed size
 `prefixes`    keys that many queries share: cascade attention, and trees of guesses
 `streaming`   a text without end in a cache that does not grow
+`sinks`       a stream in one pass: what each position sees of it
+`ring`        the same in a buffer that goes round
 `sparse`      positions that look at some of those before them
 `reading`     where a model lies in its file, and a thread that reads ahead
 `storage`     weights larger than memory: layers are read while others compute

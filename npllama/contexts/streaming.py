@@ -121,14 +121,22 @@ def forget(cache: KVCache, config: Config, drop: int, sinks: int) -> None:
     cache.length[0] -= drop
 
 
-def turned_back(config: Config, drop: int, dtype: str):
-    """Tables that turn a key back by `drop` positions, wherever it stands.
+def turned_back(config: Config, drop: int | np.ndarray, dtype: str):
+    """Tables that turn a vector back by `drop` positions, wherever it stands.
+
+    Parameters
+    ----------
+    config : Config
+    drop : int, or (T,) int64
+        One number for each of T vectors, or for all of them.
+    dtype : "float32" or "float64"
 
     Returns
     -------
-    cos, sin : (1, 1, D // 2) float
+    cos, sin : (1, T, D // 2) float
+        T is 1 for an int.
     """
-    cos, sin = rope_tables(config, np.array([[-drop]]), dtype)
+    cos, sin = rope_tables(config, -np.atleast_1d(drop)[None], dtype)
     # YaRN's tables hold a factor, which the keys have already.
     size = np.sqrt(np.square(cos) + np.square(sin))
     return cos / size, sin / size
