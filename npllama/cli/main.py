@@ -32,6 +32,7 @@ from npllama.cli import info as info_cli
 from npllama.cli import offload as offload_cli
 from npllama.cli import perplexity as perplexity_cli
 from npllama.cli import prompts as prompts_cli
+from npllama.cli import quantize as quantize_cli
 from npllama.cli import saving, streaming
 from npllama.cli import serve as serve_cli
 from npllama.cli import serve_sim as serve_sim_cli
@@ -149,6 +150,7 @@ def parser() -> Parser:
     info_cli.add_commands(commands)
     offload_cli.add_commands(commands)
     perplexity_cli.add_commands(commands)
+    quantize_cli.add_commands(commands)
     serve_cli.add_commands(commands)
     serve_sim_cli.add_commands(commands)
     tiles_cli.add_commands(commands)
@@ -314,6 +316,7 @@ RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {
     **info_cli.RUN,
     **offload_cli.RUN,
     **perplexity_cli.RUN,
+    **quantize_cli.RUN,
     "serve": serve_cli.run_serve,
     **serve_sim_cli.RUN,
     **tiles_cli.RUN,

@@ -1,6 +1,9 @@
 """Chapter 22: fewer bits.
 
-`grid`    rounding weights to a few values: scales, zero points, clipping
-`packed`  codes, two to a byte, and the table that unpacks them
-`gptq`    rounding one column, and letting the others make up for it
+`grid`       rounding weights to a few values: scales, zero points, clipping
+`packed`     codes, two to a byte, and the table that unpacks them
+`gptq`       rounding one column, and letting the others make up for it
+`calibrate`  what goes into each matrix when the model reads real text
+`quality`    what rounding did to a model: divergence, agreement, surprise
+`quantize`   a whole model in few bits, block by block
 """
