@@ -48,21 +48,12 @@ def add_commands(commands) -> None:
         allow_abbrev=False,
     )
     option = command.add_argument
-    on_off = argparse.BooleanOptionalAction
     says = "; ".join(f"{name}: {method.says}" for name, method in METHODS.items())
     # fmt: off
     option("model", metavar="MODEL", help="an .npz, or the name of a shipped model")
     option("out", metavar="OUT", type=Path, help="the .npz to write")
     option("--method", choices=METHODS, default="gptq", help=f"{says} (default: gptq)")
-    option("--bits", type=int, default=4, choices=range(2, 9), metavar="N",
-           help="of a weight, 2 to 8 (default: 4)")
-    option("--group-size", type=int, default=128, metavar="N",
-           help="inputs that share a scale; -1: all of a row (default: 128)")
-    option("--sym", action=on_off, default=True,
-           help="a grid with as many steps on either side of 0 (default: on)")
-    option("--nf4", action="store_true", help="the points of NF4 instead of even steps")
-    option("--mse", type=float, metavar="P",
-           help="clip large weights where the sum of |error|^P falls; 2.4 is published")
+    add_grid_options(command)
     option("--calibrate", metavar="FILE",
            help="text of the kind that the model reads, or JSON lines of "
            '{"text": ...} or {"tokens": ...} (FILE.jsonl); what gptq fits to, and all '
@@ -71,6 +62,32 @@ def add_commands(commands) -> None:
            help="rows of text to fit to, at most (default: 128)")
     option("--model-seqlen", type=int, metavar="N",
            help=f"tokens of a row (default: the context, {LONGEST} at most)")
+    add_gptq_options(command)
+    option("--json", action="store_true", help="print a JSON object for each block")
+    # fmt: on
+
+
+def add_grid_options(command: argparse.ArgumentParser) -> None:
+    """The values that a weight may take."""
+    option = command.add_argument_group("grid").add_argument
+    # fmt: off
+    option("--bits", type=int, default=4, choices=range(2, 9), metavar="N",
+           help="of a weight, 2 to 8 (default: 4)")
+    option("--group-size", type=int, default=128, metavar="N",
+           help="inputs that share a scale; -1: all of a row (default: 128)")
+    option("--sym", action=argparse.BooleanOptionalAction, default=True,
+           help="a grid with as many steps on either side of 0 (default: on)")
+    option("--nf4", action="store_true", help="the points of NF4 instead of even steps")
+    option("--mse", type=float, metavar="P",
+           help="clip large weights where the sum of |error|^P falls; 2.4 is published")
+    # fmt: on
+
+
+def add_gptq_options(command: argparse.ArgumentParser) -> None:
+    """How methods are fitted to the text."""
+    option = command.add_argument_group("fitting").add_argument
+    on_off = argparse.BooleanOptionalAction
+    # fmt: off
     option("--desc-act", action=on_off, default=False,
            help="gptq: columns of the largest inputs first (act-order; default: off)")
     option("--static-groups", action=on_off, default=False,
@@ -82,7 +99,6 @@ def add_commands(commands) -> None:
            "(default: on)")
     option("--float-inputs", action="store_true",
            help="inputs come from the model in floats alone")
-    option("--json", action="store_true", help="print a JSON object for each block")
     # fmt: on
 
 
