@@ -12,9 +12,9 @@ TEXTS = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 CONTENTS = listed()
-# The command line and what makes the book stand outside of it: they may use all, and
+# The command line and what makes pages stand outside of it: they may use all, and
 # nothing uses them.
-OUTSIDE = {"__init__", "__main__", "cli", "book"}
+OUTSIDE = {"__init__", "__main__", "cli", "book", "explain"}
 
 
 def modules_used(source):

@@ -10,6 +10,7 @@ pictures are computed from a model that ships.
 `prose`      docstrings and READMEs: Markdown, mathematics, parameters
 `shapes`     the sizes that shape comments had when the tests ran them
 `exercises`  laws, and what would go wrong without them
+`style`      colours that all pages share
 `svg`        shapes and axes of a picture
 `figures`    pictures of Part I
 `choices`    pictures of sampling and decoding

@@ -11,15 +11,11 @@ from typing import NamedTuple
 from npllama.book import exercises, listing, names, prose, shapes
 from npllama.book.contents import PACKAGE, Page, pages
 from npllama.book.names import Target
+from npllama.book.style import COLOURS
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c2129; --soft: #555d6b; --paper: #fdfcf9;
-  --line: #d8d4c9; --code: #f4f1ea; --link: #0b5394; --word: #8a1c5c; --string: #34651d;
-  --number: #8a4b08; --name: #0b5394; --was: #6b5310; --mark: #b9d3c3; --hot: #b5430b; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e7e4dd; --soft: #a9b0bd;
-  --paper: #15171b; --line: #3a3e47; --code: #1d2026; --link: #8cbcf2; --word: #f09cc8;
-  --string: #a8d08d; --number: #e9b872; --name: #8cbcf2; --was: #d6c07a;
-  --mark: #2c4a3d; --hot: #ff9a62; } }
+STYLE = (
+    COLOURS
+    + """
 * { box-sizing: border-box; }
 body { margin: 0; color: var(--ink); background: var(--paper);
   font: 17px/1.6 Georgia, 'Times New Roman', serif; overflow-wrap: break-word; }
@@ -67,6 +63,7 @@ ol.contents { list-style: none; padding-left: 0; } ol.contents ol { list-style: 
   pre { white-space: pre-wrap; font-size: 8.5pt; } .piece { break-inside: avoid-page; }
   details > * { display: block; } }
 """
+)
 
 Href = Callable[[Target], "str | None"]
 

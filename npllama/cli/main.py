@@ -27,6 +27,7 @@ from npllama.cli import book as book_cli
 from npllama.cli import chat as chat_cli
 from npllama.cli import convert as convert_cli
 from npllama.cli import cost as cost_cli
+from npllama.cli import explain as explain_cli
 from npllama.cli import golden as golden_cli
 from npllama.cli import info as info_cli
 from npllama.cli import offload as offload_cli
@@ -136,6 +137,7 @@ def parser() -> Parser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     chosen = [add_generate(commands), chat_cli.add_chat(commands)]
+    chosen.append(explain_cli.add_explain(commands))
     for command in chosen:
         command.add_argument(
             "--weights",
@@ -284,6 +286,12 @@ def read_ids(options: argparse.Namespace) -> list[int]:
         ) from None
 
 
+def run_explain(options: argparse.Namespace) -> None:
+    """Show how a text comes about."""
+    prompt = read_ids(options) if options.tokens else read_prompt(options.prompt)
+    explain_cli.run_explain(options, prompt)
+
+
 def shown_prompt(model: Model, prompt: str | list[int]) -> str:
     """The prompt as text; empty for a model without a tokenizer."""
     if isinstance(prompt, str):
@@ -310,6 +318,7 @@ def read_prompt(argument: str | None) -> str:
 RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "generate": run_generate,
     "chat": chat_cli.run_chat,
+    "explain": run_explain,
     **convert_cli.RUN,
     **cost_cli.RUN,
     **golden_cli.RUN,

@@ -24,6 +24,7 @@ import numpy as np
 
 from npllama.cache import KVCache
 from npllama.decoding.common import Hypothesis, Job, Stop, extend, prefill, top
+from npllama.ops import note
 from npllama.sampling import NothingLeft, log_softmax, softmax
 from npllama.weights import Model
 
@@ -149,11 +150,19 @@ def successors(
     chosen = (
         top(total, keep) if rng is None else draw_without_replacement(total, keep, rng)
     )
-    return [
+    found = [
         Beam([*beams[i // V].tokens, int(i % V)], float(total[i]), int(i // V))
         for i in chosen
         if total[i] > -np.inf
     ]
+    tell("candidates", found)
+    return found
+
+
+def tell(name: str, beams: Sequence[Beam]) -> None:
+    """Show observers a list of beams: of each its parent, last token and score."""
+    rows = [(beam.parent, beam.tokens[-1], beam.score) for beam in beams]
+    note(name, np.array(rows, dtype=np.float64).reshape(-1, 3))  # (C, 3)
 
 
 def draw_without_replacement(
@@ -191,6 +200,7 @@ def part_ended(
     are substitutes, so that `num_beams` beams can continue.
     """
     reasons = [ends(beam.tokens) for beam in candidates]
+    tell("ended", [beam for beam, reason in zip(candidates, reasons) if reason])
     ended = [
         rules.finished(beam, reason)
         for beam, reason in zip(candidates[: rules.num_beams], reasons)
@@ -246,6 +256,7 @@ def advance(
     cache : KVCache
     logits : (B, V) float
     """
+    tell("beams", beams)
     cache = reorder(cache, [beam.parent for beam in beams])
     return cache, extend(model, np.array([beam.tokens[-1] for beam in beams]), cache)
 

@@ -44,6 +44,7 @@ from npllama.decoding.beam import (
     require_texts,
     start_beams,
     successors,
+    tell,
 )
 from npllama.decoding.common import Hypothesis, Job, top
 from npllama.sampling import log_softmax
@@ -218,6 +219,7 @@ def constrained_beam_search(
             tries = rules.keep // rules.num_beams
             found += best_of_each(beams, log_probs, tries, judged)
         candidates = [judged(beam) for beam in distinct(found)]
+        tell("ended", [c.beam for c in candidates if c.reason is not None])
         ended, cut = endings(candidates, rules)
         finished = ranked(finished + ended)[: rules.num_beams]
         going = [c for c in candidates if c.reason is None]

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from npllama.ops import note
 from npllama.sampling import draw, greedy, softmax
 
 
@@ -114,12 +115,27 @@ def verified(
     -------
     int
     """
+    token = _decided(logits, x, q, rng)
+    note("chosen", np.array([token]))
+    return token
+
+
+def _decided(logits, x, q, rng) -> int:
+    """As `verified`, which shows it to observers, too."""
     if rng is None:
         return int(greedy(logits))
     p = softmax(logits)  # (V,)
     if x is None:
-        return int(draw(p, rng.random()))
+        return int(draw(p, _uniform(rng)))
     q = one_hot(x, len(p)) if q is None else q
-    if accept(p, q, x, rng.random()):
+    note("q", q)
+    if accept(p, q, x, _uniform(rng)):
         return x
-    return int(draw(residual(p, q), rng.random()))
+    return int(draw(residual(p, q), _uniform(rng)))
+
+
+def _uniform(rng: np.random.Generator) -> float:
+    """A number in [0, 1), shown to observers."""
+    u = rng.random()
+    note("u", np.array([u]))
+    return u

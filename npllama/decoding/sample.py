@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from npllama.decoding.common import Job, Step, ending, extend, prefill
+from npllama.ops import note
 from npllama.sampling import NothingLeft, draw, greedy, softmax
 
 
@@ -65,6 +66,8 @@ def choose(
 ) -> np.ndarray:
     """Choose a token for each row: drawn by its generator, or the likeliest.
 
+    Observers see the numbers `u` of the draw, and what was chosen.
+
     Parameters
     ----------
     logits : (B, V) float
@@ -74,7 +77,15 @@ def choose(
     -------
     (B,) int64
     """
+    chosen = _chosen(logits, rngs)  # (B,)
+    note("chosen", chosen)
+    return chosen
+
+
+def _chosen(logits, rngs) -> np.ndarray:
+    """As `choose`, which shows it to observers, too."""
     if rngs[0] is None:
         return greedy(logits)
     u = np.array([rng.random() for rng in rngs])  # (B,)
+    note("u", u)
     return np.asarray(draw(softmax(logits), u))

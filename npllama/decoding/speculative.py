@@ -32,6 +32,7 @@ from npllama.decoding.common import Job, Step, Stop, begin, longest
 from npllama.decoding.follower import Follower
 from npllama.decoding.rejection import verified
 from npllama.model import forward
+from npllama.ops import note
 from npllama.sampling import draw, softmax
 from npllama.weights import Model
 
@@ -157,6 +158,7 @@ def speculate(job: Job, propose: Propose, num_assistant_tokens: int) -> Iterator
         # One place is kept for the token that the target itself adds.
         most = min(num_assistant_tokens, last - len(text) - 1)
         draft = propose(text, most, cache) if most > 0 else Draft([])
+        note("draft", np.array(draft.tokens, dtype=np.int64))
         block = np.array([[text[-1], *draft.tokens]])  # (1, 1 + guesses)
         logits = forward(model, block, cache)[0]  # (1 + guesses, V)
         tokens, reason = check(draft, logits, new, decide, ends)

@@ -17,6 +17,7 @@ import numpy as np
 
 from npllama.generation.options import OPTIONS, SHAPE, GenerationConfig
 from npllama.generation.steps import History, Setting
+from npllama.ops import note
 
 LLAMACPP_FIRST = ["top_n_sigma", "top_k", "typical_p", "top_p", "min_p"]
 
@@ -58,6 +59,9 @@ def pipeline(
 ) -> np.ndarray:
     """Run the steps of the named options, one after the other.
 
+    Observers see the distribution before the first step, as ``process``, and after
+    each, such as ``process.top_p``.
+
     Parameters
     ----------
     setting : Setting
@@ -71,7 +75,9 @@ def pipeline(
     -------
     (B, V) float
     """
+    note("process", logits)
     for name in names:
         value = getattr(setting.config, name)
         logits = OPTIONS[name].step(value, setting, history, logits)
+        note(f"process.{name}", logits)
     return logits
