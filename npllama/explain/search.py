@@ -59,8 +59,7 @@ def way(levels: Sequence[Level], tokens: Sequence[int]) -> list[int]:
     found: list[dict[int, int]] = []
     for level, token in zip(levels, tokens[:-1]):
         before = found[-1] if found else None
-        rows = enumerate(level.going)
-        same = {r: p for r, (p, t, _) in rows if t == token}
+        same = {r: p for r, (p, t, _) in enumerate(level.going) if t == token}
         found.append({r: p for r, p in same.items() if before is None or p in before})
         if not found[-1]:
             raise LookupError("the search did not list this text")
