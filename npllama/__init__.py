@@ -63,7 +63,7 @@ Part VII, long texts and small memories
     21  `contexts`     tiles, texts past any length, weights larger than memory
 
 Part VIII, fewer bits
-    22  `compression`  weights rounded to a few bits; GPTQ
+    22  `compression`  weights, keys and values rounded to a few bits; GPTQ
 
 Letters stand for sizes, and only for sizes:
 

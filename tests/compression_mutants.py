@@ -155,3 +155,81 @@ MUTANTS += [
     ("contexts/reading.py", "if not isinstance(tensor, np.ndarray):", "if False:",
      P + "layers_on_storage_refuse_packed_weights"),
 ]  # fmt: skip
+
+ROUND, CACHE = "compression/kv_rounding.py", "compression/kv_cache.py"
+KV = "tests/test_compression_kv_cache.py::test_"
+HAND = KV + "four_keys_by_hand"
+DUE = KV + "what_is_rounded_follows_the_published_rule"
+SAME = KV + "logits_are_those_of_a_plain_cache_that_holds_rounded_numbers"
+ATTENTION = KV + "attention_over_a_prompt_and_token_by_token_is_that_of_kivi"
+BACK = KV + "rows_can_be_rolled_back"
+KV_BYTES = KV + "bytes_are_the_closed_form"
+
+MUTANTS += [
+    # the axes swapped: of keys and values, of the rows along which groups run
+    (ROUND, 'Rule(bits, "channel", group), Rule(bits, "token", group)',
+     'Rule(bits, "token", group), Rule(bits, "channel", group)', ATTENTION),
+    (ROUND, 'x = x.swapaxes(1, 2) if per == "channel" else x',
+     'x = x.swapaxes(1, 2) if per == "token" else x', HAND),
+    # the lowest number is forgotten: when rounding, when restoring
+    (ROUND, "(rows - spread(low, S, rule.group)) /", "rows /", HAND),
+    (ROUND, "        codes += every(lowest)\n", "        pass\n",
+     KV + "codes_scales_and_values_are_those_of_kivi"),
+    # the range is widened to contain 0, as that of weights is
+    (ROUND, "low = over_groups(np.minimum, rows, rule.group)",
+     "low = np.minimum(over_groups(np.minimum, rows, rule.group), 0)", HAND),
+    # floor for round; a group of equal numbers is divided by zero
+    (ROUND, "np.round(steps)", "np.floor(steps)",
+     KV + "the_middle_between_two_steps_goes_to_the_even_one"),
+    (ROUND, "np.round(steps)", "np.floor(steps + 0.5)",
+     KV + "the_middle_between_two_steps_goes_to_the_even_one"),
+    (ROUND, "np.where(scale == 0, x.dtype.type(1), scale)", "scale",
+     KV + "a_group_of_one_token_per_channel_rounds_nothing"),
+    # llama.cpp's 8 bits have 127 steps to either side
+    (ROUND, "np.maximum(high, -low) / (half - 1)", "np.maximum(high, -low) / half",
+     KV + "eight_symmetric_bits_are_those_of_llama_cpp"),
+    (ROUND, "np.maximum(high, -low) / (half", "high / (half",
+     KV + "symmetric_codes_by_hand"),
+    (ROUND, "    if not (np.isfinite(scale).all() and np.isfinite(low).all()):",
+     "    if False:", KV + "numbers_that_float16_does_not_hold_are_refused"),
+    # a boundary at the length; a residual that is off by one
+    (ROUND, "return n // residual * residual", "return n", DUE),
+    (ROUND, "return n // residual * residual", "return (n - 1) // residual * residual",
+     DUE),
+    (ROUND, "return max(0, n - residual)", "return max(0, n - residual + 1)", DUE),
+    # a group's range over all heads
+    (CACHE, "codes, scale, lowest = round_off(plain[:, first:last], rule, ends)",
+     "codes, scale, lowest = round_off(plain[:, first:last], rule, ends)\n"
+     "        scale[:] = scale.max(axis=0)", KV + "heads_have_scales_of_their_own"),
+    # new positions are rounded before they were attended to
+    (CACHE, "        settle(store, b, done, first + n)\n",
+     "        settle(store, b, done, first + n)\n"
+     "        end = int(store.done[b])\n"
+     "        plain[:, :end] = unpack(store, b, end)\n", ATTENTION),
+    # the residual is lost, or one position too short; a row's neighbour is changed
+    (CACHE, "        plain[:, done:first] = store.floats[b, :, : first - done]\n", "",
+     SAME),
+    (CACHE, "store.floats[b, :, : n - last] = plain[:, last:n]",
+     "store.floats[b, :, : n - last - 1] = plain[:, last : n - 1]", ATTENTION),
+    (CACHE, "store.codes[b, :, first:last] = packed",
+     "store.codes[:, :, first:last] = packed", SAME),
+    (CACHE, "        plain[:, first + n : first + T] = 0  # padding, as in a new cache\n",
+     "        plain[:, first + n : first + T] = 1e9\n", SAME),
+    # rolled back: what is gone is unpacked, what stays is rounded again
+    (CACHE, "done = min(int(store.done[b]), first)", "done = int(store.done[b])", BACK),
+    (CACHE, "last = max(first, due(n, rule, store.residual))",
+     "last = due(n, rule, store.residual)\n    first = min(first, last)",
+     KV + "what_is_rounded_is_not_rounded_again"),
+    (CACHE, "first = done - done % whole", "first = 0",
+     KV + "what_is_rounded_is_not_rounded_again"),
+    (CACHE, "own = slice(first // whole, last // whole)", "own = slice(first, last)",
+     ATTENTION),
+    # codes that are not packed, floats that are kept for all positions
+    (CACHE, "bytes_ = -(-D // per_byte(rule.bits))", "bytes_ = D", KV_BYTES),
+    (CACHE, "R = config.head_dim, capacity, min(capacity, rules.residual)",
+     "R = config.head_dim, capacity, capacity", KV_BYTES),
+    ("cost/rounded.py", "capacity // keys.group * D", "capacity * D // keys.group",
+     KV_BYTES),
+    ("cost/rounded.py", "return 2 if bits <= 2 else 4", "return bits if bits <= 4 else 4",
+     KV + "memory_falls_to_what_the_bits_say"),
+]  # fmt: skip

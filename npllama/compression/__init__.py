@@ -1,9 +1,11 @@
 """Chapter 22: fewer bits.
 
-`grid`       rounding weights to a few values: scales, zero points, clipping
-`packed`     codes, two to a byte, and the table that unpacks them
-`gptq`       rounding one column, and letting the others make up for it
-`calibrate`  what goes into each matrix when the model reads real text
-`quality`    what rounding did to a model: divergence, agreement, surprise
-`quantize`   a whole model in few bits, block by block
+`grid`         rounding weights to a few values: scales, zero points, clipping
+`packed`       codes, two to a byte, and the table that unpacks them
+`gptq`         rounding one column, and letting the others make up for it
+`calibrate`    what goes into each matrix when the model reads real text
+`quality`      what rounding did to a model: divergence, agreement, surprise
+`quantize`     a whole model in few bits, block by block
+`kv_rounding`  keys and values in a few bits: what shares a scale
+`kv_cache`     a cache in fewer bits: all positions are rounded but the last ones
 """

@@ -9,6 +9,7 @@ while it runs, and predicted before.
     `meetings`  how queries meet keys: where counts disagree
     `formulas`  the same numbers in closed form, for models of any size
     `textbook`  the short forms that are quoted, and where they come from
+    `rounded`   numbers in a few bits, and the scales that they need
     `memory`    the memory that activations need
     `hardware`  the speed of machines, by their data sheets
     `roofline`  the speed that a machine allows a model
