@@ -13,8 +13,11 @@ import children
 import numpy as np
 import pytest
 
+import npllama
 from npllama.cli import main as cli
 from npllama.cli.main import main
+from npllama.files.checkpoint import save
+from npllama.weights import tensor_shapes
 
 ROOT = Path(__file__).parent.parent
 
@@ -542,3 +545,72 @@ def test_ctrl_c_stops_the_answer_not_the_chat():
         assert process.returncode == 0 and b"Traceback" not in err
     stopped, _, whole = out.partition(b"\n")
     assert len(stopped) < len(whole) / 2
+
+
+# ---- beyond the positions that a model was made for -----------------------------------
+
+
+@pytest.fixture
+def short(tmp_path):
+    """A model of 12 positions, without a tokenizer."""
+    config = npllama.preset(
+        "stories15m", vocab_size=13, hidden_size=8, intermediate_size=6, head_dim=4,
+        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        max_position_embeddings=12, tie_word_embeddings=True,
+    )  # fmt: skip
+    rng, shapes = np.random.default_rng(0), tensor_shapes(config).items()
+    save(
+        tmp_path / "short.npz",
+        config,
+        [(name, rng.normal(size=shape).astype(np.float32)) for name, shape in shapes],
+    )
+    return str(tmp_path / "short.npz")
+
+
+GREEDY = ("--temperature", "0", "--eos-token-id", "[]", "--max-new-tokens")
+
+
+def test_a_text_goes_beyond_the_model_s_positions_if_that_is_asked_for(capsys, short):
+    words = ("generate", "--weights", short, "--tokens", "5" + ",5" * 9, "--json")
+    found = {}
+    for more in ("", "--context 20", "--context 20 --memory 1GB", "--context 11"):
+        code, out, err = called(capsys, *words, *GREEDY, "4", *more.split())
+        (found[more],) = json.loads(out)["texts"]
+        told = "[made for 12 positions; what it says beyond them is unproved]\n"
+        assert code == 0 and (told in err) == ("20" in more), more
+    ends = [(len(f["tokens"]), f["finish_reason"]) for f in found.values()]
+    assert ends == [(2, "context"), (4, "length"), (4, "length"), (1, "context")]
+    assert found["--context 20"] == found["--context 20 --memory 1GB"]
+    assert found["--context 20"]["tokens"][:2] == found[""]["tokens"]
+    model = npllama.load(short, context=20)
+    again = npllama.generate(model, [5] * 10, max_new_tokens=4, eos_token_id=[])
+    assert again.tokens == found["--context 20"]["tokens"]
+
+
+def test_many_prompts_have_a_context_too(capsys, short, tmp_path):
+    (tmp_path / "in").write_text(json.dumps({"tokens": [5] * 11}))
+    words = ("generate", "--weights", short, "--prompts", str(tmp_path / "in"))
+    for n, context in enumerate([(), ("--context", "13")], 1):
+        out = tmp_path / str(n)
+        assert called(capsys, *words, *GREEDY, "3", "-o", str(out), *context)[0] == 0
+        assert len(json.loads(out.read_text())["texts"][0]["tokens"]) == n
+    # What was found with another context is not gone on with.
+    assert called(capsys, *words, *GREEDY, "3", "-o", str(out))[0] == 1
+
+
+def test_talks_and_perplexities_have_a_context_too(capsys, tmp_path, monkeypatch):
+    (tmp_path / "text").write_text("Once upon a time there was a dog. " * 2)
+    words = ("perplexity", str(tmp_path / "text"), "--context")
+    code, out, err = called(capsys, *words, "16")
+    assert code == 0 and "windows of 16" in out and "unproved" not in err
+    assert "made for 512 positions" in called(capsys, *words, "700")[2]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Once upon a time\n"))
+    _, out, err = called(capsys, "chat", "--context", "9", *GREEDY, "30")
+    assert 0 < len(out) < 40 and "unproved" not in err
+
+
+@pytest.mark.parametrize("command", ["generate x", "chat", f"perplexity {__file__}"])
+@pytest.mark.parametrize("context", ["0", "-1", str(2**63)])
+def test_a_context_that_cannot_be_is_misuse(capsys, command, context):
+    code, _, err = called(capsys, *command.split(), "--context", context)
+    assert code == 2 and "--context" in err and len(err.splitlines()) == 1

@@ -895,18 +895,66 @@ def test_an_interrupted_conversion_leaves_nothing(folder, out, signal_number):
 # ---- what a user gives in place of the result ---------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", ["checkpoint", "checkpoint/model.safetensors", "model.gguf", "model.bin"]
-)
-def test_another_format_given_as_weights_is_told_its_command(tmp_path, capsys, name):
+# What someone may give, how it begins, and the source that is to be converted.
+GIVEN = {
+    "checkpoint": (None, "checkpoint"),
+    "checkpoint/model.safetensors": (None, "checkpoint"),
+    "checkpoint/config.json": (None, "checkpoint"),
+    "checkpoint/pytorch_model.bin": (b"PK\3\4", "checkpoint"),
+    "checkpoint/pytorch_model-00001-of-00002.bin": (b"\x80\x02\x8a", "checkpoint"),
+    "checkpoint/model.safetensors.index.json": (b"{}", "checkpoint"),
+    "checkpoint/consolidated.00.pth": (b"PK\3\4", "checkpoint"),
+    "checkpoint/lit_model.pt": (b"PK\3\4", "checkpoint"),
+    "checkpoint/tokenizer.model": (b"\n", "checkpoint"),
+    "model.gguf": (b"GGUF", "model.gguf"),
+    "model-00001-of-00002.gguf": (b"GGUF", "model-00001-of-00002.gguf"),
+    "of another name": (b"GGUF", "'of another name'"),
+    "stories15M.bin": (b"\x20\1\0\0", "stories15M.bin"),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_another_format_given_as_weights_is_told_its_command(
+    tmp_path, capsys, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "checkpoint")
-    for file in ("model.gguf", "model.bin"):
-        (tmp_path / file).write_bytes(b"GGUF")
-    source = tmp_path / ("checkpoint" if "checkpoint" in name else name)
-    for command in (["generate", "x"], ["chat"], ["info"]):
-        assert npllama([*command, "--weights", str(tmp_path / name)]) == 1
+    begin, source = GIVEN[name]
+    if begin is not None:
+        (tmp_path / name).write_bytes(begin)
+    for command in (["generate", "x"], ["chat"], ["info"], ["perplexity", __file__]):
+        assert npllama([*command, "--weights", name]) == 1
         (line,) = capsys.readouterr().err.splitlines()
-        assert f"npllama convert {source} OUT.npz" in line, command
+        assert f"; npllama convert {source} OUT.npz makes one" in line, command
+
+
+def test_an_adapter_or_a_package_given_as_weights_is_told_its_command(
+    tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "adapter").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / "adapter" / name).write_text("{}")
+    monkeypatch.syspath_prepend(tmp_path)
+    info = tmp_path / "some_model-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-model\n")
+    (info / "RECORD").write_text("some_model/weights.gguf,,\n")
+    path = str(tmp_path / "adapter")
+    merge = f"npllama convert BASE OUT.npz --adapter {path} makes one"
+    for name, words in {
+        path: merge,
+        f"{path}/adapter_model.safetensors": merge,
+        "some-model": "some-model: an installed package, not an .npz of npllama; "
+        "npllama convert some-model OUT.npz makes one",
+        "some_model": "npllama convert some_model OUT.npz makes one",
+    }.items():
+        for command in (["generate", "x"], ["golden", "compare", "x", "y"]):
+            assert npllama([*command, "--weights", name]) == 1
+            (line,) = capsys.readouterr().err.splitlines()
+            assert words in line or command[0] == "golden"
+    (info / "RECORD").write_text("some_model/__init__.py,,\n")
+    assert npllama(["info", "some-model"]) == 1
+    assert "no weights file some-model" in capsys.readouterr().err
 
 
 WISHES = [

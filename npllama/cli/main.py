@@ -40,6 +40,7 @@ from npllama.cli import serve_sim as serve_sim_cli
 from npllama.cli import tiles as tiles_cli
 from npllama.cli.options import (
     UsageError,
+    add_context_option,
     add_generation_options,
     as_text,
     generation_config,
@@ -145,6 +146,7 @@ def parser() -> Parser:
             metavar="FILE",
             help="an .npz, or the name of a shipped model (default: stories)",
         )
+        add_context_option(command)
         add_generation_options(command)
     convert_cli.add_commands(commands)
     cost_cli.add_commands(commands)

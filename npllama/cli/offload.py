@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from npllama.cli.options import UsageError, helpers
+from npllama.cli.options import UsageError, helpers, in_context
 from npllama.cli.timing import Stopwatch, peak_memory_mb
 from npllama.contexts.ahead import Ahead, guessing_ahead
 from npllama.contexts.offload import (
@@ -111,9 +111,10 @@ def weights_for(
         If it cannot fit.
     """
     if options.memory is None:
-        yield load(options.weights), None
+        yield in_context(load(options.weights), options.context), None
         return
     found = contents(options.weights)
+    found = found._replace(model=in_context(found.model, options.context))
     run, config = running(found.model), found.model.config
     taken = resident_bytes() + working_bytes(config, run)
     for helper in ("assistant", "amateur"):
@@ -123,7 +124,8 @@ def weights_for(
     except ValueError as error:
         raise ValueError(f"--memory {options.memory / 1e9:g} GB: {error}") from None
     with Streamed(options.weights, chosen.pinned, chosen.buffers) as layers:
-        model, cache = model_on_storage(layers), cache_bytes(config, run.positions, 4)
+        model = model_on_storage(layers)._replace(config=config)
+        cache = cache_bytes(config, run.positions, 4)
         yield model, Held(found, chosen, layers, layers.bytes_read, int(cache))
 
 

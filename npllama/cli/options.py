@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from npllama.files.checkpoint import load
+from npllama.files.checkpoint import load, with_context
 from npllama.generation.generate import most_texts
 from npllama.generation.limits import FLAG
 from npllama.generation.options import DEFAULTS as FIELD_DEFAULTS
@@ -56,6 +57,34 @@ def in_words(error: OSError) -> str:
     if error.strerror is None or error.filename is None:
         return error.strerror or str(error)
     return f"{error.strerror}: {error.filename}"
+
+
+def add_context_option(command: argparse.ArgumentParser) -> None:
+    """How many positions the model may see."""
+    command.add_argument(
+        "--context",
+        type=int,
+        metavar="N",
+        help="positions that the model may see (default: what its file says); what it "
+        "says beyond its own is unproved",
+    )
+
+
+def in_context(model: Model, context: int | None) -> Model:
+    """The model with the context that was asked for; a longer one is remarked on."""
+    if context is None:
+        return model
+    before = model.config.max_position_embeddings
+    try:
+        config = with_context(model.config, context)
+    except ValueError as error:
+        raise UsageError(f"--context: {error}") from None
+    if context > before:
+        print(
+            f"[made for {before} positions; what it says beyond them is unproved]",
+            file=sys.stderr,
+        )
+    return model._replace(config=config)
 
 
 def add_generation_options(command: argparse.ArgumentParser) -> None:

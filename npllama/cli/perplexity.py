@@ -19,7 +19,7 @@ from npllama.cli.offload import (
     tell_storage,
     weights_for,
 )
-from npllama.cli.options import UsageError
+from npllama.cli.options import UsageError, add_context_option
 from npllama.contexts.offload import Running
 from npllama.contexts.perplexity import (
     Surprise,
@@ -65,6 +65,7 @@ def add_commands(commands) -> None:
            "tokens after the first W")
     option("--sinks", type=int, metavar="C",
            help="first positions that a stream keeps (default: 4)")
+    add_context_option(command)
     add_memory_option(command)
     option("--json", action="store_true",
            help="print one JSON object, with the surprise at every token in nats")

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from npllama.cli.golden import executor, progress
-from npllama.cli.options import UsageError, generation_config, generator
+from npllama.cli.options import UsageError, generation_config, generator, in_context
 from npllama.files.whole import check_place
 from npllama.generation.options import GenerationConfig, check_names
 from npllama.generation.task import Helpers
@@ -87,10 +87,13 @@ def run_prompts(options: argparse.Namespace) -> int:
     options.seed = options.seed or 0
     generator(options)
     setting = Setting(options.weights, options.assistant, options.amateur)
-    setting = setting._replace(at_once=options.at_once, rowwise=options.rowwise)
+    setting = setting._replace(
+        at_once=options.at_once, rowwise=options.rowwise, context=options.context
+    )
     model, helpers = model_of(setting.weights), helpers_of(setting)
+    model = in_context(model, options.context)
     jobs = jobs_of(options, model, helpers, lines)
-    keys = keys_of(jobs, model, helpers)
+    keys = keys_of(jobs, model, helpers, options.context)
     failed = 0
     try:
         with results(options.output, keys) as (done, file):
@@ -140,10 +143,13 @@ def line_config(
     return replace(config, allowed_special="all") if options.special else config
 
 
-def keys_of(jobs: Sequence[Job], model: Model, helpers: Helpers) -> list[str]:
+def keys_of(
+    jobs: Sequence[Job], model: Model, helpers: Helpers, context: int | None = None
+) -> list[str]:
     """The key of each job's result."""
     named = {"model": model, "assistant": helpers.assistant, "amateur": helpers.amateur}
     weights = {name: fingerprint(m) for name, m in named.items() if m is not None}
+    weights |= {} if context is None else {"context": str(context)}
     return [key_of(job, weights) for job in jobs]
 
 
@@ -154,7 +160,8 @@ def work(
     if not jobs:
         return
     if options.dask is None and options.workers == 1:
-        model, helpers = model_of(setting.weights), helpers_of(setting)
+        model = model_of(setting.weights, setting.context)
+        helpers = helpers_of(setting)
         yield from answered(model, jobs, setting, helpers)
         return
     with executor(options) as pool:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from npllama import __version__
-from npllama.cli.options import UsageError
+from npllama.cli.options import UsageError, add_context_option, in_context
 from npllama.cost import cache_bytes
 from npllama.decoding.common import context_length
 from npllama.files.checkpoint import load
@@ -72,6 +72,7 @@ def add_commands(commands) -> None:
            help="serve only who sends this key; @FILE reads it from there")
     option("--golden", action="store_true",
            help="float64, and every text's bits the same in any company")
+    add_context_option(command)
     add_sizes(option)
     option("--max-body-bytes", type=int, default=2**22, metavar="N",
            help="of a request (default: 4194304)")
@@ -222,6 +223,7 @@ def load_and_run(
     """
     try:
         model = load(options.model, "float64" if options.golden else "float32")
+        model = in_context(model, options.context)
         pages = pages_of(options, model)
         engine = Engine(
             model, pages, options.page_size, limits, not options.no_prefix_cache

@@ -16,20 +16,17 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-from npllama.config import check
 from npllama.convert.adapter import merged
 from npllama.convert.gguf import open_gguf
 from npllama.convert.hf import is_hf, open_hf
 from npllama.convert.llama2c import open_llama2c
 from npllama.convert.meta import is_meta, open_meta
 from npllama.convert.source import OF_TOKENIZERS, Checkpoint, Tensor
-from npllama.files.checkpoint import STORED, save, widen
+from npllama.files.checkpoint import STORED, packaged, save, widen, with_context
 from npllama.text.vocabulary import load_tokenizer
 from npllama.weights import tensor_shapes
 
@@ -52,13 +49,9 @@ def locate(source: str | Path) -> Path:
     path = Path(source)
     if path.exists():
         return path
-    try:
-        files = metadata.files(str(source)) or []
-    except (metadata.PackageNotFoundError, ValueError):
-        raise ValueError(
-            f"{source}: no such folder or file, and no installed package"
-        ) from None
-    found = [Path(str(f.locate())) for f in files if f.suffix == ".gguf"]
+    found = packaged(str(source))
+    if found is None:
+        raise ValueError(f"{source}: no such folder or file, and no installed package")
     if len(found) != 1:
         raise ValueError(f"{source}: a package with {len(found)} files .gguf, not one")
     return found[0]
@@ -255,14 +248,8 @@ def convert(
 
 def stretched(checkpoint: Checkpoint, context: int) -> Checkpoint:
     """The same checkpoint with another number of positions."""
-    config = checkpoint.config
-    before = config.max_position_embeddings
-    if config.rope.rope_type == "dynamic":
-        raise ValueError(
-            f"--context {context}: with rope_type 'dynamic' the context follows from "
-            "factor, which changes every angle beyond the trained length"
-        )
-    config = check(replace(config, max_position_embeddings=context))
+    before = checkpoint.config.max_position_embeddings
+    config = with_context(checkpoint.config, context)
     if context > before:
         checkpoint.notes.append(
             f"{checkpoint.path}: made for {before} positions; what it says beyond them "

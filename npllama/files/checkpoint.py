@@ -17,14 +17,16 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from npllama.config import Config, config_from_hf, config_to_hf
+from npllama.config import Config, check, config_from_hf, config_to_hf
 from npllama.files.npz import Archive, read_npz, write_array, write_text, writing
 from npllama.files.packed import TABLE, Packed, collect, parts_of
 from npllama.text.tokenizer import Tokenizer
@@ -37,7 +39,9 @@ STORED |= {"float64": np.float64}
 #  ---- reading --------------------------------------------------------------
 
 
-def load(path: str | os.PathLike, dtype: str = "float32") -> Model:
+def load(
+    path: str | os.PathLike, dtype: str = "float32", context: int | None = None
+) -> Model:
     """Load a model.
 
     Weights stored in `dtype` are mapped and never copied; others are widened or
@@ -50,6 +54,9 @@ def load(path: str | os.PathLike, dtype: str = "float32") -> Model:
         a model that ships with npllama: ``stories``, ``stories-draft``.
     dtype : "float32" or "float64"
         The arithmetic that the forward pass will run in.
+    context : int
+        Positions that the model may see, in place of what its file says; see
+        `with_context`.
 
     Raises
     ------
@@ -66,9 +73,30 @@ def load(path: str | os.PathLike, dtype: str = "float32") -> Model:
     refuse_source(path)
     archive = read_npz(path)
     config, stored, tokenizer = checked(path, archive)
+    if context is not None:
+        config = with_context(config, context)
     wishes = _json_object(archive.files, "generation_config.json")
     tensors = {name: widen(t, stored, dtype) for name, t in archive.tensors.items()}
     return assemble(config, tensors, tokenizer)._replace(generation_config=wishes)
+
+
+def with_context(config: Config, context: int) -> Config:
+    """The same model with another number of positions.
+
+    Nothing that is computed changes: only where a text has to end.  What a model says
+    beyond the positions that it was made for is unproved.
+
+    Raises
+    ------
+    ValueError
+        If it is not a positive integer, or the model's RoPE is scaled dynamically.
+    """
+    if config.rope.rope_type == "dynamic":
+        raise ValueError(
+            f"context {context}: with rope_type 'dynamic' the context follows from "
+            "factor, which changes every angle beyond the trained length"
+        )
+    return check(replace(config, max_position_embeddings=context))
 
 
 def lost_on_the_way(path: str | os.PathLike) -> list[str]:
@@ -117,15 +145,50 @@ def _multiplied(config: Config) -> dict[str, tuple[int, ...]]:
     return {n: s for n, s in shapes if len(s) == 2 and "embed_tokens" not in n}
 
 
+# Files of a checkpoint that is a folder, and not whole by themselves.
+OF_FOLDERS = (".safetensors", ".pth", ".pt", ".json", ".model")
+
+
 def refuse_source(path: Path) -> None:
     """Raise ValueError, with the command that converts it, for another format."""
-    if path.is_dir() or path.suffix in (".gguf", ".safetensors", ".bin", ".pth"):
-        # A file of tensors alone is converted with the config in its folder.
-        alone = path.suffix in (".safetensors", ".pth")
-        source = path.parent if alone else path
-        raise ValueError(
-            f"{path}: not an .npz of npllama; npllama convert {source} OUT.npz makes one"
-        )
+    kind = _kind_of(path)
+    if kind not in ("folder", ".gguf", ".bin", *OF_FOLDERS):
+        return
+    source = path.parent if kind in OF_FOLDERS else path
+    command, given = "npllama convert {} OUT.npz", shlex.quote(str(source))
+    adapter = (source / "adapter_config.json").is_file()
+    if adapter and not (source / "config.json").is_file():
+        command = "npllama convert BASE OUT.npz --adapter {}"
+    raise ValueError(
+        f"{path}: not an .npz of npllama; {command.format(given)} makes one"
+    )
+
+
+def _kind_of(path: Path) -> str:
+    """The format of a checkpoint by its name, and by how it begins."""
+    if not path.is_file():
+        return "folder" if path.is_dir() else ""
+    with open(path, "rb") as file:
+        magic = file.read(4)
+    if magic == b"GGUF":
+        return ".gguf"
+    # PyTorch's files of this name are zips or pickles; llama2.c's begin with a width.
+    of_torch = magic == b"PK\3\4" or magic[:2] == b"\x80\x02"
+    return ".pt" if path.suffix == ".bin" and of_torch else path.suffix
+
+
+def packaged(name: str) -> list[Path] | None:
+    """Every ``.gguf`` of an installed package; None if there is no such package.
+
+    None of the package's code runs.
+    """
+    from importlib import metadata  # it is slow to import, and seldom needed
+
+    try:
+        files = metadata.files(name) or []
+    except (metadata.PackageNotFoundError, ValueError):
+        return None
+    return [Path(str(f.locate())) for f in files if f.suffix == ".gguf"]
 
 
 def locate(name: str | os.PathLike) -> Path:
@@ -135,6 +198,8 @@ def locate(name: str | os.PathLike) -> Path:
     ------
     FileNotFoundError
         If there is neither; the message lists the shipped models.
+    ValueError
+        If it is a package to convert; the message has the command.
     """
     path = Path(name)
     if str(name) and path.exists():  # an empty name would be this folder
@@ -145,6 +210,11 @@ def locate(name: str | os.PathLike) -> Path:
     shipped = {f.stem: f for folder in folders for f in folder.glob("*.npz")}
     if str(name) in shipped:
         return shipped[str(name)]
+    if packaged(str(name)):
+        raise ValueError(
+            f"{name}: an installed package, not an .npz of npllama; npllama convert "
+            f"{name} OUT.npz makes one"
+        )
     known, asked = ", ".join(sorted(shipped)), str(name) or "of an empty name"
     raise FileNotFoundError(f"no weights file {asked}; shipped with npllama: {known}")
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npllama.files.checkpoint import load, locate
+from npllama.files.checkpoint import load, locate, with_context
 from npllama.files.whole import Stamp, stamp_of
 from npllama.generation.generate import Generation, generate
 from npllama.generation.limits import ways
@@ -72,6 +72,7 @@ class Setting(NamedTuple):
     amateur: str | None = None
     at_once: int = 16  # texts that are written side by side
     rowwise: bool = False
+    context: int | None = None  # positions of the model; None: its own
 
 
 #  ---- the file ---------------------------------------------------------------
@@ -241,9 +242,12 @@ def _model(weights: str, stamp: Stamp | None) -> Model:
     return load(weights)
 
 
-def model_of(weights: str) -> Model:
+def model_of(weights: str, context: int | None = None) -> Model:
     """The model in a file, loaded once for as long as the file stays the same."""
-    return _model(weights, stamp_of(locate(weights)))
+    model = _model(weights, stamp_of(locate(weights)))
+    if context is None:
+        return model
+    return model._replace(config=with_context(model.config, context))
 
 
 def helpers_of(setting: Setting) -> Helpers:
@@ -263,7 +267,7 @@ def answer_all(setting: Setting, jobs: Sequence[Job]) -> list[dict[str, Any]]:
     list of dict
         The results, in the order of the jobs.
     """
-    model, helpers = model_of(setting.weights), helpers_of(setting)
+    model, helpers = model_of(setting.weights, setting.context), helpers_of(setting)
     found = {job.number: r for job, r in answered(model, jobs, setting, helpers)}
     return [found[job.number] for job in jobs]
 
