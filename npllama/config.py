@@ -224,9 +224,15 @@ def _rope_from_hf(data: Mapping[str, Any], positions: int) -> Rope:
 
 
 def _refuse_partial_rotation(data: Mapping[str, Any], scaling: Mapping[str, Any]):
+    """LLaMA's code in transformers turns all pairs.
+
+    Without scaling, version 5 ignores this field; with scaling it breaks on it, and
+    version 4 breaks on it always.
+    """
     part = scaling.get("partial_rotary_factor", data.get("partial_rotary_factor"))
-    if part not in (None, 1):  # transformers 4 fails, 5 ignores it or fails
-        raise ValueError("config: partial_rotary_factor is not 1; LLaMA rotates it all")
+    scaled = (scaling.get("rope_type") or scaling.get("type")) not in (None, "default")
+    if scaled and part not in (None, 1):
+        raise ValueError(f"config: partial_rotary_factor {part!r:.80} with a scaling")
 
 
 def _trained_context(

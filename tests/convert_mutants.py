@@ -5,6 +5,7 @@
 
 GGUF, PACKED = "test_convert_gguf.py::test_", "test_convert_packed.py::test_"
 ADAPTER, CONVERT = "test_convert_adapter.py::test_", "test_convert.py::test_"
+CLI = "test_cli.py::test_"
 CONFIG, ROPE = "test_config.py::test_", "test_rope.py::test_"
 
 MUTANTS = [
@@ -156,6 +157,49 @@ MUTANTS = [
         "scaling = both[0] or both[1]",
         "scaling = both[1] or both[0]",
         CONFIG + "rope_scaling_beside_rope_parameters_is_the_one_used",
+    ),
+    (
+        "config.py",
+        "if scaled and part not in (None, 1):",
+        "if part not in (None, 1):",
+        CONFIG + "all_pairs_turn_in_a_llama",
+    ),
+    # ---- what is given in place of the result, and a context of another length
+    (
+        "files/checkpoint.py",
+        '".pt" if path.suffix == ".bin" and of_torch else path.suffix',
+        "path.suffix",
+        CONVERT + "another_format_given_as_weights_is_told_its_command",
+    ),
+    (
+        "files/checkpoint.py",
+        "    if packaged(str(name)):\n",
+        "    if False:\n",
+        CONVERT + "an_adapter_or_a_package_given_as_weights_is_told_its_command",
+    ),
+    (
+        "cli/options.py",
+        "return model._replace(config=config)",
+        "return model",
+        CLI + "a_text_goes_beyond_the_model_s_positions_if_that_is_asked_for",
+    ),
+    (
+        "cli/offload.py",
+        "model_on_storage(layers)._replace(config=config)",
+        "model_on_storage(layers)",
+        CLI + "a_text_goes_beyond_the_model_s_positions_if_that_is_asked_for",
+    ),
+    (
+        "serving/prompts.py",
+        "    if context is None:\n",
+        "    if True:\n",
+        CLI + "many_prompts_have_a_context_too",
+    ),
+    (
+        "cli/prompts.py",
+        'weights |= {} if context is None else {"context": str(context)}',
+        "pass",
+        CLI + "many_prompts_have_a_context_too",
     ),
     (
         "convert/params.py",

@@ -567,14 +567,14 @@ def short(tmp_path):
     return str(tmp_path / "short.npz")
 
 
-GREEDY = ("--temperature", "0", "--eos-token-id", "[]", "--max-new-tokens")
+LIKELIEST = ("--temperature", "0", "--eos-token-id", "[]", "--max-new-tokens")
 
 
 def test_a_text_goes_beyond_the_model_s_positions_if_that_is_asked_for(capsys, short):
     words = ("generate", "--weights", short, "--tokens", "5" + ",5" * 9, "--json")
     found = {}
     for more in ("", "--context 20", "--context 20 --memory 1GB", "--context 11"):
-        code, out, err = called(capsys, *words, *GREEDY, "4", *more.split())
+        code, out, err = called(capsys, *words, *LIKELIEST, "4", *more.split())
         (found[more],) = json.loads(out)["texts"]
         told = "[made for 12 positions; what it says beyond them is unproved]\n"
         assert code == 0 and (told in err) == ("20" in more), more
@@ -592,10 +592,10 @@ def test_many_prompts_have_a_context_too(capsys, short, tmp_path):
     words = ("generate", "--weights", short, "--prompts", str(tmp_path / "in"))
     for n, context in enumerate([(), ("--context", "13")], 1):
         out = tmp_path / str(n)
-        assert called(capsys, *words, *GREEDY, "3", "-o", str(out), *context)[0] == 0
+        assert called(capsys, *words, *LIKELIEST, "3", "-o", str(out), *context)[0] == 0
         assert len(json.loads(out.read_text())["texts"][0]["tokens"]) == n
     # What was found with another context is not gone on with.
-    assert called(capsys, *words, *GREEDY, "3", "-o", str(out))[0] == 1
+    assert called(capsys, *words, *LIKELIEST, "3", "-o", str(out))[0] == 1
 
 
 def test_talks_and_perplexities_have_a_context_too(capsys, tmp_path, monkeypatch):
@@ -605,7 +605,7 @@ def test_talks_and_perplexities_have_a_context_too(capsys, tmp_path, monkeypatch
     assert code == 0 and "windows of 16" in out and "unproved" not in err
     assert "made for 512 positions" in called(capsys, *words, "700")[2]
     monkeypatch.setattr(sys, "stdin", io.StringIO("Once upon a time\n"))
-    _, out, err = called(capsys, "chat", "--context", "9", *GREEDY, "30")
+    _, out, err = called(capsys, "chat", "--context", "9", *LIKELIEST, "30")
     assert 0 < len(out) < 40 and "unproved" not in err
 
 

@@ -240,6 +240,7 @@ YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0, 1.5]}
 LONGROPE |= {"long_factor": [2.0, 3.0], "original_max_position_embeddings": 64}
 LLAMA3 = asdict(Rope("llama3", 1e4, 8.0, 64, 1.0, 4.0))
+HALF = {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}
 
 WRONG = [
     ({"model_type": "mistral"}, "mistral.*LlamaForCausalLM"),
@@ -290,8 +291,32 @@ WRONG = [
     ({"rope_parameters": YARN | {"truncate": "no"}}, "'truncate' is 'no'"),
     ({"rope_parameters": 8}, "8, not an object"),
     ({"rope_parameters": None, "rope_theta": "1e4"}, "rope_theta '1e4'"),
-    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ({"rope_parameters": YARN, "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ({"rope_parameters": LLAMA3, "partial_rotary_factor": "a"}, "partial_.* 'a' with"),
+    ({"rope_parameters": HALF}, "partial_rotary_factor 0.5 with a scaling"),
+    ({"rope_scaling": HALF, "partial_rotary_factor": 1}, "rotary_factor 0.5 with a"),
+    ({"rope_scaling": {"type": "proportional"}}, "rope_type 'proportional'"),
 ]
+
+
+PARTS = [
+    {"partial_rotary_factor": 0.5},
+    {"rope_parameters": HALF | {"rope_type": "default"}},
+    {"rope_scaling": {"type": "default"}, "partial_rotary_factor": 0.25},
+    {"rope_parameters": {}, "rope_theta": 1e4, "partial_rotary_factor": 0.7},
+    {"rope_parameters": YARN, "partial_rotary_factor": 1.0},
+    {"rope_parameters": YARN, "partial_rotary_factor": None},
+]
+
+
+@pytest.mark.parametrize("change", PARTS, ids=str)
+def test_all_pairs_turn_in_a_llama(change):
+    # So does its code in transformers 5.
+    data = config_to_hf(DISTINCT) | change
+    config = config_from_hf(data)
+    data.pop("partial_rotary_factor", None)
+    data["rope_parameters"].pop("partial_rotary_factor", None)
+    assert config_from_hf(data) == config
 
 
 @pytest.mark.parametrize("key", config_to_hf(DISTINCT))

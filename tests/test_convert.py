@@ -317,6 +317,16 @@ def test_a_context_beyond_the_trained_one_is_said_to_be_unproved(folder, out, ca
     assert "'dynamic' the context follows from factor" in line
 
 
+def test_a_share_of_turning_pairs_that_llamas_ignore_is_warned_of(folder, out, capsys):
+    write_config(folder, DISTINCT, partial_rotary_factor=0.5)
+    assert main([str(folder), str(out)]) == 0
+    assert "partial_rotary_factor is ignored" in capsys.readouterr().err
+    assert load(out).config == DISTINCT
+    write_config(folder, DISTINCT, partial_rotary_factor=1.0)
+    assert main([str(folder), str(out)]) == 0
+    assert capsys.readouterr().err == ""
+
+
 @pytest.fixture(scope="module")
 def shipped_tokenizer(tmp_path_factory):
     """A small SentencePiece model, trained on the spot."""

@@ -52,6 +52,14 @@ def open_hf(folder: Path) -> Checkpoint:
         config = config_from_hf(data)
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from None
+    scaling = data.get("rope_parameters") or data.get("rope_scaling") or {}
+    parts = {d.get("partial_rotary_factor") or 1 for d in (data, scaling)}
+    if parts != {1} and config.rope.rope_type == "default":
+        notes.append(
+            f"{folder / 'config.json'}: partial_rotary_factor is ignored and all pairs "
+            "turn, as in transformers 5; if that is not how the model was trained, it "
+            "will talk nonsense"
+        )
     expected = tensor_shapes(config)
     tensors, index = _weights(folder, {*expected, HEAD}, notes)
     try:

@@ -54,7 +54,7 @@ def load(
         a model that ships with npllama: ``stories``, ``stories-draft``.
     dtype : "float32" or "float64"
         The arithmetic that the forward pass will run in.
-    context : int
+    context : int, or None
         Positions that the model may see, in place of what its file says; see
         `with_context`.
 

@@ -34,7 +34,7 @@ def given_or_absent(*values):
 def scalings(draw, D):
     """A rope dictionary of any kind, with what it may and may not have."""
     kind = draw(st.sampled_from(["default", "linear", "dynamic", "yarn", "llama3",
-                                 "longrope"]))  # fmt: skip
+                                 "longrope", "proportional"]))  # fmt: skip
     rope = {draw(st.sampled_from(["type", "rope_type"])): kind}
     if kind != "default":
         rope["factor"] = draw(st.sampled_from([1, 1.0, 2, 4.0, 8.0]))
@@ -50,6 +50,9 @@ def scalings(draw, D):
                           max_size=D // 2)  # fmt: skip
         rope |= {"short_factor": draw(slower), "long_factor": draw(slower)}
         rope["factor"] = draw(given_or_absent(1.0, 2.0))
+    if kind == "proportional":
+        rope["factor"] = draw(given_or_absent(1, 2.0))
+        rope["partial_rotary_factor"] = draw(given_or_absent(0.1, 0.25, 0.5, 0.7, 1.0))
     if kind in ("yarn", "longrope"):
         rope["attention_factor"] = draw(maybe(0.7, 1.25))
     if kind == "yarn":
@@ -91,7 +94,9 @@ def odd_configs(draw):
         "model_type": draw(given_or_absent("llama")),
         "architectures": draw(maybe(["LlamaForCausalLM"], ["LLaMAForCausalLM"], [])),
         "rope_theta": draw(given_or_absent(1e4, 10000, 5e5)),
-        "partial_rotary_factor": draw(st.sampled_from([ABSENT] * 9 + [1.0, 0.5])),
+        "partial_rotary_factor": draw(
+            st.sampled_from([ABSENT] * 9 + [1, 1.0, 0.5, 0.25])
+        ),
         "original_max_position_embeddings": draw(
             st.sampled_from([ABSENT] * 6 + [4, 16])
         ),
@@ -159,9 +164,12 @@ def loaded(data):
 
 def disputed(data, line):
     """Whether a config that transformers runs is one that is refused on purpose."""
-    if "partial_rotary_factor" in line:  # LLaMA's own code ignores or breaks on it
-        return 0.5 in (data.get("partial_rotary_factor"),)
-    return "rope_theta differ" in line or data.get("hidden_act") == "mish"
+    # p-RoPE is Gemma's: transformers' general code gives it to a LLaMA, too.
+    return (
+        "rope_theta differ" in line
+        or "'proportional' is not one of" in line
+        or data.get("hidden_act") == "mish"
+    )
 
 
 @settings(max_examples=200, suppress_health_check=list(HealthCheck))
@@ -171,7 +179,8 @@ def test_an_odd_config_runs_as_transformers_runs_it_or_is_refused(data, seed):
     if config is None:
         assert len(line.splitlines()) == 1 and re.search(r"[a-z]+_[a-z_]+", line)
         try:
-            transformers.LlamaForCausalLM(transformers.LlamaConfig(**data))
+            net = transformers.LlamaForCausalLM(transformers.LlamaConfig(**data))
+            net(torch.tensor([[0, 1]]))
         except Exception:
             return  # neither can
         assert disputed(data, line), (line, data)
