@@ -153,11 +153,11 @@ def test_options_in_json_reach_the_config(capsys):
 )
 def test_options_have_precedence_over_the_makers_wishes(wishes, words, expected):
     import npllama
-    from npllama.cli import main as cli
+    from npllama.cli.options import generation_config
 
     model = npllama.load("stories")._replace(generation_config=wishes)
     options = cli.parser().parse_args(["generate", "x", *words.split()])
-    config = cli.generation_config(options, model)
+    config = generation_config(options, model)
     assert {name: getattr(config, name) for name in expected} == expected
 
 
@@ -199,7 +199,6 @@ WRONG = [
     (2, ("generate", "x", "--dola-layers", "5"), "dola_layers is 5"),
     (2, ("generate", "x", "--watermarking-config", '{"keys": 5}'), "keys is 5"),
     (2, ("generate", "x", "--penalty-alpha", "0.6", "--do-sample"), "penalty_alpha"),
-    (2, ("generate", "x", "--logprobs", "2"), "with --json"),
     (2, ("generate", "\udcff"), "PROMPT is not UTF-8"),
     (2, ("chat", "--num-beams", "2"), "a chat shows one text"),
     (2, ("chat", "--logprobs", "2"), "a chat shows one text"),
@@ -225,8 +224,8 @@ WRONG = [
     (1, ("generate", "x", "--allowed-special", "<x>"), "'<x>' is not a special token"),
     (1, ("generate", "x", "--weights", ""), "no weights file of an empty name"),
     (2, ("generate", "x", "--guidance-scale", "1e39"), "from -1e30 to 1e30"),
-    (2, ("frobnicate",), "invalid choice"),
-    (2, (), "required"),
+    (2, ("frobnicate",), "no command"),
+    (2, ("golden",), "required"),
     (1, ("generate", "x", "--weights", "nowhere.npz"), "shipped with npllama: stories"),
     (1, ("generate", "x", "--weights", __file__), "not an .npz"),
     (1, ("generate", "x", "--weights", str(ROOT)), ""),
@@ -323,10 +322,10 @@ def test_tokens_that_come_together_are_not_timed_apart():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_peak_of_memory_is_not_that_of_the_process_that_started_it():
-    large = np.ones(3 * 10**7)  # 240 MB, written
+    large = b"1" * 240_000_000
     code = "from npllama.cli.timing import peak_memory_mb as mb; print(mb())"
     done = children.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert 10 < float(done.stdout) < large.nbytes / 1e6
+    assert 10 < float(done.stdout) < len(large) / 1e6
 
 
 def test_a_chat_takes_an_assistant(capsys, monkeypatch):

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from npllama.decoding.logprobs import TokenLogprob
 from npllama.files.checkpoint import load, locate, with_context
 from npllama.files.whole import Stamp, stamp_of
 from npllama.generation.generate import Generation, generate
@@ -173,10 +174,10 @@ def answered(
             requests = (request_of(job, helpers) for job in together)
             for answer in answers(engine, requests):
                 job = together[answer.number]
-                yield job, as_result(job, answer)
+                yield job, as_result(job, answer, model)
         for job in jobs:
             if not runs_in_engine(job.config):
-                yield job, as_result(job, alone(model, job, helpers))
+                yield job, as_result(job, alone(model, job, helpers), model)
 
 
 def runs_in_engine(config: GenerationConfig) -> bool:
@@ -214,22 +215,33 @@ def alone(model: Model, job: Job, helpers: Helpers) -> Answer:
     return Answer(0, found)
 
 
-def as_result(job: Job, answer: Answer) -> dict[str, Any]:
+def as_result(job: Job, answer: Answer, model: Model) -> dict[str, Any]:
     """What is told of an answer."""
     result: dict[str, Any] = {} if job.id is None else {"id": job.id}
     result |= {"prompt": job.prompt, "seed": job.seed}
     if answer.error is not None:
         return result | {"error": " ".join(str(answer.error).split())}
-    return result | {"texts": [as_json(text) for text in answer.texts]}
+    return result | {"texts": [as_json(text, model) for text in answer.texts]}
 
 
-def as_json(text: Generation) -> dict[str, Any]:
-    """A generation as a dictionary, log-probabilities by name."""
+def as_json(text: Generation, model: Model) -> dict[str, Any]:
+    """A generation as a dictionary, log-probabilities by name, tokens with their text."""
     data = text._asdict()
     for name in ("logprobs", "prompt_logprobs"):
         if data[name] is not None:
-            data[name] = [entry and entry._asdict() for entry in data[name]]
+            data[name] = [entry and logprob_dict(entry, model) for entry in data[name]]
     return data
+
+
+def logprob_dict(entry: TokenLogprob, model: Model) -> dict[str, Any]:
+    """What is told of one token; `text` and `top_text` are None without a tokenizer."""
+
+    def text(token: int) -> str | None:
+        content = model.tokenizer and model.tokenizer.token_bytes(token)
+        return None if content is None else content.decode("utf-8", "backslashreplace")
+
+    top = [text(token) for token, _ in entry.top]
+    return entry._asdict() | {"text": text(entry.token), "top_text": top}
 
 
 #  ---- elsewhere --------------------------------------------------------------
