@@ -77,21 +77,21 @@ FAULTS = {
         (SPECULATIVE,
          "            probs.append(softmax(logits))\n"
          "            guessed.append(int(draw(probs[-1], draft.rng.random())))",
-         "            probs.append(softmax(logits_after(guessed)[0]))\n"
+         "            probs.append(softmax(logits_after([guessed])[0]))\n"
          "            guessed.append(int(draw(softmax(logits), draft.rng.random())))"),
         # guesses made greedily, but q as if they had been drawn
         (SPECULATIVE, "guessed.append(int(draw(probs[-1], draft.rng.random())))",
          "guessed.append(int(logits.argmax()))"),
         # the target's distribution without the guesses in its history
-        (SPECULATIVE, "job.process([[*prompt, *new]], logits[None])[0]",
-         "job.process([prompt], logits[None])[0]"),
+        (SPECULATIVE, "job.shaped(new + tokens, logits[i])",
+         "job.shaped([], logits[i])"),
         # an end token inside the block is overlooked
         (SPECULATIVE, "if reason is not None or tokens[-1] != x:", "if tokens[-1] != x:"),
         # guesses that failed stay in the cache
         (SPECULATIVE, "cache.length[0] = len(prompt) + len(new) - 1",
          "cache.length[0] = len(prompt) + len(new) - len(tokens) + len(draft.tokens)"),
-        (SPECULATIVE, "decide(new + tokens, logits[i], x, q)",
-         "decide(new + tokens, logits[max(i - 1, 0)], x, q)"),
+        (SPECULATIVE, "job.shaped(new + tokens, logits[i])",
+         "job.shaped(new + tokens, logits[max(i - 1, 0)])"),
         (SPECULATIVE, "x is None else draft.probs[i]", "x is None else draft.probs[0]"),
     ],
     "greedy_search": [
@@ -170,8 +170,8 @@ MUTANTS += [
     (CONSTRAINED, "found = [*successors(beams, log_probs, rules.keep)]",
      "found = [*successors(beams, log_probs, rules.num_beams)]", FREE),
     # a token that was forced ends no text
-    (CONSTRAINED, "return Candidate(beam, read, job.stop(beam.tokens) or length)",
-     "return Candidate(beam, read, job.stop(beam.tokens[:-1]) or length)", ENDS),
+    (CONSTRAINED, "return Candidate(beam, read, job.ends(beam.tokens))",
+     "return Candidate(beam, read, job.ends(beam.tokens[:-1]))", ENDS),
     # a phrase that the end token completes comes too late for it (transformers 4)
     (CONSTRAINED, "progress([*before, *beam.tokens], constraints)",
      "progress([*before, *beam.tokens[:-1]], constraints)", ENDS),

@@ -118,7 +118,7 @@ MUTANTS = [
     # ---- what becomes of it
     ("serving/writing.py", "len(self.logits) > len(self.guessed)", "bool(self.logits)", ALONE),
     ("serving/writing.py", "if text.seen >= len(text.tokens):", "if True:", ALONE),
-    ("serving/writing.py", "rows, text.new, one", "rows, text.tokens, one", ALONE),
+    ("serving/writing.py", "rows, text.new, text", "rows, text.tokens, text", ALONE),
     ("serving/writing.py", "text.last - len(text.tokens) - 1)", "text.last - len(text.tokens))",
      GUESSES),
     ("serving/writing.py", "[[*job.prompt, *new]]", "[new]", OPTION),

@@ -1,18 +1,14 @@
 """Stop rules see the text, however it was cut into tokens."""
 
+from functools import partial
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import npllama
-from npllama.decoding.stopping import (
-    Trimmer,
-    after_seconds,
-    at_strings,
-    at_tokens,
-    first_of,
-    trim,
-)
+from npllama.decoding.stopping import Trimmer, after_seconds, at_strings, trim
+from npllama.generation.task import plan_of, reason_to_end
 
 TEXT = st.text("abé", max_size=12)
 STRINGS = st.lists(st.text("abé", min_size=1, max_size=4), min_size=1, max_size=3)
@@ -116,10 +112,10 @@ def test_a_stop_string_that_begins_in_the_prompt_does_not_count():
         assert found.finish_reason == "length" and " time" in found.text
 
 
-def test_rules_are_asked_in_order():
-    rule = first_of(
-        [at_tokens([2]), lambda tokens: "long" if len(tokens) > 2 else None]
-    )
+def test_the_end_token_is_asked_before_the_callers_rule():
+    model, config = npllama.load("stories"), npllama.GenerationConfig(eos_token_id=2)
+    helpers = npllama.Helpers(stop=lambda tokens: "long" if len(tokens) > 2 else None)
+    rule = partial(reason_to_end, plan_of(model, config, helpers))
     assert [rule([5, 6]), rule([5, 2]), rule([5, 6, 7]), rule([5, 6, 2])] == [
         None,
         "eos",

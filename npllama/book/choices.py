@@ -138,7 +138,7 @@ def tree(model: Model) -> Figure:
     """Three beams over four steps: which candidates go on."""
     prompt = model.tokenizer.encode("The cat")
     rules = BeamRules(num_beams=3)
-    beams, cache, logits, _ = start_beams(Job(model, prompt, 4))
+    beams, cache, logits = start_beams(Job(model, prompt, 4))
     spots: Places = {(): (20.0, 130.0)}
     parts = [text(4, 118, "The cat"), disc(20, 130, 5)]
     for step in range(4):
@@ -190,7 +190,7 @@ def rounds(model: Model) -> Figure:
     drafts: list[Draft] = []
 
     def propose(written, most, cache) -> Draft:
-        drafts.append(guesses(hot, lambda t: follower.logits([t]), written, most))
+        drafts.append(guesses(hot, follower.logits, written, most))
         return drafts[-1]
 
     target = Job(model, prompt, 14, rng=np.random.default_rng(4))

@@ -110,7 +110,7 @@ class Ahead:
             return "enough" if self.enough.is_set() else self.draft.stop(tokens)
 
         job = self.draft._replace(rng=rng, stop=stop)
-        found = guesses(job, lambda text: self.follower.logits([text]), text, most)
+        found = guesses(job, self.follower.logits, text, most)
         self.seconds += time.perf_counter() - begin
         self.guesses += len(found.tokens)
         return found

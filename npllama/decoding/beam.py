@@ -23,7 +23,15 @@ from typing import NamedTuple
 import numpy as np
 
 from npllama.cache import KVCache
-from npllama.decoding.common import Hypothesis, Job, Stop, extend, prefill, top
+from npllama.decoding.common import (
+    Hypothesis,
+    Job,
+    Stop,
+    extend,
+    prefill,
+    ranked,
+    top,
+)
 from npllama.ops import note
 from npllama.sampling import NothingLeft, log_softmax, softmax
 from npllama.weights import Model
@@ -88,23 +96,19 @@ def beam_search(job: Job, rules: BeamRules) -> list[Hypothesis]:
     length penalty of 0.  In vLLM the length includes the prompt, but not the token
     that ends the text.
     """
-    beams, cache, logits, longest = start_beams(job)
+    beams, cache, logits = start_beams(job)
     finished: list[Hypothesis] = []
-
-    def ends(tokens: Sequence[int]) -> str | None:
-        return job.stop(tokens) or ("length" if len(tokens) >= longest else None)
-
     while True:
         log_probs = job.process(histories(job, beams), log_softmax(logits))
         candidates = successors(beams, log_probs, rules.keep, job.rng)
-        ended, beams = part_ended(candidates, ends, rules)
+        ended, beams = part_ended(candidates, job.ends, rules)
         finished = ranked(finished + ended)[: rules.num_beams]
-        if not beams or found_enough(finished, beams[0], rules, longest):
+        if not beams or found_enough(finished, beams[0], rules, job.room):
             return require_texts(finished)
         cache, logits = advance(job.model, cache, beams)
 
 
-def start_beams(job: Job) -> tuple[list[Beam], KVCache, np.ndarray, int]:
+def start_beams(job: Job) -> tuple[list[Beam], KVCache, np.ndarray]:
     """Run the prompt; a search begins with one beam, the empty text.
 
     Returns
@@ -113,11 +117,9 @@ def start_beams(job: Job) -> tuple[list[Beam], KVCache, np.ndarray, int]:
     cache : KVCache
         Of one row.
     logits : (1, V) float
-    longest : int
-        New tokens that a text may have: `max_new_tokens`, or what the context holds.
     """
     cache, logits = prefill(job.model, [job.prompt], job.capacity)
-    return [Beam([], 0.0, 0)], cache, logits, job.capacity - len(job.prompt)
+    return [Beam([], 0.0, 0)], cache, logits
 
 
 def histories(job: Job, beams: Sequence[Beam]) -> list[list[int]]:
@@ -207,12 +209,7 @@ def part_ended(
         if reason
     ]
     going = [beam for beam, reason in zip(candidates, reasons) if not reason]
-    return ended, sorted(going, key=lambda beam: -beam.score)[: rules.num_beams]
-
-
-def ranked(finished: Sequence[Hypothesis]) -> list[Hypothesis]:
-    """Sort texts, best first; of equals, the one that was finished earlier first."""
-    return sorted(finished, key=lambda hypothesis: -hypothesis.score)
+    return ended, ranked(going)[: rules.num_beams]
 
 
 def require_texts(finished: list[Hypothesis]) -> list[Hypothesis]:
@@ -231,16 +228,16 @@ def finish_open(
 
 
 def found_enough(
-    finished: Sequence[Hypothesis], best: Beam, rules: BeamRules, longest: int
+    finished: Sequence[Hypothesis], best: Beam, rules: BeamRules, room: int
 ) -> bool:
-    """Whether enough texts are finished, so that the search may stop."""
+    """Whether enough texts are finished; a text may have `room` new tokens."""
     if len(finished) < rules.num_beams:
         return False
     if rules.early_stopping is True:
         return True
     # A positive penalty favours length, so a score may still rise until the end.
     may_rise = rules.early_stopping == "never" and rules.length_penalty > 0
-    length = longest if may_rise else len(best.tokens)
+    length = room if may_rise else len(best.tokens)
     return best.score / length**rules.length_penalty <= finished[-1].score
 
 

@@ -17,8 +17,9 @@ that compares several texts returns each as a `Hypothesis` at the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -84,6 +85,19 @@ class Job(NamedTuple):
             )
         return min(length + self.max_new_tokens, context)
 
+    @property
+    def room(self) -> int:
+        """New tokens that the text may have: `max_new_tokens`, or what fits."""
+        return self.capacity - len(self.prompt)
+
+    def ends(self, tokens: Sequence[int]) -> str | None:
+        """Why a text ends here, if it does: the job's own rule, or "length"."""
+        return self.stop(tokens) or ("length" if len(tokens) >= self.room else None)
+
+    def shaped(self, new: Sequence[int], logits: np.ndarray) -> np.ndarray:
+        """The logits after some new tokens, processed: (V,) to (V,) float."""
+        return self.process([[*self.prompt, *new]], logits[None])[0]
+
 
 class Step(NamedTuple):
     """Tokens that a strategy has decided for one text."""
@@ -103,6 +117,14 @@ class Hypothesis(NamedTuple):
     tokens: list[int]  # new tokens, the one that ended it included
     score: float | None  # by which the strategy ranks texts, if it does
     reason: str  # "eos", "length", "context", "stop" ...
+
+
+Scored = TypeVar("Scored")  # anything that has a score
+
+
+def ranked(texts: Iterable[Scored]) -> list[Scored]:
+    """Sort by score, best first; equals keep their order."""
+    return sorted(texts, key=attrgetter("score"), reverse=True)
 
 
 def prefill(
@@ -210,15 +232,14 @@ def longest(model: Model, cache: KVCache) -> int:
 
 
 def ending(job: Job, cache: KVCache) -> Stop:
-    """The job's own rule, then "length" at its limit, then "context" at `longest`."""
-    full = longest(job.model, cache) - len(job.prompt)
+    """The job's own rule, then "length" at its limit, "context" if it is cut short."""
+    room = min(job.capacity, cache.k.shape[3]) - len(job.prompt)
 
     def ends(tokens: Sequence[int]) -> str | None:
-        if (reason := job.stop(tokens)) is not None:
-            return reason
-        if len(tokens) >= job.max_new_tokens:
-            return "length"
-        return "context" if len(tokens) >= full else None
+        reason = job.stop(tokens)
+        if reason is None and len(tokens) >= room:
+            return "length" if len(tokens) >= job.max_new_tokens else "context"
+        return reason
 
     return ends
 

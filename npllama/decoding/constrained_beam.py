@@ -29,7 +29,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,13 +42,12 @@ from npllama.decoding.beam import (
     advance,
     found_enough,
     histories,
-    ranked,
     require_texts,
     start_beams,
     successors,
     tell,
 )
-from npllama.decoding.common import Hypothesis, Job, top
+from npllama.decoding.common import Hypothesis, Job, ranked, top
 from npllama.sampling import log_softmax
 
 Phrase = tuple[int, ...]
@@ -202,23 +203,18 @@ def constrained_beam_search(
     4 differs.
     """
     check_tokens(constraints, job.model.config.vocab_size)
-    beams, cache, logits, longest = start_beams(job)
-    before = list(job.prompt) if prompt_counts else []
+    beams, cache, logits = start_beams(job)
+    before = job.prompt if prompt_counts else ()
+    judge = partial(judged, job, before, constraints)
     finished: list[Hypothesis] = []
-
-    def judged(beam: Beam) -> Candidate:
-        length = "length" if len(beam.tokens) >= longest else None
-        read = progress([*before, *beam.tokens], constraints)
-        return Candidate(beam, read, job.stop(beam.tokens) or length)
-
     while True:
         log_probs = job.process(histories(job, beams), log_softmax(logits))
         found = [*successors(beams, log_probs, rules.keep)]
         if constraints:
-            found += forced(beams, log_probs, judged)
+            found += forced(beams, log_probs, judge)
             tries = rules.keep // rules.num_beams
-            found += best_of_each(beams, log_probs, tries, judged)
-        candidates = [judged(beam) for beam in distinct(found)]
+            found += best_of_each(beams, log_probs, tries, judge)
+        candidates = [judge(beam) for beam in distinct(found)]
         tell("ended", [c.beam for c in candidates if c.reason is not None])
         ended, cut = endings(candidates, rules)
         finished = ranked(finished + ended)[: rules.num_beams]
@@ -226,13 +222,20 @@ def constrained_beam_search(
         beams = take_in_turn(going, rules.num_beams)
         if not beams:
             return require_texts(finished + ranked(cut))[: rules.num_beams]
-        best = max(beams, key=lambda beam: beam.score)
-        if found_enough(finished, best, rules, longest):
+        if found_enough(finished, ranked(beams)[0], rules, job.room):
             return finished
         cache, logits = advance(job.model, cache, beams)
 
 
-def forced(beams: Sequence[Beam], log_probs: np.ndarray, judged: Judge) -> list[Beam]:
+def judged(
+    job: Job, before: Sequence[int], constraints: Sequence[Constraint], beam: Beam
+) -> Candidate:
+    """What decides the fate of a beam; `before` is the prompt, if it counts."""
+    read = progress([*before, *beam.tokens], constraints)
+    return Candidate(beam, read, job.ends(beam.tokens))
+
+
+def forced(beams: Sequence[Beam], log_probs: np.ndarray, judge: Judge) -> list[Beam]:
     """Extend the beams by the tokens that bring a phrase further.
 
     Parameters
@@ -242,12 +245,12 @@ def forced(beams: Sequence[Beam], log_probs: np.ndarray, judged: Judge) -> list[
     return [
         extended(beams, b, token, log_probs)
         for b, beam in enumerate(beams)
-        for token in judged(beam).progress.wanted
+        for token in judge(beam).progress.wanted
     ]
 
 
 def best_of_each(
-    beams: Sequence[Beam], log_probs: np.ndarray, tries: int, judged: Judge
+    beams: Sequence[Beam], log_probs: np.ndarray, tries: int, judge: Judge
 ) -> Iterator[Beam]:
     """Extend each beam by the likeliest token that does not end it too early.
 
@@ -260,7 +263,7 @@ def best_of_each(
     for b in range(len(beams)):
         tokens = top(log_probs[b], tries)
         likeliest = (extended(beams, b, int(token), log_probs) for token in tokens)
-        yield from islice((x for x in likeliest if not too_early(judged(x))), 1)
+        yield from islice((x for x in likeliest if not too_early(judge(x))), 1)
 
 
 def extended(beams: Sequence[Beam], b: int, token: int, log_probs: np.ndarray) -> Beam:
@@ -284,7 +287,7 @@ def distinct(found: Sequence[Beam]) -> list[Beam]:
     possible = {
         tuple(beam.tokens): beam for beam in reversed(found) if beam.score > -np.inf
     }
-    return sorted(reversed(possible.values()), key=lambda beam: -beam.score)
+    return ranked(reversed(possible.values()))
 
 
 def endings(
@@ -320,5 +323,5 @@ def take_in_turn(candidates: Sequence[Candidate], num_beams: int) -> list[Beam]:
         bank = candidate.progress.bank
         order.append((taken[bank], -bank, candidate.beam))
         taken[bank] += 1
-    order.sort(key=lambda entry: entry[:2])
+    order.sort(key=itemgetter(0, 1))
     return [beam for _, _, beam in order[:num_beams]]

@@ -18,6 +18,7 @@ every phrase:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -29,12 +30,11 @@ from npllama.decoding.beam import (
     found_enough,
     histories,
     part_ended,
-    ranked,
     require_texts,
     start_beams,
     successors,
 )
-from npllama.decoding.common import Hypothesis, Job
+from npllama.decoding.common import Hypothesis, Job, ranked
 from npllama.decoding.constrained_beam import (
     Candidate,
     Constraint,
@@ -120,13 +120,10 @@ def constrained_beam_search_4(
     transformers 4.49 `GenerationMixin._constrained_beam_search`.
     """
     check_tokens(constraints, job.model.config.vocab_size)
-    beams, cache, logits, longest = start_beams(job)
+    beams, cache, logits = start_beams(job)
     finished: list[Hypothesis] = []
-
-    def read(tokens: Sequence[int]) -> Progress:
-        return one_at_a_time([*job.prompt, *tokens], constraints)
-
-    for step in range(longest):
+    read = partial(read_with, job.prompt, constraints)
+    for step in range(job.room):
         if step > 0:
             cache, logits = advance(job.model, cache, beams)
         log_probs = job.process(histories(job, beams), log_softmax(logits))
@@ -134,18 +131,21 @@ def constrained_beam_search_4(
         ended, going = part_ended(candidates, job.stop, rules)
         ended = [text for text in ended if read(text.tokens[:-1]).complete]
         finished = ranked(finished + ended)[: rules.num_beams]
-        going = sorted(going + forced(beams, going, log_probs, read), key=_worst_last)
+        going = ranked(going + forced(beams, going, log_probs, read))
         judged = [Candidate(beam, read(beam.tokens), None) for beam in going]
         beams = take_in_turn(judged, rules.num_beams)
-        if not beams or found_enough(finished, candidates[0], rules, longest):
+        if not beams or found_enough(finished, candidates[0], rules, job.room):
             return require_texts(finished)
     whole = [beam for beam in beams if read(beam.tokens).complete]
     enough = len(whole) >= num_return_sequences
     return finish_open(whole if enough else beams, finished, rules)
 
 
-def _worst_last(beam: Beam) -> float:
-    return -beam.score
+def read_with(
+    prompt: Sequence[int], constraints: Sequence[Constraint], tokens: Sequence[int]
+) -> Progress:
+    """How far prompt and new tokens have got."""
+    return one_at_a_time([*prompt, *tokens], constraints)
 
 
 def forced(

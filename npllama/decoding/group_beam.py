@@ -25,13 +25,12 @@ from npllama.decoding.beam import (
     found_enough,
     histories,
     part_ended,
-    ranked,
     reorder,
     require_texts,
     start_beams,
     successors,
 )
-from npllama.decoding.common import Hypothesis, Job
+from npllama.decoding.common import Hypothesis, Job, ranked
 from npllama.sampling import log_softmax
 
 
@@ -107,12 +106,12 @@ def group_beam_search(
     is done chooses the padding token, for which later groups then pay.
     """
     own = rules._replace(num_beams=group_size(rules.num_beams, num_beam_groups))
-    beams, cache, logits, longest = start_beams(job)
+    beams, cache, logits = start_beams(job)
     groups = [Group(beams) for _ in range(num_beam_groups)]
     cache = reorder(cache, [0] * num_beam_groups)
     logits = np.repeat(logits, num_beam_groups, axis=0)  # (B, V)
     going = groups
-    for step in range(longest):
+    for step in range(job.room):
         if step > 0:
             beams = [beam for group in going for beam in group.beams]
             cache, logits = advance(job.model, cache, beams)
@@ -129,7 +128,7 @@ def group_beam_search(
             group.finished = ranked(group.finished + ended)[: own.num_beams]
             first += len(rows)
             taken += [beam.tokens[-1] for beam in group.beams]
-            if beams and not found_enough(group.finished, candidates[0], own, longest):
+            if beams and not found_enough(group.finished, candidates[0], own, job.room):
                 still.append(group)
         going = still
         if not going:

@@ -25,6 +25,7 @@ bytes.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 from weakref import finalize
 
@@ -267,24 +268,30 @@ def guided(guide: Format, start: Sequence[int]) -> Process:
     NothingLeft
         When a text is not whole and no token of the vocabulary can go on.
     """
+    return partial(masked, guide, start)
 
-    def process(history: Sequence[Sequence[int]], logits: np.ndarray) -> np.ndarray:
-        masked = np.full_like(logits, -np.inf)
-        for row, tokens in enumerate(history):
-            allowed, whole = guide.look(tokens[start[row % len(start)] :])
-            # Tokenizer and model may know different numbers of tokens.
-            allowed = allowed[: logits.shape[1]]
-            if not allowed.any() and whole:
-                masked[row] = logits[row]
-            elif not allowed.any():
-                error = NothingLeft("format: no token of the vocabulary can go on")
-                error.row = row
-                raise error
-            V = len(allowed)
-            masked[row, :V][allowed] = logits[row, :V][allowed]
-        return masked
 
-    return process
+def masked(
+    guide: Format,
+    start: Sequence[int],
+    history: Sequence[Sequence[int]],
+    logits: np.ndarray,
+) -> np.ndarray:
+    """The process of `guided`: (B, V) to (B, V) float."""
+    left = np.full_like(logits, -np.inf)
+    for row, tokens in enumerate(history):
+        allowed, whole = guide.look(tokens[start[row % len(start)] :])
+        # Tokenizer and model may know different numbers of tokens.
+        allowed = allowed[: logits.shape[1]]
+        if not allowed.any() and whole:
+            left[row] = logits[row]
+        elif not allowed.any():
+            error = NothingLeft("format: no token of the vocabulary can go on")
+            error.row = row
+            raise error
+        V = len(allowed)
+        left[row, :V][allowed] = logits[row, :V][allowed]
+    return left
 
 
 def heal(tokenizer: Tokenizer, prompt: Sequence[int]) -> tuple[list[int], Guide | None]:

@@ -38,7 +38,6 @@ import numpy as np
 
 from npllama.cache import KVCache, new_cache
 from npllama.decoding.common import Job, Step, begin
-from npllama.decoding.rejection import verified
 from npllama.decoding.speculative import without_stretching
 from npllama.decoding.tree import follow, keep, run_tree
 from npllama.weights import Model
@@ -87,11 +86,6 @@ def lookahead(
     cache = new_cache(model.config, 1, capacity, model.embed.dtype.name)
     cache, ends = begin(job._replace(cache=cache))
     limit = without_stretching(model, cache)
-
-    def decide(new: list[int], logits: np.ndarray) -> int:
-        processed = job.process([[*prompt, *new]], logits[None])[0]  # (V,)
-        return verified(processed, None, None, job.rng)
-
     window = np.resize(np.array(prompt), (N - 1, W))  # (N - 1, W)
     pool = pool_of(prompt, N, most)
     new: list[int] = []
@@ -102,7 +96,7 @@ def lookahead(
         grams = pool.get(last, []) if guessing else []
         shown = window if guessing else window[:0]
         logits = run_block(model, last, shown, grams, cache)  # (T, V)
-        tokens, slots, reason = follow(grams, 1 + shown.size, logits, new, decide, ends)
+        tokens, slots, reason = follow(job, grams, 1 + shown.size, logits, new, ends)
         keep(cache, S, slots)
         new = new + tokens
         if guessing:

@@ -14,6 +14,7 @@ Saxena 2023, prompt-lookup-decoding; its details are those of transformers 5.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -81,10 +82,13 @@ def prompt_lookup(
             f"max_matching_ngram_size is {max_matching_ngram_size}; at least 1 token "
             "must be looked for"
         )
+    return partial(look_up, max_matching_ngram_size, eos)
 
-    def propose(text: Sequence[int], most: int, cache: KVCache) -> Draft:
-        found = continuation(text, most, max_matching_ngram_size)
-        ends = [i for i, token in enumerate(found) if token in eos]
-        return Draft(found[: ends[0]] if ends else found)
 
-    return propose
+def look_up(
+    longest: int, eos: Collection[int], text: Sequence[int], most: int, cache: KVCache
+) -> Draft:
+    """Guess by `continuation`, up to a token that ends a text; no cache is needed."""
+    found = continuation(text, most, longest)
+    ends = [i for i, token in enumerate(found) if token in eos]
+    return Draft(found[: ends[0]] if ends else found)

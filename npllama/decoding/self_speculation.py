@@ -17,8 +17,9 @@ uses part of the cache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -60,17 +61,8 @@ def early_exit(draft: Job, layers: int) -> Propose:
     function
         For `speculate`.
     """
-    small = first_layers(draft.model, layers)
-
-    def propose(text: Sequence[int], most: int, cache: KVCache) -> Draft:
-        shared = KVCache(cache.k[:layers], cache.v[:layers], cache.length.copy())
-
-        def logits_after(text: list[int]) -> np.ndarray:
-            return forward(small, np.array([text[-1:]]), shared)[:, -1]
-
-        return guesses(draft, logits_after, text, most)
-
-    return propose
+    small = draft._replace(model=first_layers(draft.model, layers))
+    return partial(guess_on, small, blocked)
 
 
 def short_context(draft: Job, window: int) -> Propose:
@@ -96,17 +88,35 @@ def short_context(draft: Job, window: int) -> Propose:
     if window < 1:
         raise ValueError(f"a window of {window} positions shows nothing; 1 is least")
 
-    def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, start: np.ndarray):
-        first = max(0, int(start[0]) + 1 - window)
-        return blocked(q, k[:, :, first:], v[:, :, first:], start - first)
+    return partial(guess_on, draft, partial(windowed, window))
 
-    def propose(text: Sequence[int], most: int, cache: KVCache) -> Draft:
-        beside = cache._replace(length=cache.length.copy())
 
-        def logits_after(text: list[int]) -> np.ndarray:
-            token = np.array([text[-1:]])  # (1, 1)
-            return forward(draft.model, token, beside, attend=attend)[:, -1]
+def windowed(
+    window: int, q: np.ndarray, k: np.ndarray, v: np.ndarray, start: np.ndarray
+) -> np.ndarray:
+    """Attention of one query to the last positions only; else as `blocked`."""
+    first = max(0, int(start[0]) + 1 - window)
+    return blocked(q, k[:, :, first:], v[:, :, first:], start - first)
 
-        return guesses(draft, logits_after, text, most)
 
-    return propose
+def guess_on(
+    draft: Job, attend: Callable, text: Sequence[int], most: int, cache: KVCache
+) -> Draft:
+    """Guess on the target's own cache; its length does not change.
+
+    Writes
+    ------
+    Into the cache, after the text: keys and values of the draft's layers.
+    """
+    L = len(draft.model.layers)
+    beside = KVCache(cache.k[:L], cache.v[:L], cache.length.copy())
+    after = partial(logits_after, draft.model, beside, attend)
+    return guesses(draft, after, text, most)
+
+
+def logits_after(
+    model: Model, cache: KVCache, attend: Callable, texts: Sequence[Sequence[int]]
+) -> np.ndarray:
+    """Logits after the last token of one text, (1, V); the others lie in the cache."""
+    token = np.array([texts[0][-1:]])  # (1, 1)
+    return forward(model, token, cache, attend=attend)[:, -1]

@@ -23,6 +23,7 @@ Leviathan et al. 2022, arXiv:2211.17192; Chen et al. 2023, arXiv:2302.01318.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -56,7 +57,7 @@ Propose = Callable[[Sequence[int], int, KVCache], Draft]
 
 def guesses(
     draft: Job,
-    logits_after: Callable[[list[int]], np.ndarray],
+    logits_after: Callable[[list[list[int]]], np.ndarray],
     text: Sequence[int],
     most: int,
 ) -> Draft:
@@ -70,7 +71,7 @@ def guesses(
         must not be the target's own function.  Without `rng`, each guess is the
         likeliest token, and counts as not drawn by chance.
     logits_after : function
-        From a text to (1, V) float.
+        From a list of one text to (1, V) float, as `Follower.logits`.
     text : token ids
     most : int
         How many tokens to guess.
@@ -78,7 +79,7 @@ def guesses(
     guessed, start = list(text), len(draft.prompt)
     probs = []
     for _ in range(most):
-        logits = draft.process([guessed], logits_after(guessed))[0]  # (V,)
+        logits = draft.process([guessed], logits_after([guessed]))[0]  # (V,)
         if not (logits > -np.inf).any():
             break  # nothing can follow the guesses, but something may follow the text
         if draft.rng is None:
@@ -102,14 +103,14 @@ def assisted(draft: Job) -> Propose:
         The target's, but with the smaller model; see `guesses`.
     """
     follower = Follower(draft.model, len(draft.prompt) + draft.max_new_tokens)
+    return partial(assist, draft, follower)
 
-    def logits_after(text: list[int]) -> np.ndarray:
-        return follower.logits([text])
 
-    def propose(text: Sequence[int], most: int, cache: KVCache) -> Draft:
-        return guesses(draft, logits_after, text, most)
-
-    return propose
+def assist(
+    draft: Job, follower: Follower, text: Sequence[int], most: int, cache: KVCache
+) -> Draft:
+    """Guess with a follower; the target's cache is of no use to another model."""
+    return guesses(draft, follower.logits, text, most)
 
 
 #  ---- the loop ---------------------------------------------------------------
@@ -145,11 +146,6 @@ def speculate(job: Job, propose: Propose, num_assistant_tokens: int) -> Iterator
     """
     model, prompt = job.model, job.prompt
     cache, ends = begin(job)
-
-    def decide(new: list[int], logits: np.ndarray, x, q) -> int:
-        processed = job.process([[*prompt, *new]], logits[None])[0]  # (V,)
-        return verified(processed, x, q, job.rng)
-
     new: list[int] = []
     reason = None
     last = min(len(prompt) + job.max_new_tokens, without_stretching(model, cache))
@@ -161,7 +157,7 @@ def speculate(job: Job, propose: Propose, num_assistant_tokens: int) -> Iterator
         note("draft", np.array(draft.tokens, dtype=np.int64))
         block = np.array([[text[-1], *draft.tokens]])  # (1, 1 + guesses)
         logits = forward(model, block, cache)[0]  # (1 + guesses, V)
-        tokens, reason = check(draft, logits, new, decide, ends)
+        tokens, reason, _ = check(job, draft, logits, new, ends)
         new = new + tokens
         # All but the last token has been run; guesses that failed are forgotten.
         cache.length[0] = len(prompt) + len(new) - 1
@@ -170,31 +166,41 @@ def speculate(job: Job, propose: Propose, num_assistant_tokens: int) -> Iterator
 
 
 def check(
-    draft: Draft, logits: np.ndarray, new: list[int], decide: Callable, ends: Stop
-) -> tuple[list[int], str | None]:
+    job: Job, draft: Draft, logits: np.ndarray, new: list[int], ends: Stop
+) -> tuple[list[int], str | None, list[np.ndarray]]:
     """Check the guesses from the left, up to the first that is not kept.
 
     Parameters
     ----------
+    job : Job
+        The target's.
     draft : Draft
     logits : (1 + guesses, V) float
         The target's, after the text and after each guess.
     new : token ids
         What was generated before.
-    decide : function
-        From (new tokens, (V,) logits, guess, its distribution) to the next token.
     ends : function
         New tokens to the reason for ending, or None.
+
+    Returns
+    -------
+    tokens : list of int
+        The guesses that were kept, and one token of the target's.
+    reason : str, or None if the text goes on
+    processed : list of (V,) float
+        The logits that each token was chosen from.
     """
     tokens: list[int] = []
+    processed: list[np.ndarray] = []
     # After the last guess comes the free token, for which there is no guess.
     for i, x in enumerate([*draft.tokens, None]):
         q = None if draft.probs is None or x is None else draft.probs[i]
-        tokens.append(decide(new + tokens, logits[i], x, q))
+        processed.append(job.shaped(new + tokens, logits[i]))
+        tokens.append(verified(processed[i], x, q, job.rng))
         reason = ends(new + tokens)
         if reason is not None or tokens[-1] != x:
             break
-    return tokens, reason
+    return tokens, reason, processed
 
 
 def without_stretching(model: Model, cache: KVCache) -> int:

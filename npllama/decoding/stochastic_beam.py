@@ -11,12 +11,13 @@ leaves exactly.
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 
 from npllama.decoding.beam import reorder
-from npllama.decoding.common import Hypothesis, Job, Stop, extend, prefill, top
+from npllama.decoding.common import Hypothesis, Job, extend, prefill, top
 from npllama.sampling import log_softmax
 
 
@@ -28,6 +29,9 @@ class Draw(NamedTuple):
     noisy: float  # log_prob with its Gumbel noise: what texts are ranked by
     reason: str | None = None  # why it ended; None while it grows
     parent: int = 0
+
+
+NOISY = attrgetter("noisy")
 
 
 def stochastic_beam_search(job: Job, num_beams: int) -> list[Hypothesis]:
@@ -51,7 +55,6 @@ def stochastic_beam_search(job: Job, num_beams: int) -> list[Hypothesis]:
     ----------
     Kool, van Hoof and Welling 2019, arXiv:1903.06059, algorithm 1.
     """
-    longest = job.capacity - len(job.prompt)
     cache, logits = prefill(job.model, [job.prompt], job.capacity)
     growing, ended = [Draw([], 0.0, 0.0)], list[Draw]()
     while growing:
@@ -64,15 +67,15 @@ def stochastic_beam_search(job: Job, num_beams: int) -> list[Hypothesis]:
             for child in grow(draw, parent, log_probs[parent], num_beams, job.rng)
         ]
         # Texts that have ended keep their noise, and still compete.
-        kept = sorted(ended + children, key=lambda draw: -draw.noisy)[:num_beams]
-        kept = [_judge(draw, job.stop, longest) for draw in kept]
+        kept = sorted(ended + children, key=NOISY, reverse=True)[:num_beams]
+        kept = [d if d.reason else d._replace(reason=job.ends(d.tokens)) for d in kept]
         ended = [draw for draw in kept if draw.reason]
         growing = [draw for draw in kept if not draw.reason]
         if growing:
             cache = reorder(cache, [draw.parent for draw in growing])
             last = np.array([draw.tokens[-1] for draw in growing])
             logits = extend(job.model, last, cache)
-    ended.sort(key=lambda draw: -draw.noisy)
+    ended.sort(key=NOISY, reverse=True)
     return [Hypothesis(draw.tokens, draw.log_prob, draw.reason) for draw in ended]
 
 
@@ -116,11 +119,3 @@ def noise_with_maximum(
     with np.errstate(divide="ignore"):
         v = maximum - free + np.log1p(-np.exp(free - free.max()))
     return maximum - np.maximum(v, 0) - np.log1p(np.exp(-np.abs(v)))
-
-
-def _judge(draw: Draw, stop: Stop, longest: int) -> Draw:
-    """Mark a text that ends here."""
-    if draw.reason:
-        return draw
-    reason = stop(draw.tokens) or ("length" if len(draw.tokens) >= longest else None)
-    return draw._replace(reason=reason)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from npllama.decoding.common import Stop
 from npllama.text.tokenizer import Tokenizer
@@ -20,42 +21,45 @@ from npllama.text.tokenizer import Tokenizer
 
 def at_tokens(eos: Collection[int]) -> Stop:
     """Stop after any of the given tokens: "eos"."""
-    ids = frozenset(eos)
-    return lambda tokens: "eos" if tokens and tokens[-1] in ids else None
+    return partial(ends_with, frozenset(eos))
+
+
+def ends_with(ids: Collection[int], tokens: Sequence[int]) -> str | None:
+    """The rule of `at_tokens`."""
+    return "eos" if tokens and tokens[-1] in ids else None
 
 
 def at_strings(tokenizer: Tokenizer, strings: Sequence[str]) -> Stop:
     """Stop once the text holds one of the strings: "stop"."""
-    needles = [string.encode() for string in strings]
+    return partial(holds, tokenizer, [string.encode() for string in strings])
 
-    def stop(tokens: Sequence[int]) -> str | None:
-        if not tokens:
-            return None
-        last = tokenizer.token_bytes(tokens[-1])
-        # A string that ends within the last token begins at most so far back.
-        need = max(map(len, needles)) + len(last) - 1
-        tail, at = last, len(tokens) - 1
-        while len(tail) < need and at > 0:
-            at -= 1
-            tail = tokenizer.token_bytes(tokens[at]) + tail
-        return "stop" if any(needle in tail for needle in needles) else None
 
-    return stop
+def holds(
+    tokenizer: Tokenizer, needles: Sequence[bytes], tokens: Sequence[int]
+) -> str | None:
+    """The rule of `at_strings`."""
+    if not tokens:
+        return None
+    last = tokenizer.token_bytes(tokens[-1])
+    # A string that ends within the last token begins at most so far back.
+    need = max(map(len, needles)) + len(last) - 1
+    tail, at = last, len(tokens) - 1
+    while len(tail) < need and at > 0:
+        at -= 1
+        tail = tokenizer.token_bytes(tokens[at]) + tail
+    return "stop" if any(needle in tail for needle in needles) else None
 
 
 def after_seconds(seconds: float, clock: Callable[[], float] = time.monotonic) -> Stop:
     """Stop when so many seconds have passed from now: "time"."""
-    end = clock() + seconds
-    return lambda tokens: "time" if clock() >= end else None
+    return partial(is_over, clock() + seconds, clock)
 
 
-def first_of(rules: Sequence[Stop]) -> Stop:
-    """Ask the rules in order; the first that has a reason decides."""
-
-    def stop(tokens: Sequence[int]) -> str | None:
-        return next(filter(None, (rule(tokens) for rule in rules)), None)
-
-    return stop
+def is_over(
+    end: float, clock: Callable[[], float], tokens: Sequence[int]
+) -> str | None:
+    """The rule of `after_seconds`."""
+    return "time" if clock() >= end else None
 
 
 def trim(text: str, strings: Sequence[str]) -> str:

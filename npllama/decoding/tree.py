@@ -10,13 +10,15 @@ When a branch has been chosen, its keys and values are moved together in the cac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from npllama.attention import softmax
 from npllama.cache import KVCache
-from npllama.decoding.common import Stop
+from npllama.decoding.common import Job, Stop
+from npllama.decoding.sample import choose
 from npllama.model import forward
 from npllama.ops import einsum
 from npllama.weights import Model
@@ -48,52 +50,52 @@ def run_tree(
     -------
     (T, V) float
     """
-
-    def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, start: np.ndarray):
-        return masked(q, k, v, int(start[0]), visible)
-
     block, positions = np.array([tokens]), cache.length[:, None] + step  # (1, T)
+    attend = partial(masked, visible)
     return forward(model, block, cache, attend=attend, positions=positions)[0]
 
 
 def masked(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, start: int, visible: np.ndarray
+    visible: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, start: np.ndarray
 ) -> np.ndarray:
     """Attention to the whole text, and to the visible tokens of the block.
 
     Parameters
     ----------
+    visible : (T, T) bool
     q : (1, T, H, D) float
     k, v : (1, K, N, D) float
-    start : int
+    start : (1,) int64
         Positions of the text.
-    visible : (T, T) bool
 
     Returns
     -------
     (1, T, H, D) float
     """
     B, T, H, D = q.shape
-    K, S = k.shape[1], start + T
+    K, first = k.shape[1], int(start[0])
+    S = first + T
     grouped = (q / D**0.5).reshape(B, T, K, H // K, D)
     scores = einsum("BTKGD,BKSD->BKGTS", grouped, k[:, :, :S], "scores")
-    np.copyto(scores[..., start:], -np.inf, where=~visible)
+    np.copyto(scores[..., first:], -np.inf, where=~visible)
     y = einsum("BKGTS,BKSD->BTKGD", softmax(scores), v[:, :, :S], "values")
     return y.reshape(B, T, H, D)
 
 
 def follow(
+    job: Job,
     branches: Sequence[tuple[int, ...]],
     offset: int,
     logits: np.ndarray,
     new: list[int],
-    decide: Callable[[list[int], np.ndarray], int],
     ends: Stop,
 ) -> tuple[list[int], list[int], str | None]:
     """Let the target write, as long as some branch contains its token.
 
     Parameters
     ----------
+    job : Job
+        The target's.
     branches : sequence of tuples of token ids
         All of one length, one after the other in the block.
     offset : int
@@ -101,8 +103,6 @@ def follow(
     logits : (T, V) float
     new : token ids
         What was generated before.
-    decide : function
-        From (new tokens, (V,) logits) to the next token.
     ends : function
         New tokens to the reason for ending, or None.
 
@@ -117,7 +117,8 @@ def follow(
     slots: list[int] = []
     alive = list(range(len(branches)))
     while True:
-        tokens.append(decide(new + tokens, logits[slots[-1] if slots else 0]))
+        processed = job.shaped(new + tokens, logits[slots[-1] if slots else 0])  # (V,)
+        tokens.append(int(choose(processed[None], [job.rng])[0]))
         reason, i = ends(new + tokens), len(tokens) - 1
         alive = [
             c for c in alive if i < len(branches[c]) and branches[c][i] == tokens[i]

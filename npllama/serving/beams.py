@@ -25,11 +25,10 @@ from npllama.decoding.beam import (
     found_enough,
     histories,
     part_ended,
-    ranked,
     require_texts,
     successors,
 )
-from npllama.decoding.common import PREFILL_CHUNK, Hypothesis, Job
+from npllama.decoding.common import PREFILL_CHUNK, Hypothesis, Job, ranked
 from npllama.sampling import log_softmax
 from npllama.serving.blocks import (
     Blocks,
@@ -76,11 +75,7 @@ def paged_beam_search(
         If `process` leaves no beam any token before a text is finished.
     """
     check_room(job, rules, blocks)
-    longest, P = job.capacity - len(job.prompt), blocks.page_size
-
-    def ends(tokens: Sequence[int]) -> str | None:
-        return job.stop(tokens) or ("length" if len(tokens) >= longest else None)
-
+    P = blocks.page_size
     tables = [take(blocks, (), len(job.prompt))]
     try:
         logits = read_prompt(job, pool, tables[0], blocks.page_size)
@@ -88,9 +83,9 @@ def paged_beam_search(
         while True:
             log_probs = job.process(histories(job, beams), log_softmax(logits))
             candidates = successors(beams, log_probs, rules.keep, job.rng)
-            ended, beams = part_ended(candidates, ends, rules)
+            ended, beams = part_ended(candidates, job.ends, rules)
             finished = ranked(finished + ended)[: rules.num_beams]
-            if not beams or found_enough(finished, beams[0], rules, longest):
+            if not beams or found_enough(finished, beams[0], rules, job.room):
                 return require_texts(finished)
             S, parents = (
                 len(job.prompt) + len(beams[0].tokens),

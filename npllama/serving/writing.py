@@ -20,7 +20,6 @@ import numpy as np
 from npllama.cache import KVCache
 from npllama.decoding.common import Job, Stop
 from npllama.decoding.logprobs import TokenLogprob, token_logprob
-from npllama.decoding.rejection import verified
 from npllama.decoding.speculative import Draft, Propose, check
 from npllama.generation.task import Shower, Task
 
@@ -139,16 +138,10 @@ def decide(text: Writing) -> list[Event]:
     list of Event
         One for each token; the last has the reason if the text ends.
     """
-    job, processed = text.job, list[np.ndarray]()
-
-    def one(new: list[int], logits: np.ndarray, x: int | None, q) -> int:
-        processed.append(job.process([[*job.prompt, *new]], logits[None])[0])
-        return verified(processed[-1], x, q, job.rng)
-
     rows = np.stack(text.logits)  # (1 + guesses, V)
-    tokens, reason = check(text.draft, rows, text.new, one, text.ends)
+    tokens, reason, chosen_from = check(text.job, text.draft, rows, text.new, text.ends)
     reasons = [None] * (len(tokens) - 1) + [reason]
-    told = zip(tokens, reasons, rows, processed)
+    told = zip(tokens, reasons, rows, chosen_from)
     events = [_event(text, *each) for each in told]
     text.tokens += tokens
     text.seen, text.logits = len(text.tokens) - 1, []
