@@ -5,6 +5,7 @@ distribution is not the one it was drawn from, the prompt counted in the length
 penalty, an end token inside a block of guesses overlooked.
 """
 
+COMMON = "decoding/common.py"
 BEAM, GROUPS = "decoding/beam.py", "decoding/group_beam.py"
 REJECTION, SPECULATIVE = "decoding/rejection.py", "decoding/speculative.py"
 SAMPLE, STOPPING = "decoding/sample.py", "decoding/stopping.py"
@@ -31,8 +32,7 @@ FAULTS = {
          "        finished = ranked(finished + ended)[: rules.num_beams]\n"),
         # a text may end at any rank
         (BEAM, "zip(candidates[: rules.num_beams], reasons)", "zip(candidates, reasons)"),
-        (BEAM, "key=lambda hypothesis: -hypothesis.score",
-         "key=lambda hypothesis: hypothesis.score"),
+        (COMMON, 'key=attrgetter("score"), reverse=True', 'key=attrgetter("score")'),
         # the first finished text ends the search
         (BEAM, "    if len(finished) < rules.num_beams:\n", "    if not finished:\n"),
         (BEAM, 'may_rise = rules.early_stopping == "never" and rules.length_penalty > 0',
@@ -49,8 +49,8 @@ FAULTS = {
         (BEAM, "return [Beam([], 0.0, 0)], cache", "return [Beam([], 0.0, 0)] * 2, cache"),
         (BEAM, "ranked(finished + ended)[: rules.num_beams]\n        if",
          "ranked(ended)[: rules.num_beams]\n        if"),
-        (BEAM, '("length" if len(tokens) >= longest else None)',
-         '("length" if len(tokens) > longest else None)'),
+        (COMMON, '("length" if len(tokens) >= self.room else None)',
+         '("length" if len(tokens) > self.room else None)'),
         (BEAM, "float(total[i]), int(i // V))", "float(total[i]), int(i % len(beams)))"),
     ],
     "group_beam_search": [

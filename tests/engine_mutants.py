@@ -121,7 +121,7 @@ MUTANTS = [
     ("serving/writing.py", "rows, text.new, text", "rows, text.tokens, text", ALONE),
     ("serving/writing.py", "text.last - len(text.tokens) - 1)", "text.last - len(text.tokens))",
      GUESSES),
-    ("serving/writing.py", "[[*job.prompt, *new]]", "[new]", OPTION),
+    ("decoding/common.py", "[[*self.prompt, *new]]", "[new]", OPTION),
     ("serving/writing.py", "given[text.seen]", "given[text.seen - 1]", PROMPT),
     ("serving/writing.py", "shower.push(token, reason)", "shower.push(token)",
      ENGINE + "the_pieces_of_a_text_come_as_they_do_alone"),
