@@ -170,7 +170,7 @@ MUTANTS = [
      BEAMS + "beams_on_pages_find_what_beam_search_finds"),
     ("serving/beams.py", "need > len(blocks.free)", "False",
      BEAMS + "a_search_that_may_not_fit_is_refused_and_touches_nothing"),
-    ("serving/collect.py", "key=lambda text: -text.score", "key=lambda text: text.score",
+    ("serving/collect.py", "texts = ranked(texts)", "texts = ranked(texts)[::-1]",
      OPTION),
     ("serving/collect.py", "left and len(numbers) < ahead", "left",
      ENGINE + "answers_come_for_every_request_and_the_list_is_read_as_needed"),

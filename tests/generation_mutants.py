@@ -4,7 +4,7 @@
 """
 
 TASK, STOPPING = "generation/task.py", "decoding/stopping.py"
-SPECULATIVE, PIPELINE = "decoding/speculative.py", "generation/pipeline.py"
+SPECULATIVE = "decoding/speculative.py"
 OPTIONS, LIMITS, GENERATE = (
     f"generation/{n}.py" for n in ("options", "limits", "generate")
 )
@@ -30,14 +30,14 @@ MUTANTS = [
      "tokenizer.decode(task.job.prompt) if echo",
      T + "echo_of_a_prompt_that_ends_within_a_character_shows_the_character"),
     # llama.cpp divides by the temperature last
-    (PIPELINE, 'shape.sort(key=[*places, "temperature"].index)',
+    (OPTIONS, 'shape.sort(key=[*places, "temperature"].index)',
      'shape.sort(key=["temperature", *places].index)',
      T + "order_of_the_steps_follows_the_config"),
     # mirostat after other truncation
-    (PIPELINE, "if config.mirostat:", "if config.mirostat == 3:",
+    (OPTIONS, "if self.mirostat:", "if self.mirostat == 3:",
      T + "order_of_the_steps_follows_the_config"),
     # truncation although no token is drawn
-    (PIPELINE, "if not config.do_sample:", "if not shape:",
+    (OPTIONS, "if not self.do_sample:", "if not shape:",
      T + "order_of_the_steps_follows_the_config"),
     # a bias that float32 cannot hold
     (LIMITS, "is_key(k) and (b == -math.inf or MODERATE.fits(b))",

@@ -1,10 +1,15 @@
 """The one face: prompts in, texts out, whatever the strategy."""
 
+import inspect
 import re
+import sys
 from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
+from chapters import PACKAGE, PART_ONE
 from goldens.tiny_models import EOS, npllama_model, tiny
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +25,6 @@ from npllama.generation.options import (
     options_from_hf,
     options_of,
 )
-from npllama.generation.pipeline import order
 from npllama.generation.task import jobs_of, plan_of, prepare
 from npllama.sampling import GreenList, SynthID
 from npllama.text.tokenizer import Token
@@ -576,20 +580,20 @@ def test_steps_come_in_the_order_of_transformers():
 def test_order_of_the_steps_follows_the_config():
     greedy = GenerationConfig(top_p=0.9, suppress_tokens=[7], renormalize_logits=True)
     others = ["suppress_tokens", "contrastive_alpha", "renormalize_logits"]
-    assert order(greedy) == others
+    assert greedy.order == others
     drawn = replace(greedy, do_sample=True, min_p=0.1, top_a=0.2, xtc_probability=0.5)
     cuts = ["top_k", "top_p", "min_p", "top_a", "xtc_probability"]
-    assert order(drawn) == [*others[:2], "temperature", *cuts, others[2]]
+    assert drawn.order == [*others[:2], "temperature", *cuts, others[2]]
     last = replace(drawn, sampler_order="llama.cpp", typical_p=0.5)
     cuts.insert(1, "typical_p")
-    assert order(last) == [*others[:2], *cuts, "temperature", others[2]]
+    assert last.order == [*others[:2], *cuts, "temperature", others[2]]
     steered = replace(drawn, mirostat=2)
-    assert order(steered) == [*others[:2], "temperature", "mirostat", others[2]]
+    assert steered.order == [*others[:2], "temperature", "mirostat", others[2]]
 
 
 def test_every_option_has_a_sentence_a_range_and_a_step_that_its_default_leaves_out():
     usual = GenerationConfig(do_sample=True)
-    assert order(usual) == ["contrastive_alpha", "temperature", "top_k"]
+    assert usual.order == ["contrastive_alpha", "temperature", "top_k"]
     for name, option in OPTIONS.items():
         assert option.says and option.range.legal and name in GenerationConfig.__doc__
         assert option.says in GenerationConfig.__doc__
@@ -783,3 +787,42 @@ def test_argument_of_another_kind_is_named(name, wrong):
     for write in (generate, lambda *a: list(stream(*a)), lambda *a: list(pieces(*a))):
         with pytest.raises(TypeError, match=f"^{name}: "):
             write(given["model"], prompt, given["config"], given["rng"])
+
+
+# ---- how much a reader has to follow ----------------------------------------------
+
+
+def functions_run(call):
+    """Functions of the package that a call runs, by file, and the deepest stack."""
+    ran, deepest = set(), 0
+
+    def watch(frame, event, argument):
+        nonlocal deepest
+        depth, code = 0, frame.f_code
+        while frame is not None:
+            depth += str(PACKAGE) in frame.f_code.co_filename
+            frame = frame.f_back
+        deepest = max(deepest, depth)
+        # A function inside another belongs to it.
+        if event == "call" and not code.co_flags & inspect.CO_NESTED:
+            path = Path(code.co_filename)
+            if path.is_relative_to(PACKAGE):
+                ran.add((path.relative_to(PACKAGE).as_posix(), code.co_firstlineno))
+
+    sys.setprofile(watch)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return ran, deepest
+
+
+def test_a_greedy_token_is_a_short_way(stories):
+    """What prepares, checks and chooses around the forward pass: 44 functions once."""
+    config = GenerationConfig(max_new_tokens=1)
+    once = partial(generate, stories, [1, 403, 407], config)
+    once()  # fills the caches
+    ran, deepest = functions_run(once)
+    others = [file for file, _ in ran if file.removesuffix(".py") not in PART_ONE]
+    assert len(others) <= 25 and len({file for file, _ in ran}) <= 16
+    assert deepest <= 9

@@ -46,7 +46,6 @@ from npllama.config import BY_LENGTH, Config
 from npllama.decoding.common import PREFILL_CHUNK, Job, Step, context_length
 from npllama.decoding.sample import choose
 from npllama.generation.generate import Piece, most_texts, naming_options
-from npllama.generation.limits import ways
 from npllama.generation.options import GenerationConfig
 from npllama.generation.task import (
     Helpers,
@@ -255,7 +254,7 @@ def endless_pieces(
     ValueError
         As `endless` and `generate.pieces`; also for other ways of writing.
     """
-    others = ways(config)
+    others = config.selected
     if others or most_texts(config) > 1 or config.token_healing:
         name = (others or ["several texts" if most_texts(config) > 1 else "healing"])[0]
         raise ValueError(f"a stream is of one text, token by token; {name} is not")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npllama.cache import KVCache
-from npllama.decoding.common import Hypothesis, Step
+from npllama.decoding.common import Step, ranked
 from npllama.decoding.logprobs import TokenLogprob, text_logprobs, token_logprob
 from npllama.generation.options import GenerationConfig, options_of, with_options
 from npllama.generation.pipeline import removers
@@ -108,14 +108,26 @@ def generate(
         raise ValueError("a cache is for one text of one prompt, without a search")
     plan = plan_of(model, config, helpers)
     tasks = [prepare(plan, prompt) for prompt in given]
+    wanted = config.num_return_sequences
+    copies = config.best_of or wanted
+    observe = config.logprobs is not None or copies > wanted
     try:
         if config.num_beams > 1:
             texts = searched(tasks, rng)
         else:
-            texts = written(tasks, rng, cache)
+            rows = [task for task in tasks for _ in range(copies)]
+            rows = [task._replace(row=row) for row, task in enumerate(rows)]
+            steps = [list[Step]() for _ in rows]
+            entries = [list[TokenLogprob]() for _ in rows]
+            for step in write(rows, rng.spawn(len(rows)), cache):
+                if observe and step.logits is not None:
+                    entries[step.row].append(entry_of(step, config.logprobs or 0))
+                steps[step.row].append(step._replace(logits=None, processed=None))
+            texts = [generation_of(*row) for row in zip(rows, steps, entries)]
     except NothingLeft as error:
         raise naming_options(error, config, len(tasks)) from None
-    return texts[0] if single and config.num_return_sequences == 1 else texts
+    texts = likeliest(texts, copies, wanted) if copies > wanted else texts
+    return texts[0] if single and wanted == 1 else texts
 
 
 class Piece(NamedTuple):
@@ -245,55 +257,39 @@ def searched(tasks: Sequence[Task], rng: np.random.Generator) -> list[Generation
         except NothingLeft as error:
             error.row = row
             raise
-        most = task.plan.config.num_return_sequences
-        texts += [generation_of(task, text) for text in best[:most]]
+        for text in best[: task.plan.config.num_return_sequences]:
+            whole = generation_of(task, [Step(text.tokens, text.reason)])
+            texts.append(whole._replace(score=text.score))
     return texts
 
 
-def written(
-    tasks: Sequence[Task], rng: np.random.Generator, cache: KVCache | None = None
-) -> list[Generation]:
-    """Collect the steps of all prompts, each continued as often as the config asks.
+def likeliest(texts: list[Generation], copies: int, wanted: int) -> list[Generation]:
+    """For each prompt, the texts with the largest summed log-probability, best first.
 
-    With `best_of`, return for each prompt the texts with the largest summed
-    log-probability, best first.
+    `copies` texts of the first prompt come first; `wanted` of them are returned.
     """
-    config = tasks[0].plan.config
-    wanted = config.num_return_sequences
-    copies = config.best_of or wanted
-    rows = [task for task in tasks for _ in range(copies)]
-    rows = [task._replace(row=row) for row, task in enumerate(rows)]
-    steps: list[list[Step]] = [[] for _ in rows]
-    entries: list[list[TokenLogprob]] = [[] for _ in rows]
-    observe = config.logprobs is not None or copies > wanted
-    for step in write(rows, rng.spawn(len(rows)), cache):
-        if observe and step.logits is not None:
-            read = step.logits, step.tokens[0], config.logprobs or 0, step.processed
-            entries[step.row].append(token_logprob(*read))
-        steps[step.row].append(step._replace(logits=None, processed=None))
-    texts = []
-    for task, some, logprobs in zip(rows, steps, entries):
-        tokens = [token for step in some for token in step.tokens]
-        score = sum(entry.logprob for entry in logprobs) if logprobs else None
-        text = Hypothesis(tokens, score, some[-1].reason)
-        texts.append(generation_of(task, text, logprobs, some))
     groups = [texts[i : i + copies] for i in range(0, len(texts), copies)]
-    if copies > wanted:
-        groups = [sorted(group, key=lambda text: -text.score) for group in groups]
-    return [text for group in groups for text in group[:wanted]]
+    return [text for group in groups for text in ranked(group)[:wanted]]
+
+
+def entry_of(step: Step, top: int) -> TokenLogprob:
+    """How likely the token of a step was."""
+    return token_logprob(step.logits, step.tokens[0], top, step.processed)
 
 
 def generation_of(
-    task: Task,
-    text: Hypothesis,
-    entries: Sequence[TokenLogprob] = (),
-    steps: Sequence[Step] = (),
+    task: Task, steps: Sequence[Step], entries: Sequence[TokenLogprob] = ()
 ) -> Generation:
     """Report a text; compute the log-probabilities that are missing."""
     config, model, prompt = task.plan.config, task.plan.model, task.job.prompt
+    tokens = [token for step in steps for token in step.tokens]
+    shower, reason = Shower(task), steps[-1].reason
+    shown = [shower.push(token) for token in tokens[:-1]]
+    shown.append(shower.push(tokens[-1], reason))
+    score = sum(entry.logprob for entry in entries) if entries else None
     logprobs = prompt_logprobs = speculation = None
     if config.logprobs is not None:
-        whole, top = [*prompt, *text.tokens], config.logprobs
+        whole, top = [*prompt, *tokens], config.logprobs
         logprobs = list(entries) or text_logprobs(model, whole, len(prompt), top)
     if config.prompt_logprobs:
         top = config.logprobs or 0
@@ -303,10 +299,10 @@ def generation_of(
         speculation = {"rounds": len(steps), "drafted": drafted, "accepted": accepted}
     return Generation(
         task.given,
-        text.tokens,
-        Shower(task).whole(text.tokens, text.reason),
-        text.reason,
-        text.score,
+        tokens,
+        "".join(shown),
+        reason,
+        score,
         logprobs,
         prompt_logprobs,
         speculation,

@@ -274,16 +274,6 @@ MARK = of_kind(MARKS, "a GreenList or a SynthID")._replace(read=watermark)
 
 #  ---- options together ---------------------------------------------------------
 
-# Each of these selects a strategy; they exclude each other.
-WAYS = ["prompt_lookup_num_tokens", "assistant_early_exit", "assistant_window"]
-WAYS += ["lookahead_window", "penalty_alpha", "dola_layers"]
-
-
-def ways(c: Any) -> list[str]:
-    """Options that select another strategy than greedy search or sampling."""
-    beams = ["num_beams"] if c.num_beams > 1 else []
-    return beams + [name for name in WAYS if getattr(c, name)]
-
 
 def refuse(applies: Any, message: str) -> None:
     """Raise ValueError if this applies."""
@@ -294,8 +284,8 @@ def refuse(applies: Any, message: str) -> None:
 # fmt: off
 def check_together(c: Any) -> None:
     """Refuse values that are legal alone but mean nothing together."""
-    others, several = " and ".join(ways(c)), c.num_return_sequences
-    refuse(len(ways(c)) > 1, f"{others} exclude each other")
+    others, several = " and ".join(c.selected), c.num_return_sequences
+    refuse(len(c.selected) > 1, f"{others} exclude each other")
     refuse(c.penalty_alpha and (c.do_sample or c.top_k < 2),
         "penalty_alpha (contrastive search) needs top_k above 1, without do_sample")
     refuse(several > 1 and not (c.do_sample or c.num_beams > 1),
@@ -303,7 +293,7 @@ def check_together(c: Any) -> None:
         "same text every time")
     refuse(c.best_of and c.best_of < several,
         f"best_of {c.best_of} is below num_return_sequences {several}")
-    refuse(c.best_of and (ways(c) or not c.do_sample),
+    refuse(c.best_of and (c.selected or not c.do_sample),
         f"best_of needs do_sample, without {others or 'searches'}")
     check_constraints(c)
     check_beams(c)

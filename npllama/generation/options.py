@@ -2,8 +2,10 @@
 
 A row holds everything about an option: its type and default, its range, a
 sentence of help, and its step in the pipeline, if it has one.  The order of
-the rows is the order of the pipeline, which is that of transformers; the
-function that makes a row is named after its chapter.  The command line's help
+the rows is the order of the pipeline, which is that of transformers: guidance,
+biases, penalties, constraints, then (if tokens are drawn) temperature and
+truncation, and last the watermark.  The function that makes a row is named
+after its chapter.  The command line's help
 and the docstring of `GenerationConfig` are made from these rows.
 
 Names and defaults are those of transformers' ``GenerationConfig``, so a checkpoint's
@@ -19,7 +21,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +34,7 @@ from npllama.weights import Model
 Ids = tuple[int, ...]
 AT_DEFAULT = object()
 SHAPE = "Shape of the distribution (only when tokens are drawn)"
+LLAMACPP_FIRST = ["top_n_sigma", "top_k", "typical_p", "top_p", "min_p"]
 
 
 class Option(NamedTuple):
@@ -42,6 +45,7 @@ class Option(NamedTuple):
     says: str  # for the help
     step: Apply | None  # what it does to a distribution, if anything
     off: Any  # the value at which it does nothing
+    selects: bool  # a strategy other than greedy search and sampling
 
 
 def row(
@@ -51,16 +55,18 @@ def row(
     says: str,
     step: Apply | None = None,
     off: Any = AT_DEFAULT,
+    selects: bool = False,
 ) -> Any:
     """A field of `GenerationConfig`; it is off at its default unless `off` is given."""
     off = default if off is AT_DEFAULT else off
-    option = Option(chapter, range, says, step, off)
+    option = Option(chapter, range, says, step, off, selects)
     return field(default=default, metadata={"option": option})
 
 
 prompting = partial(row, "Prompt")
 length = partial(row, "Length and stopping")
 strategy = partial(row, "Strategy")
+another = partial(strategy, selects=True)  # they exclude each other
 guidance = partial(row, "Guidance and bias")
 penalty = partial(row, "Penalties")
 constraint = partial(row, "Constraints")
@@ -101,7 +107,7 @@ class GenerationConfig:
         "texts to return for each prompt")
     best_of: int | None = strategy(None, must_be.MANY,
         "texts to draw, of which the likeliest are returned")
-    num_beams: int = strategy(1, must_be.MANY,
+    num_beams: int = another(1, must_be.MANY,
         "beam search: follow so many texts at once")
     length_penalty: float = strategy(1.0, must_be.EXPONENT,
         "beams: above 0 favours long texts, below 0 short ones")
@@ -117,21 +123,21 @@ class GenerationConfig:
         "whether texts that hold every phrase are kept, or lost as in transformers 4")
     stochastic_beams: bool = strategy(False, must_be.FLAG,
         "draw num_beams different texts without replacement")
-    penalty_alpha: float | None = strategy(None, must_be.PROBABILITY,
+    penalty_alpha: float | None = another(None, must_be.PROBABILITY,
         "above 0, with top_k: contrastive search, the larger the less repetition")
-    dola_layers: str | Ids | None = strategy(None, must_be.LAYERS,
+    dola_layers: str | Ids | None = another(None, must_be.LAYERS,
         "contrast the last layer with these early ones")
-    prompt_lookup_num_tokens: int | None = strategy(None, must_be.MANY,
+    prompt_lookup_num_tokens: int | None = another(None, must_be.MANY,
         "guess so many tokens from earlier in the text")
     max_matching_ngram_size: int = strategy(2, must_be.SIZE,
         "last tokens that prompt lookup looks for")
     num_assistant_tokens: int = strategy(20, must_be.MANY,
         "tokens that a draft guesses per round")
-    assistant_early_exit: int | None = strategy(None, must_be.SIZE,
+    assistant_early_exit: int | None = another(None, must_be.SIZE,
         "draft with so many of the model's own first layers")
-    assistant_window: int | None = strategy(None, must_be.SIZE,
+    assistant_window: int | None = another(None, must_be.SIZE,
         "draft with the model itself, looking back only so many positions")
-    lookahead_window: int | None = strategy(None, must_be.MANY,
+    lookahead_window: int | None = another(None, must_be.MANY,
         "lookahead decoding: how far ahead to guess")
     lookahead_ngram_size: int = strategy(3, must_be.PAIR_OR_MORE,
         "tokens of an n-gram that lookahead decoding collects")
@@ -278,6 +284,33 @@ class GenerationConfig:
             value = option.range.checked(name, getattr(self, name), default)
             object.__setattr__(self, name, value)
         must_be.check_together(self)
+
+    @cached_property
+    def selected(self) -> list[str]:
+        """Options that select another strategy than greedy search or sampling."""
+        rows = [(name, o.off) for name, o in OPTIONS.items() if o.selects]
+        return [name for name, off in rows if getattr(self, name) not in (off, 0)]
+
+    @cached_property
+    def order(self) -> list[str]:
+        """Options that are on and have a step, in the order of the pipeline.
+
+        Mirostat takes the place of all truncation; llama.cpp truncates in an order
+        of its own, and divides by the temperature last.
+        """
+        steps = [(name, o) for name, o in OPTIONS.items() if o.step is not None]
+        names = [name for name, o in steps if getattr(self, name) != o.off]
+        shape = [name for name in names if OPTIONS[name].chapter == SHAPE]
+        first = names.index(shape[0])  # of them, the temperature is always on
+        before, after = names[:first], names[first + len(shape) :]
+        if not self.do_sample:
+            return before + after
+        if self.mirostat:
+            shape = [name for name in shape if name in ("temperature", "mirostat")]
+        elif self.sampler_order == "llama.cpp":
+            places = [*LLAMACPP_FIRST, *(n for n in shape if n != "temperature")]
+            shape.sort(key=[*places, "temperature"].index)
+        return before + shape + after
 
 
 OPTIONS: dict[str, Option] = {

@@ -25,7 +25,6 @@ from npllama.decoding.sample import sample
 from npllama.decoding.self_speculation import early_exit, short_context
 from npllama.decoding.speculative import Propose, assisted, speculate
 from npllama.decoding.stochastic_beam import stochastic_beam_search
-from npllama.generation.limits import ways
 from npllama.generation.task import Task, jobs_of, reason_to_end
 from npllama.sampling import NothingLeft
 
@@ -45,7 +44,7 @@ def write(
         Of B rows, which may hold beginnings of the prompts.
     """
     plan = tasks[0].plan
-    if plan.helpers.assistant is None and not ways(plan.config):
+    if plan.helpers.assistant is None and not plan.config.selected:
         return sample(jobs_of(tasks, rngs, cache))
     return one_by_one(tasks, rngs, cache)
 

@@ -25,9 +25,8 @@ from npllama.decoding.engine import (
 from npllama.decoding.guided import Format, Guide, guided, heal
 from npllama.decoding.speculative import Propose
 from npllama.decoding.stopping import Trimmer, after_seconds, at_strings
-from npllama.generation.limits import ways
 from npllama.generation.options import GenerationConfig
-from npllama.generation.pipeline import order, pipeline
+from npllama.generation.pipeline import pipeline
 from npllama.generation.steps import Setting
 from npllama.text.tokenizer import StreamDecoder, Tokenizer
 from npllama.weights import Model
@@ -116,7 +115,7 @@ def check_helpers(model: Model, config: GenerationConfig, helpers: Helpers) -> N
                 f"the {name} knows {helper.config.vocab_size} tokens, the model {V}: "
                 "they must share one vocabulary"
             )
-    others = ways(config) + ["best_of"] * (config.best_of is not None)
+    others = config.selected + ["best_of"] * (config.best_of is not None)
     if helpers.assistant is not None and others:
         raise ValueError(f"an assistant and {others[0]} exclude each other")
 
@@ -198,7 +197,7 @@ def jobs_of(
         formats=formats,
         memory={},
     )
-    names = order(plan.config)
+    names = plan.config.order
     if setting.amateur is None:
         names = [name for name in names if name != "contrastive_alpha"]
     process, draws = partial(pipeline, setting, names), plan.config.do_sample
@@ -308,11 +307,6 @@ class Shower:
         self.trimmer = Trimmer(strings) if strings else None
         # An end token is no part of a text that keeps to a format.
         self.silent = task.plan.eos if task.plan.guide is not None else ()
-
-    def whole(self, tokens: Sequence[int], reason: str) -> str:
-        """The text of tokens that end for a reason."""
-        *before, last = tokens
-        return "".join(map(self.push, before)) + self.push(last, reason)
 
     def push(self, token: int, reason: str | None = None) -> str:
         """What can be shown for certain now; all that is left if the text has ended."""

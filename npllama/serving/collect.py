@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from npllama.decoding.common import ranked
 from npllama.generation.generate import Generation
 from npllama.generation.options import GenerationConfig
 from npllama.serving.engine import Engine
@@ -57,7 +58,7 @@ def texts_of(events: Sequence[Event], config: GenerationConfig) -> list[Generati
         for choice in range(written)
     ]
     if written > wanted:
-        texts.sort(key=lambda text: -text.score)
+        texts = ranked(texts)
     return texts[:wanted]
 
 

@@ -30,7 +30,6 @@ from npllama.decoding.logprobs import TokenLogprob
 from npllama.files.checkpoint import load, locate, with_context
 from npllama.files.whole import Stamp, stamp_of
 from npllama.generation.generate import Generation, generate
-from npllama.generation.limits import ways
 from npllama.generation.options import GenerationConfig
 from npllama.generation.task import Helpers, plan_of, prepare
 from npllama.ops import rowwise
@@ -182,7 +181,7 @@ def answered(
 
 def runs_in_engine(config: GenerationConfig) -> bool:
     """Whether a config asks for a text that grows beside others."""
-    return all(way == "prompt_lookup_num_tokens" for way in ways(config))
+    return config.selected in ([], ["prompt_lookup_num_tokens"])
 
 
 def engine_for(

@@ -20,7 +20,6 @@ import numpy as np
 from npllama.cache import KVCache
 from npllama.decoding.common import ending, longest
 from npllama.decoding.speculative import Draft
-from npllama.generation.limits import ways
 from npllama.generation.options import GenerationConfig
 from npllama.generation.strategies import draft
 from npllama.generation.task import (
@@ -108,7 +107,8 @@ def check_request(request: Request) -> None:
         )
     if not is_prompt(request.prompt) and len(request.prompt):
         raise TypeError("a request has one prompt: submit several one by one")
-    others = [w for w in ways(request.config) if w != "prompt_lookup_num_tokens"]
+    selected = request.config.selected
+    others = [name for name in selected if name != "prompt_lookup_num_tokens"]
     if others:
         raise ValueError(
             f"{others[0]} has a loop of its own, and cannot be run beside other texts: "
