@@ -95,7 +95,7 @@ FAULTS = {
         (SPECULATIVE, "x is None else draft.probs[i]", "x is None else draft.probs[0]"),
     ],
     "greedy_search": [
-        (SAMPLE, "return greedy(logits)", "return logits[:, ::-1].argmax(axis=-1)"),
+        (SAMPLE, "chosen = greedy(logits)", "chosen = logits[:, ::-1].argmax(axis=-1)"),
         (STOPPING, "tokens and tokens[-1] in ids", "tokens and tokens[0] in ids"),
     ],
     "stop_strings": [

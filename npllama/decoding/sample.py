@@ -77,15 +77,11 @@ def choose(
     -------
     (B,) int64
     """
-    chosen = _chosen(logits, rngs)  # (B,)
+    if rngs[0] is None:
+        chosen = greedy(logits)  # (B,)
+    else:
+        u = np.array([rng.random() for rng in rngs])  # (B,)
+        note("u", u)
+        chosen = np.asarray(draw(softmax(logits), u))  # (B,)
     note("chosen", chosen)
     return chosen
-
-
-def _chosen(logits, rngs) -> np.ndarray:
-    """As `choose`, which shows it to observers, too."""
-    if rngs[0] is None:
-        return greedy(logits)
-    u = np.array([rng.random() for rng in rngs])  # (B,)
-    note("u", u)
-    return np.asarray(draw(softmax(logits), u))

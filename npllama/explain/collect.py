@@ -14,7 +14,6 @@ from npllama.explain.search import Level, levels_of, way
 from npllama.explain.watch import Decision, Drafted, Event, Listed, Pass, Watch
 from npllama.generation.generate import NO_HELPERS, Generation, generate, most_texts
 from npllama.generation.options import GenerationConfig
-from npllama.generation.pipeline import order
 from npllama.generation.task import Helpers, Prompt
 from npllama.ops import observing
 from npllama.weights import Model
@@ -91,7 +90,7 @@ def explained(
     check_shown(config)
     plain = replace(config, logprobs=None, prompt_logprobs=False, echo=False)
     plain = replace(plain, num_return_sequences=1)
-    names = [n for n in order(plain) if n != "contrastive_alpha" or helpers.amateur]
+    names = [n for n in plain.order if n != "contrastive_alpha" or helpers.amateur]
     watch = Watch(len(names))
     with observing(watch):
         found = generate(model, prompt, plain, rng, helpers)
