@@ -68,7 +68,7 @@ FAULTS = {
         # kept with p instead of p / q
         (REJECTION, "bool(u * q[x] < p[x])", "bool(u < p[x])"),
         # the replacement drawn from p instead of what p has more
-        (REJECTION, "draw(residual(p, q), rng.random())", "draw(p, rng.random())"),
+        (REJECTION, "draw(residual(p, q), _uniform(rng))", "draw(p, _uniform(rng))"),
         (REJECTION, "more = np.maximum(p - q, 0)", "more = np.abs(p - q)"),
         (REJECTION, "more = np.maximum(p - q, 0)", "more = np.maximum(q - p, 0)"),
     ],
