@@ -3,6 +3,8 @@
 `grid`         rounding weights to a few values: scales, zero points, clipping
 `packed`       codes, two to a byte, and the table that unpacks them
 `gptq`         rounding one column, and letting the others make up for it
+`ant`          the bits say which numbers; every matrix chooses a kind
+`olive`        an outlier takes the place of its neighbour
 `calibrate`    what goes into each matrix when the model reads real text
 `quality`      what rounding did to a model: divergence, agreement, surprise
 `quantize`     a whole model in few bits, block by block

@@ -88,7 +88,8 @@ class Packed(NamedTuple):
         """
         S = self.inputs
         points = np.take(self.table, self.codes[first:last], axis=0)  # (rows, bytes, n)
-        w = points.reshape(len(points), -1)[:, :S]  # (rows, S)
+        # A copy only if a byte is left over: BLAS sums in another order with gaps.
+        w = np.ascontiguousarray(points.reshape(len(points), -1)[:, :S])  # (rows, S)
         own = slice(None) if len(self.scale) == 1 else slice(first, last)
         for part, apply in ((self.zero, np.subtract), (self.scale, np.multiply)):
             if part is not None:

@@ -10,6 +10,7 @@ TORCH = {"torch": ("2.13",)}
 NEW, OLD = ("5.23",), ("4.49",)  # transformers
 NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
     # golden: {distribution: versions, any of which will do}
+    "ant_olive": TORCH,
     "beam": {"transformers": NEW + OLD, **TORCH},
     "chat": {"transformers": NEW, "jinja2": ("3.1",)},
     "conformance": {},
