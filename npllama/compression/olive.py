@@ -184,16 +184,7 @@ def decode(codes: np.ndarray, format: Format) -> np.ndarray:
 
 
 def swap(x: np.ndarray) -> np.ndarray:
-    """Exchange the two of every pair.
-
-    Parameters
-    ----------
-    x : (C, 2 * pairs)
-
-    Returns
-    -------
-    (C, 2 * pairs)
-    """
+    """Exchange the two of every pair: (C, 2 * pairs) to (C, 2 * pairs)."""
     return x.reshape(len(x), -1, 2)[:, :, ::-1].reshape(x.shape)
 
 

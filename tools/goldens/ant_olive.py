@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import types
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
@@ -91,8 +92,10 @@ def module(folder: Path):
     kernel.quant = nearest
     sys.modules["quant_cuda"] = kernel
     sys.modules["quant_affine"] = types.ModuleType("quant_affine")
-    found = types.ModuleType("quant_modules")
-    exec((folder / "antquant" / "quant_modules.py").read_text("utf-8"), vars(found))
+    file = folder / "antquant" / "quant_modules.py"
+    spec = spec_from_file_location("quant_modules", file)
+    found = module_from_spec(spec)
+    spec.loader.exec_module(found)
     return found
 
 
@@ -127,6 +130,7 @@ def make(folder: Path) -> None:
     """Write ant_olive.npz."""
     import torch
 
+    torch.set_num_threads(1)  # its threads only wait for each other here
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     inputs = tensors()
