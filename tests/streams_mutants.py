@@ -45,3 +45,69 @@ MUTANTS += [
     (RING, "first, N)\n    # forward", "0, N)\n    # forward", BITS),
     (RING, "    ring.length[0] += T\n", "", BITS),
 ]  # fmt: skip
+
+EVICTION, E = "contexts/eviction.py", "tests/test_contexts_eviction.py::test_"
+GREEDY = E + "h2o_is_greedy_eviction_by_accumulated_attention"
+CUT = E + "a_cut_prompt_is_read_on_as_if_the_rest_had_never_been_seen"
+HEAVIEST = E + "the_heaviest_stay_in_order"
+
+MUTANTS += [
+    # weights of the last query alone; not moved with their keys; left in free cells
+    (EVICTION, ":S] += weights_of(", ":S] = weights_of(", GREEDY),
+    (
+        EVICTION,
+        "    kept.weight[..., :M] = np.take_along_axis(kept.weight, cells, axis=-1)\n",
+        "",
+        GREEDY,
+    ),
+    (EVICTION, "    kept.weight[..., M:held] = 0\n", "", GREEDY),
+    # one head decides for all; values that stay where they were
+    (
+        EVICTION,
+        "softmax(scores).sum(axis=(1, 2))",
+        "np.broadcast_to(softmax(scores).sum(axis=(0, 1, 2)), k.shape[:2])",
+        GREEDY,
+    ),
+    (
+        EVICTION,
+        "for store in (kept.cache.k, kept.cache.v):",
+        "for store in (kept.cache.k,):",
+        CUT,
+    ),
+    # cells for positions; the lightest stay; the recent ones may go
+    (
+        EVICTION,
+        "np.arange(first, first + len(tokens))[None]  # (1, T)",
+        "kept.cache.length[0] + np.arange(len(tokens))[None]",
+        GREEDY,
+    ),
+    (EVICTION, "order[..., older.shape[-1] - heavy :]", "order[..., :heavy]", HEAVIEST),
+    (EVICTION, "older = weight[..., : S - recent]", "older = weight[..., :S]", HEAVIEST),
+    # a mean over fewer places at the ends; the window's own weights are pooled in
+    (EVICTION, "around.mean(axis=-1)", "around.sum(axis=-1)",
+     E + "pooling_takes_the_places_around"),
+    (EVICTION, "[(half, half)]", "[(0, 2 * half)]",
+     E + "pooling_takes_the_places_around"),
+    (EVICTION, "max(0, len(tokens) - window)", "len(tokens) - 1", CUT),
+]  # fmt: skip
+
+FORGETTING, STEADY = "contexts/forgetting.py", "contexts/steady.py"
+F = "tests/test_cli_forget.py::test_"
+
+MUTANTS += [
+    # tokens before the window count, too; the wrong way is named
+    (FORGETTING, "nats[W - 1 :]))", "nats[W:]))",
+     F + "rows_of_streams_are_the_streams"),
+    (FORGETTING, "shift = context_shift(W, c)", "shift = Stream(W, c)",
+     F + "rows_of_streams_are_the_streams"),
+    (FORGETTING, "text[prompt + 1 :]]", "text[prompt:-1]]",
+     F + "a_prompt_from_which_nothing_is_cut_is_read_as_the_text"),
+    # all ways write into one cache
+    (FORGETTING, "cache = KVCache(*(array.copy() for array in kept.cache))",
+     "cache = kept.cache",
+     F + "a_prompt_that_is_cut_is_read_on_with_the_rest_hidden"),
+    (STEADY, "float(1000 * np.median(", "float(np.median(",
+     F + "a_slope_is_told_per_thousand_tokens_and_a_slow_tick_does_not_move_it"),
+    (STEADY, "if n % every == 0:", "if n % every == 1:",
+     F + "ticks_come_when_so_many_tokens_have"),
+]  # fmt: skip

@@ -27,7 +27,9 @@ from npllama.cli import book as book_cli
 from npllama.cli import chat as chat_cli
 from npllama.cli import convert as convert_cli
 from npllama.cli import cost as cost_cli
+from npllama.cli import endless as endless_cli
 from npllama.cli import explain as explain_cli
+from npllama.cli import forget as forget_cli
 from npllama.cli import generate as generate_cli
 from npllama.cli import golden as golden_cli
 from npllama.cli import info as info_cli
@@ -53,7 +55,7 @@ USAGE, FAILURE = 2, 1
 COMMANDS = {
     "write": ("generate", "chat", "explain", "serve"),
     "models": ("info", "convert", "quantize", "perplexity", "offload"),
-    "costs": ("flops", "roofline", "tiles", "serve-sim"),
+    "costs": ("flops", "roofline", "tiles", "forget", "endless", "serve-sim"),
     "trust": ("golden",),
     "read": ("book",),
 }
@@ -126,6 +128,8 @@ def parser() -> Parser:
         add_generation_options(command)
     convert_cli.add_commands(commands)
     cost_cli.add_commands(commands)
+    endless_cli.add_commands(commands)
+    forget_cli.add_commands(commands)
     golden_cli.add_commands(commands)
     info_cli.add_commands(commands)
     offload_cli.add_commands(commands)
@@ -165,6 +169,8 @@ RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "explain": generate_cli.run_explain,
     **convert_cli.RUN,
     **cost_cli.RUN,
+    **endless_cli.RUN,
+    **forget_cli.RUN,
     **golden_cli.RUN,
     **info_cli.RUN,
     **offload_cli.RUN,

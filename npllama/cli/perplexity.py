@@ -29,7 +29,8 @@ from npllama.contexts.perplexity import (
     strided,
     surprise,
 )
-from npllama.contexts.streaming import surprise_of_stream
+from npllama.contexts.ring import surprise_in_ring
+from npllama.contexts.streaming import Stream
 from npllama.decoding import context_length
 from npllama.decoding.common import PREFILL_CHUNK
 from npllama.files.checkpoint import load, locate
@@ -120,7 +121,7 @@ def print_perplexity(
 def run_stream(
     options: argparse.Namespace, model: Model, tokens: Sequence[int]
 ) -> None:
-    """Read the text as a stream, token by token, and print the number."""
+    """Read the text as a stream, a piece at a time, and print the number."""
     W, sinks = options.stream_window, 4 if options.sinks is None else options.sinks
     others = "convention length stride dask".split()
     defaults = {"convention": "strided"}
@@ -128,7 +129,7 @@ def run_stream(
         raise UsageError("--stream-window is a way of its own: no windows, no --dask")
     if len(tokens) <= W:
         raise UsageError(f"the text has {len(tokens)} tokens, none after {W}")
-    nats = surprise_of_stream(model, tokens, W, sinks)[W - 1 :]
+    nats = surprise_in_ring(model, tokens, Stream(W, sinks))[W - 1 :]
     found = Surprise(np.arange(W, len(tokens)), nats)
     if options.json:
         stream = {"window": W, "sinks": sinks}

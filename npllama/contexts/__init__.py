@@ -8,9 +8,12 @@
 `streaming`   a text without end in a cache that does not grow
 `sinks`       a stream in one pass: what each position sees of it
 `ring`        the same in a buffer that goes round
+`eviction`    H2O and SnapKV: keep the keys that were looked at
+`forgetting`  every way to forget, on one text
 `sparse`      positions that look at some of those before them
 `reading`     where a model lies in its file, and a thread that reads ahead
 `storage`     weights larger than memory: layers are read while others compute
 `offload`     what stays in memory, and how long the rest takes
+`steady`      is a stream constant in memory and in time per token?
 `ahead`       a draft that guesses on while the target is read
 """

@@ -35,7 +35,7 @@ Xiao et al. 2023, arXiv:2309.17453, section 3 (positions in the cache, figure 4;
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -180,7 +180,13 @@ def streamed(
     return logits
 
 
-def endless(job: Job, stream: Stream, read: int = 0) -> Iterator[Step]:
+# Runs more tokens of a text; the logits after the last of them.
+Run = Callable[[Sequence[int]], np.ndarray]
+
+
+def endless(
+    job: Job, stream: Stream, read: int = 0, run: Run | None = None
+) -> Iterator[Step]:
     """Continue a text past any length, in constant memory and time per token.
 
     Parameters
@@ -192,6 +198,9 @@ def endless(job: Job, stream: Stream, read: int = 0) -> Iterator[Step]:
     read : int
         Tokens of the prompt that have gone through the job's cache, as earlier turns of
         a conversation have; fewer than all.
+    run : function
+        From tokens to the logits (V,) after them.  By default they go through the job's
+        cache, or a new one, as `streamed`; `ring` has another.
 
     Yields
     ------
@@ -205,14 +214,19 @@ def endless(job: Job, stream: Stream, read: int = 0) -> Iterator[Step]:
     """
     model, history = job.model, list(job.prompt)
     check_stream(model.config, stream)
-    cache = job.cache or new_stream_cache(model, stream)
-    new = history[read:]
+    if run is None:
+        cache = job.cache or new_stream_cache(model, stream)
+        run = partial(
+            streamed, model, cache=cache, sinks=stream.sinks, discard=stream.discard
+        )
+    new, made = history[read:], []
     for i in range(1, job.max_new_tokens + 1):
-        logits = streamed(model, new, cache, stream.sinks, stream.discard)  # (V,)
+        logits = run(new)  # (V,)
         processed = job.process([history], logits[None])[0]  # (V,)
         new = choose(processed[None], [job.rng]).tolist()
         history.extend(new)
-        reason = job.stop(history[len(job.prompt) :])
+        made.extend(new)  # a part of the history, copied anew, would take ever longer
+        reason = job.stop(made)
         if reason is None and i == job.max_new_tokens:
             reason = "length"
         yield Step(new, reason, logits=logits, processed=processed)
