@@ -28,7 +28,7 @@ WORDS = st.lists(st.integers(0, 2), min_size=1, max_size=3).map(tuple)
 
 def _two(says: str, rows: st.SearchStrategy, holds: Callable, *known: dict) -> Iterator:
     yield Law(says, rows, holds, known)
-    yield Law("the array passed in is not written into", rows, not_written)
+    yield Law("the array passed in is not written into", rows, not_written, known[:1])
 
 
 # ---- biases -----------------------------------------------------------------
@@ -54,8 +54,9 @@ def check_logit_bias(limit: float) -> Iterator[Law]:
     biases = st.dictionaries(st.integers(0, 2), BIAS, max_size=3)
     says = "each bias is added to its token's logit, removed ones stay removed"
     known = {"logits": row(0, GONE, 1), "bias": {1: 5.0, 2: -1.0}}
+    large = known | {"bias": {0: 50.0, 2: -150.0}}
     rows = cases(logits=ROWS, bias=biases)
-    yield from _two(says, rows, wanted(expected), known)
+    yield from _two(says, rows, wanted(expected), known, large)
 
 
 def _ends(history: NDArray, begin: tuple[int, ...]) -> bool:
@@ -159,8 +160,9 @@ def check_suppress() -> Iterator[Law]:
     sampler : function of (V,) float32 and list of int
     """
 
-    rows = cases(logits=ROWS, ids=IDS)
-    yield from _two("just the given tokens are removed", rows, wanted(_suppressed, 0))
+    rows, says = cases(logits=ROWS, ids=IDS), "just the given tokens are removed"
+    known = {"logits": row(0, 1, 2), "ids": [1]}
+    yield from _two(says, rows, wanted(_suppressed, 0), known)
 
 
 def _only(logits: NDArray, ids: list[int]) -> NDArray:
@@ -178,8 +180,8 @@ def check_allowed() -> Iterator[Law]:
     sampler : function of (V,) float32 and list of int
     """
 
-    rows = cases(logits=FINITE, ids=IDS)
-    yield from _two("just the given tokens stay", rows, wanted(_only, 0))
+    rows, known = cases(logits=FINITE, ids=IDS), {"logits": row(0, 1, 2), "ids": [1]}
+    yield from _two("just the given tokens stay", rows, wanted(_only, 0), known)
 
 
 def _without_early_end(
@@ -319,4 +321,4 @@ def check_forced_bos() -> Iterator[Law]:
     rows = cases(logits=ROWS, length=st.integers(0, 3), bos=st.integers(0, 2))
     says = "after the first token bos has all the probability, else nothing changes"
     known = {"logits": row(3, 1, 2), "length": 1, "bos": 1}
-    yield from _two(says, rows, _forces_bos, known)
+    yield from _two(says, rows, _forces_bos, known, known | {"length": 2})

@@ -163,6 +163,7 @@ def mask_laws(
     keeps_the_best: bool = True,
     batched: bool = False,
     known: tuple[Case, ...] = (),
+    together: tuple[Case, ...] = (),
 ) -> Iterator[Law]:
     """The laws of all samplers that only remove tokens.
 
@@ -175,7 +176,9 @@ def mask_laws(
     batched : bool
         Whether the sampler takes logits of shape (B, V), too.
     known : cases
-        Tried first by every law.
+        Tried first by every law of one row.
+    together : cases
+        Tried first by the law of a batch.
     """
     rows, simple = cases(logits=logits(), **options), cases(logits=SIMPLE, **options)
     yield Law(
@@ -197,4 +200,4 @@ def mask_laws(
         yield Law(says, rows, _keeps_the_best, known)
     if batched:
         says = "a row of a batch is treated as if it were alone"
-        yield Law(says, cases(logits=batches(), **options), _rows_alone)
+        yield Law(says, cases(logits=batches(), **options), _rows_alone, together)

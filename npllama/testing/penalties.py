@@ -169,6 +169,7 @@ def check_repetition_penalty(
     known: tuple[Case, ...] = (
         {"logits": row(2, 2), "history": text(0, 0), "penalty": 2.0},
         {"logits": row(-2, -2), "history": text(0), "penalty": 2.0},
+        {"logits": row(2, -2), "history": text(0, 1), "penalty": 0.8},
         {"logits": row(GONE, 1, 0), "history": text(0, 2), "penalty": 2.0},
     )
     none = {"penalty": 1.0}

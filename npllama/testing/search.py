@@ -248,7 +248,8 @@ def check_beam_search(length: str, ends: str, early_stopping: tuple) -> Iterator
     says = "with a beam for every text, the best text of all is found, and the order"
     yield Law(says, cases(**few), partial(_widest, rules=rules), known)
     says = "a score is the text's log-probability over its length to the penalty"
-    yield Law(says, cases(**long), partial(_scores, rules=rules))
+    few_beams = tuple(case | {"num_beams": 2} for case in known)
+    yield Law(says, cases(**long), partial(_scores, rules=rules), few_beams)
     yield Law("texts differ, are whole, and the best come first", cases(**long), _shape)
     says = "a few beams find what the definition finds, step by step"
     # Here the three ways to stop find different texts.

@@ -88,7 +88,7 @@ def check_top_k(ties: str, takes_least: bool, batched: bool) -> Iterator[Law]:
         cases(logits=logits(large=True), **options),
         holds,
         (
-            *({"logits": one, "k": 2} for one in (UNIFORM, row(1, 0, 0), RISING)),
+            *({"logits": one, "k": 2} for one in (UNIFORM, row(-3, -1, -2), RISING)),
             *({"logits": RISING, "k": k} for k in (50, 65, 101, 1500)),
         ),
     )
@@ -151,7 +151,9 @@ def check_top_p(
         expect_first(logits, found, few, many, ties)
 
     options = _least({"p": shares()}, takes_least)
-    yield from mask_laws(options, batched=batched)
+    two = {"logits": array([[0, 0, 0, 0], [9, 0, 0, 0]]), "p": 0.9}
+    two |= {"least": 1} if takes_least else {}
+    yield from mask_laws(options, batched=batched, together=(two,))
     says = "the fewest most probable tokens whose mass reaches p stay"
     known = (
         {"logits": UNIFORM, "p": 0.3},
