@@ -385,7 +385,9 @@ def test_message_whose_normal_form_is_a_mark_is_refused():
     content = trained_with_nfkc()
     tokenizer = load_tokenizer({"tokenizer.model": content})
     assert chat_tokens(tokenizer, dialog("\uff41"), "llama-2")
-    for wide in ("\uff3b/INST]", "\uff3bINST\uff3d", "<<\uff33YS>>"):
+    wide_marks = ["\uff3b/INST]", "\uff3bINST\uff3d", "<<\uff33YS>>", "[INST\uff3d"]
+    wide_marks += ["\uff1c\uff1cSYS>>", "<<SYS>\uff1e", "<<\uff0fSYS>>", "[\uff0fINST]"]
+    for wide in wide_marks:
         with pytest.raises(ValueError, match="marks turns in llama-2"):
             chat_tokens(tokenizer, dialog(f"Hi {wide}"), "llama-2")
 

@@ -310,6 +310,24 @@ def test_a_trained_model_writes_what_it_would_not_have_written(pair, num_beams):
     assert whole[0] and whole == sorted(whole, reverse=True)
 
 
+@pytest.mark.parametrize("word", ["rope", "cake", "dog", "ball", "tree", "</s>"])
+def test_a_text_ends_with_the_forced_word_that_ends_it(word):
+    model = npllama.load("stories")
+    ends = word == "</s>"
+    forced = [2] if ends else model.tokenizer.merge(word, True)
+    config = npllama.GenerationConfig(
+        num_beams=2,
+        force_words_ids=[forced],
+        stop_strings=() if ends else (word,),
+        include_stop_str_in_output=True,
+        max_new_tokens=16,
+    )
+    found = npllama.generate(model, "Once upon a time", config)
+    assert found.finish_reason == ("eos" if ends else "stop")
+    assert found.tokens[-len(forced) :] == list(forced)
+    assert ends or found.text.endswith(word) and found.text.count(word) == 1
+
+
 def test_the_old_way_can_be_asked_for():
     made = tiny(3)
     model, phrases = npllama_model(made), [[7, 9, 8], [[6, 7], [10]]]

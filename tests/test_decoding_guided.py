@@ -407,6 +407,18 @@ def written(schema, values):
         ({"type": "string", "format": "ipv4"}, ["127.0.0.1"], ["256.0.0.1", "1.2.3"]),
         ({"type": "string", "format": "duration"}, ["P1DT2H", "PT0S"], ["P", "1D"]),
         ({"type": "string", "format": "password"}, ["", "x y"], [1]),
+        # Spaces beyond ASCII are spaces, and none of them is a word.
+        *(
+            ({"type": "string", "pattern": pattern}, fits, ["\xa0", "\u3000", "\u2028"])
+            for pattern, fits in (
+                (r"^\S+$", ["a", "é-"]),
+                (r"^[^@\s]+$", ["a", "é-"]),
+                (r"^[^\s]$", ["a"]),
+                (r"^\w+$", ["a"]),
+                (r"^[\w.]+$", ["a.b"]),
+                (r"^[^\W]+$", ["ab"]),
+            )
+        ),
     ],
 )
 def test_what_a_schema_says_is_what_can_be_written(schema, fits, others):

@@ -57,10 +57,24 @@ def test_trimming_a_stream_is_trimming_the_text(text, strings, data):
     assert shown + trimmer.flush() == trim(text, strings)
 
 
-def test_nothing_is_shown_after_the_stop_string_not_even_half_a_character():
+@pytest.mark.parametrize(
+    ("pushed", "shown"),
+    [
+        (["ok\nUser: ", "\ufffd"], "ok\n"),
+        (["ok\nUser:", " \ufffd"], "ok\n"),
+        (["ok\n", "User: ", "\ufffd", "\ufffd"], "ok\n"),
+        (["ok\nUser: \ufffd"], "ok\n"),
+        (["User: ", "\ufffd"], ""),
+        (["ok\ufffdUser: ", "\ufffd"], "ok\ufffd"),
+        (["ok\nUser:", "\ufffd"], "ok\nUser:\ufffd"),
+    ],
+)
+def test_nothing_is_shown_after_the_stop_string_not_even_half_a_character(
+    pushed, shown
+):
     trimmer = Trimmer(["User: "])
-    pushed = trimmer.push("ok\nUser: ") + trimmer.push("\ufffd") + trimmer.flush()
-    assert pushed == "ok\n"
+    assert "".join([*map(trimmer.push, pushed), trimmer.flush()]) == shown
+    assert trim("".join(pushed), ["User: "]) == shown
 
 
 BROKEN, WHOLE = bytes([0xE1]), "\ufffd".encode()

@@ -256,18 +256,23 @@ def test_stream_of_half_characters_joins_to_the_text(seed, echo, keep):
         assert found.text == model.tokenizer.decode(prompt + found.tokens)
 
 
-def test_echo_of_a_prompt_that_ends_within_a_character_shows_the_character():
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [("é", 1), ("aè", 2), ("€", 1), ("€", 2), ("😀", 1), ("a😀", 3), ("😀", 3)],
+)
+def test_echo_of_a_prompt_that_ends_within_a_character_shows_the_character(text, cut):
     model, _ = model_of(0)
     model = byte_level(model)
-    first, second = (
-        [token.content for token in model.tokenizer.vocabulary].index(byte)
-        for byte in (b"\xc3", b"\xa9")
-    )
+    contents = [token.content for token in model.tokenizer.vocabulary]
+    tokens = [contents.index(bytes([byte])) for byte in text.encode()]
     config = GenerationConfig(
-        max_new_tokens=1, echo=True, allowed_token_ids=(second,), eos_token_id=()
+        max_new_tokens=len(tokens) - cut,
+        echo=True,
+        eos_token_id=(),
+        prefix_allowed_tokens_fn=lambda row, seen: [tokens[len(seen)]],
     )
-    assert generate(model, [first], config).text == "é"
-    assert list(stream(model, [first], config)) == ["é"]
+    assert generate(model, tokens[:cut], config).text == text
+    assert "".join(stream(model, tokens[:cut], config)) == text
 
 
 @pytest.mark.parametrize(

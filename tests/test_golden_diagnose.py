@@ -9,11 +9,13 @@ import npllama.golden.diagnose
 from npllama.config import config_to_hf
 from npllama.golden.compare import compare, judge
 from npllama.golden.diagnose import diagnose, unproved_blocks
+from npllama.golden.faults import faults
 from npllama.golden.floor import floor
 from npllama.golden.likeness import left_by
 from npllama.golden.report import examine
 from npllama.golden.scene import Scene, made_from
 from npllama.golden.trace import Trace
+from npllama.golden.wrong import Parts, compute
 
 LAYER, NEXT = "prefill/model.layers.0.", "prefill/model.layers.1."
 # What is wrong, the first tensor that shows it, and the diagnosis.
@@ -165,6 +167,30 @@ def test_tensor_times_a_number_is_told_so(times):
     at, finding = found_in(*case, candidate, "float32")
     assert at == NEXT + "mlp.up_proj"
     assert finding.fault == "scaled" and f"times {times:g}" in finding.text
+
+
+def test_nothing_is_the_golden_tensor_times_one():
+    *case, candidate = made(None, "float32")
+    name = NEXT + "mlp.up_proj"
+    for off in (4e-4, -4e-5, 1e-4, 2e-5, -2e-5, 3e-4):
+        wrong = candidate | {name: candidate[name] * (1 + off)}
+        at, finding = found_in(*case, wrong, "float32")
+        assert at == name
+        assert finding is None or finding.fault != "scaled"
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("at", [[], [1], [0, 1]])
+def test_no_suspicion_is_the_right_model(tied, at):
+    model, steps = random_model(3, tied=tied), [0, 10, 11, 12]
+    tokens = np.arange(12)[None] * 7 % 160
+    right = dict(compute(Parts(), model, tokens, steps))
+    for fault in faults(model, at):
+        if fault.key == "window":
+            continue  # as wide as this text, or wider, it hides nothing
+        wrong = dict(compute(fault.parts, fault.model or model, tokens, steps))
+        same = [np.allclose(wrong[n], x, 0, 1e-6) for n, x in right.items()]
+        assert not all(same), fault.text
 
 
 def test_embedding_that_is_too_large_is_not_taken_for_another_tensor():

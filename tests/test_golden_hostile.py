@@ -192,6 +192,7 @@ WRAPS = npy(
 )
 TRUE = npy("{'descr': '<f8', 'fortran_order': False, 'shape': (True, 1, 2)}", bytes(16))
 TRUE_EMPTY = npy("{'descr': '<f8', 'fortran_order': False, 'shape': (False, 3)}")
+ODD_SHAPES = ["(1.0,)", "('1',)", "(None,)", "(-1,)", "[1]", "(2**70,)", "1"]
 OBJECT = npy(
     "{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", b"cos\nsystem\n"
 )
@@ -243,6 +244,14 @@ FILES = {
     "a way out": archive(member(b"../../a.npy", ONE)),
     "a root": archive(member(b"/a.npy", ONE)),
     "a name of two lines": archive(member(b"a\nb.npy", ONE)),
+} | {
+    f"the shape {shape}": archive(
+        member(
+            b"prefill/lm_head.npy",
+            npy(f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}}}"),
+        )
+    )
+    for shape in ODD_SHAPES
 }
 
 
