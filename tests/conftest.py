@@ -9,6 +9,7 @@ nobody reads the example.
 
     HYPOTHESIS_PROFILE=ci pytest
     HYPOTHESIS_PROFILE=sweep pytest -m hypothesis
+    HYPOTHESIS_PROFILE=sweep pytest -m hypothesis --hypothesis-seed 1    # repeatable
 """
 
 import os

@@ -582,6 +582,17 @@ def test_the_tree_holds_every_token(contents):
     assert tree.nodes.shape == (len(contents),)
 
 
+def test_a_vocabulary_of_128_thousand_tokens_takes_little_memory():
+    contents = [b" %x" % (i * i) for i in range(2**17)]
+    tracemalloc.start()
+    guide = Guide(compile_regex("( [0-9]+)+"), vocabulary_tree(contents))
+    allowed = guide.look([]).allowed
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 20e6 and peak < 60e6
+    assert allowed.tolist() == [content[1:].isdigit() for content in contents]
+
+
 def test_texts_are_read_from_what_is_known_of_them():
     guide = Guide(compile_regex("(ab)*"), VOCABULARY, [EOS])
     rng = np.random.default_rng(0)
