@@ -8,7 +8,7 @@ SPECULATIVE = "decoding/speculative.py"
 OPTIONS, LIMITS, GENERATE = (
     f"generation/{n}.py" for n in ("options", "limits", "generate")
 )
-MAIN, C = "cli/main.py", "test_cli.py::test_"
+CLI, C = "cli/generate.py", "test_cli.py::test_"
 T = "test_generation.py::test_"
 
 MUTANTS = [
@@ -54,7 +54,7 @@ MUTANTS = [
      "return np.random.default_rng()",
      C + "seed_that_was_not_given_is_told_and_repeats_the_text"),
     # an error stands after the text on its line
-    (MAIN, 'show("" if pending else "\\n")', 'show("")',
+    (CLI, 'show("" if pending else "\\n")', 'show("")',
      C + "what_goes_wrong_in_a_text_begins_a_new_line"),
     # the cache of one text goes to all that branch from it
     ("decoding/follower.py", "if alone and len(self.rows) == 1:",
