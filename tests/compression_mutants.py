@@ -233,3 +233,26 @@ MUTANTS += [
     ("cost/rounded.py", "return 2 if bits <= 2 else 4", "return bits if bits <= 4 else 4",
      KV + "memory_falls_to_what_the_bits_say"),
 ]  # fmt: skip
+
+TEXTS, KT = "compression/kv_texts.py", "tests/test_compression_kv_texts.py::test_"
+LOST = KT + "losses_are_those_of_the_distributions"
+
+MUTANTS += [
+    # a prompt's chunk forgotten; the text that is judged lacks its prompt
+    (TEXTS, "ends(text[len(job.prompt) :])", "ends(text)",
+     KT + "a_text_that_fits_the_residual_is_plain_decoding"),
+    # the token itself instead of the one after it; the text's last one is read, too
+    (TEXTS, "return some[:-1], some[1:]", "return some[1:], some[:-1]",
+     KT + "surprise_is_read_off_decoding_token_by_token"),
+    # the first piece counts; the distributions swapped; a token that is not the likeliest
+    (TEXTS, "_loss(rules, cache, rows[1:], usual)", "_loss(rules, cache, rows, usual)",
+     LOST),
+    (TEXTS, "np.concatenate(before[1:])", "np.concatenate(before)", LOST),
+    (TEXTS, "divergence(exact, logits)", "divergence(logits, exact)", LOST),
+    (TEXTS, "logits = forward_rounded(model, part[None], cache)[0]",
+     "logits = forward_rounded(model, part[None], cache)[0]\n"
+     "            exact = exact + 0.01 * logits", LOST),
+    # bits without the residual
+    (TEXTS, "return 8 * (cache.k.nbytes + cache.v.nbytes) / numbers",
+     "return 8 * (cache.k.codes.nbytes + cache.v.codes.nbytes) / numbers", LOST),
+]  # fmt: skip

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from npllama.cli import explain as explain_cli
+from npllama.cli import kv_options, saving, streaming
 from npllama.cli import offload as offload_cli
 from npllama.cli import prompts as prompts_cli
-from npllama.cli import saving, streaming
 from npllama.cli.logprobs import coloured, in_colours, logprob_table
 from npllama.cli.options import (
     UsageError,
@@ -27,6 +27,7 @@ from npllama.cli.options import (
 )
 from npllama.cli.show import show
 from npllama.cli.timing import Stopwatch
+from npllama.compression.kv_texts import rounded_pieces
 from npllama.cost import FlopCounter
 from npllama.generation.generate import (
     Generation,
@@ -81,6 +82,7 @@ def add_generate(commands) -> argparse.ArgumentParser:
     saving.add_cache_options(make)
     prompts_cli.add_prompts_options(make)
     streaming.add_stream_options(make)
+    kv_options.add_kv_options(make)
     offload_cli.add_memory_option(make)
     return make
 
@@ -105,6 +107,7 @@ def continue_text(options: argparse.Namespace) -> None:
     prompt = read_ids(options) if options.tokens else read_prompt(options.prompt)
     saving.check_cache_options(options, config)
     streaming.check_stream_options(options)
+    kv_options.rules_of(options)
     offload_cli.check_memory_options(options)
 
     def running(model: Model):
@@ -142,8 +145,12 @@ def write_text(
     cache = saving.cache_of(options, model, tokens, config, help_)
     held = 0 if cache is None else int(cache.length[0])
     watch, shown = Stopwatch(len(tokens) - held), shown_prompt(model, prompt)
+    few = kv_options.cache_of(options, model, tokens, config, help_)
     if options.stream_window is not None:
         growing = streaming.endless_of(options, model, prompt, config, rng, help_)
+        new = show_as_it_comes(shown, watch.time(growing))
+    elif few is not None:
+        growing = rounded_pieces(model, prompt, config, rng, few)
         new = show_as_it_comes(shown, watch.time(growing))
     elif options.json or in_table(config) or not streams(config):
         begin = time.perf_counter()
@@ -163,6 +170,7 @@ def write_text(
     saving.keep(options, model, cache, tokens + new)
     if not options.json:
         tell_about(options, config, watch)
+    kv_options.tell_cache(few)
     return watch
 
 

@@ -33,6 +33,7 @@ from npllama.cli import forget as forget_cli
 from npllama.cli import generate as generate_cli
 from npllama.cli import golden as golden_cli
 from npllama.cli import info as info_cli
+from npllama.cli import kv_bits as kv_bits_cli
 from npllama.cli import offload as offload_cli
 from npllama.cli import perplexity as perplexity_cli
 from npllama.cli import quantize as quantize_cli
@@ -132,6 +133,7 @@ def parser() -> Parser:
     forget_cli.add_commands(commands)
     golden_cli.add_commands(commands)
     info_cli.add_commands(commands)
+    kv_bits_cli.add_commands(commands)
     offload_cli.add_commands(commands)
     perplexity_cli.add_commands(commands)
     quantize_cli.add_commands(commands)
@@ -173,6 +175,7 @@ RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {
     **forget_cli.RUN,
     **golden_cli.RUN,
     **info_cli.RUN,
+    **kv_bits_cli.RUN,
     **offload_cli.RUN,
     **perplexity_cli.RUN,
     **quantize_cli.RUN,

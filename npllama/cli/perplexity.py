@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from npllama.cli.golden import executor, progress
+from npllama.cli.kv_options import add_kv_options, rules_of
 from npllama.cli.offload import (
     add_memory_option,
     running_of,
@@ -20,6 +21,8 @@ from npllama.cli.offload import (
     weights_for,
 )
 from npllama.cli.options import UsageError, add_context_option
+from npllama.compression.kv_rounding import Rules
+from npllama.compression.kv_texts import surprise_rounded
 from npllama.contexts.offload import Running
 from npllama.contexts.perplexity import (
     Surprise,
@@ -66,6 +69,7 @@ def add_commands(commands) -> None:
            "tokens after the first W")
     option("--sinks", type=int, metavar="C",
            help="first positions that a stream keeps (default: 4)")
+    add_kv_options(command)
     add_context_option(command)
     add_memory_option(command)
     option("--json", action="store_true",
@@ -86,6 +90,9 @@ def run_perplexity(options: argparse.Namespace) -> None:
         raise UsageError("--sinks is for --stream-window")
     if options.memory and (options.workers > 1 or options.dask):
         raise UsageError("--memory is that of one process: no --workers, no --dask")
+    if rules_of(options) is not None:
+        if options.workers > 1 or options.dask or options.stream_window is not None:
+            raise UsageError("--cache-bits: no --workers, --dask, --stream-window")
     text = read_text(options.file)
 
     def running(model: Model) -> Running:
@@ -204,8 +211,9 @@ def run_windows(
     with progress(len(windows), "window") as tell:
         if options.workers == 1 and options.dask is None:
             each = []
+            rules = rules_of(options)
             for window in windows:
-                each.append(surprise(model, tokens, window, bos))
+                each.append(of_cache(model, tokens, window, bos, rules))
                 tell(len(each), len(windows))
             return gathered(windows, each)
         path = locate(options.weights).absolute()
@@ -219,6 +227,21 @@ def run_windows(
                 each.append(nats)
                 tell(len(each), len(windows))
         return gathered(windows, each)
+
+
+def of_cache(
+    model: Model,
+    tokens: Sequence[int],
+    window: Window,
+    bos: int | None,
+    rules: Rules | None,
+) -> np.ndarray:
+    """Run one window; over a cache in fewer bits token by token, as text is written."""
+    if rules is None:
+        return surprise(model, tokens, window, bos)
+    text = list(tokens[window.begin : window.end])
+    text[0] = text[0] if bos is None else bos
+    return surprise_rounded(model, text, rules)[window.first - window.begin - 1 :]
 
 
 Job = tuple[str, tuple[int, int], list[int], Window, "int | None"]

@@ -64,7 +64,9 @@ def check_prompts_options(options: argparse.Namespace) -> None:
             if given:
                 raise UsageError(f"{name} needs many prompts: --prompts FILE")
         return
-    others = "prompt tokens json save_cache load_cache flops stream_window".split()
+    others = (
+        "prompt tokens json save_cache load_cache flops stream_window cache_bits"
+    ).split()
     for name in others:
         if getattr(options, name):
             word = "PROMPT" if name == "prompt" else "--" + name.replace("_", "-")

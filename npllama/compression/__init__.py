@@ -10,4 +10,5 @@
 `quantize`     a whole model in few bits, block by block
 `kv_rounding`  keys and values in a few bits: what shares a scale
 `kv_cache`     a cache in fewer bits: all positions are rounded but the last ones
+`kv_texts`     texts over such a cache: written, read, and what they lose
 """
