@@ -29,5 +29,6 @@ NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
     "sampling_llamacpp": {"llama-cpp-python": ("0.3",)},
     "speculative": {"transformers": NEW, **TORCH},
     "splits": {"tokenizers": ("0.23",)},
+    "streams_llamacpp": {"llama-cpp-python": ("0.3",), "gguf": ("0.19",)},
     "tokenizer": {"transformers": NEW, "sentencepiece": ("0.2",)},
 }
