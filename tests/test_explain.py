@@ -21,11 +21,13 @@ from npllama.explain.choices import Drawn, choice_of, line_of
 from npllama.explain.collect import explained
 from npllama.explain.layers import packed
 from npllama.explain.page import page
-from npllama.explain.told import Asked, shown_token, told
+from npllama.explain.told import Asked, options_back, options_of, shown_token, told
+from npllama.explain.watch import put_together
 from npllama.files.checkpoint import load
 from npllama.generation.generate import generate
 from npllama.generation.options import GenerationConfig
 from npllama.generation.task import Helpers
+from npllama.ops import rowwise
 from npllama.sampling import draw, log_softmax, softmax
 
 PROMPT = "Once upon a time"
@@ -280,6 +282,22 @@ def test_a_guess_is_kept_by_the_numbers_on_the_page():
     assert fates == {True, False}
 
 
+def test_forced_token_is_shown_when_it_ends_the_text():
+    options = {"num_beams": 2, "force_words_ids": ((300, 301),), "max_new_tokens": 2}
+    config = GenerationConfig(**options)
+    found = explained(stories(), PROMPT, config, np.random.default_rng(3))
+    assert found.found.tokens == [300, 301]
+    for step in found.steps:
+        assert step.token in step.choice.tokens
+    assert (found.way[1], 301) in {beam[:2] for beam in found.levels[1].ended}
+
+
+def test_second_opinion_is_told_apart():
+    kinds = [run["kind"] for run in data_of("guidance")["runs"]]
+    assert kinds == ["text", "second"] * TOKENS
+    assert {run["kind"] for run in data_of("beams")["runs"]} == {"text"}
+
+
 def test_draft_of_another_model_is_told_apart():
     model, draft = stories(), load("stories-draft")
     helpers, config = Helpers(draft), config_of("greedy")
@@ -289,6 +307,58 @@ def test_draft_of_another_model_is_told_apart():
     assert {len(run.of.attention) for run in found.runs if run.kind == "text"} == {L}
     drafts = {len(run.of.attention) for run in found.runs if run.kind == "draft"}
     assert drafts == {draft.config.num_hidden_layers}
+
+
+# ---- going on from another token ----------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["six processors", "beams", "a schema"])
+def test_text_that_is_given_its_own_beginning_goes_on_as_it_did(name):
+    steps = data_of(name)["steps"]
+    first = [step["token"] for step in steps[:4]]
+    chance, config = np.random.default_rng(3), config_of(name)
+    found = explained(stories(), PROMPT, config, chance, first=first)
+    assert found.found.tokens == [step["token"] for step in steps]
+    asked = Asked(PROMPT, 3, first=first)
+    again = json.loads(json.dumps(told(found, asked)))
+    assert again["first"] == first and again["options"] == data_of(name)["options"]
+    assert [step["u"] for step in again["steps"]] == [step["u"] for step in steps]
+
+
+def test_text_goes_on_from_a_token_that_is_put_in():
+    steps = data_of("six processors")["steps"]
+    other = next(t for t in steps[2]["tokens"] if t != steps[2]["token"])
+    first = [steps[0]["token"], steps[1]["token"], other]
+    chance, config = np.random.default_rng(3), config_of("six processors")
+    found = explained(stories(), PROMPT, config, chance, first=first)
+    assert found.found.tokens[:3] == first and len(found.steps) == TOKENS
+    for step in found.steps[:3]:
+        stages = {stage.name: stage for stage in step.choice.stages}
+        assert stages["prefix_allowed_tokens_fn"].left == 1
+    free = {stage.name: stage for stage in found.steps[3].choice.stages}
+    assert free["prefix_allowed_tokens_fn"].same
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"logit_bias": {5: -math.inf, 6: 1.5}, "sequence_bias": {(5, 6): -2.0}},
+        {"bad_words_ids": ((5,), (6, 7)), "stop_strings": ("a", "b"), "top_p": 0.5},
+        {"json_schema": SCHEMA, "do_sample": True, "temperature": 0.3},
+        {"watermarking_config": {"greenlist_ratio": 0.4}, "exponential_decay_length_penalty": (5, 1.2)},
+    ],
+)  # fmt: skip
+def test_options_survive_the_page(options):
+    config = GenerationConfig(**options)
+    sent = json.loads(json.dumps(options_of(config), allow_nan=False))
+    assert GenerationConfig(**options_back(sent)) == config
+
+
+def test_options_that_are_none_are_refused():
+    with pytest.raises(TypeError, match="did you mean top_p"):
+        options_back({"top_q": 1})
+    with pytest.raises(ValueError, match="a function cannot be sent"):
+        options_back({"prefix_allowed_tokens_fn": "print"})
 
 
 # ---- pieces -----------------------------------------------------------------------
@@ -317,6 +387,42 @@ def test_choice_shows_the_chosen_token_however_unlikely():
     assert math.isclose(
         choice.stages[0].like, np.exp(-(softmax(logits) * log_softmax(logits)).sum())
     )
+
+
+@pytest.mark.parametrize("form", ["whole", "blocks", "rows"])
+def test_weights_of_blocks_are_put_together(form):
+    B, T, H, D, S = 2, 5, 4, 3, 7
+    whole = np.random.default_rng(1).random((B, H, T, S)) * np.tri(T, S, S - T)
+    parts = []
+    rows = (
+        [slice(0, B)]
+        if form in ("whole", "blocks")
+        else [slice(b, b + 1) for b in range(B)]
+    )
+    for b in rows:
+        for h in (0, 2):
+            for t in (
+                (slice(0, 2), slice(2, 4), slice(4, 5))
+                if form != "whole"
+                else [slice(0, 5)]
+            ):
+                seen = S - T + t.stop
+                part = whole[b, h : h + 2, t, :seen]
+                parts.append(part.reshape(part.shape[0], 1, 2, -1, seen))
+    assert (put_together(parts, (B, T, H, D)) == whole).all()
+    assert put_together([*parts, parts[0]], (B, T, H, D)) is None  # blocks of keys
+    assert put_together([], (B, T, H, D)) is None
+
+
+def test_attention_is_the_same_row_by_row():
+    with rowwise():
+        found = explained(
+            stories(), PROMPT, config_of("beams"), np.random.default_rng(3)
+        )
+    weights = base64.b64decode(data_of("beams")["seen"]["weights"])
+    assert found.found.tokens == generated("beams").tokens
+    shown = np.frombuffer(weights, np.uint8).astype(int)
+    assert np.abs(found.seen.weights.astype(int).ravel() - shown).max() <= 1
 
 
 def test_attention_that_is_too_large_keeps_the_last_positions(monkeypatch):

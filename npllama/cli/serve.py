@@ -41,6 +41,9 @@ examples:
   npllama serve weights.npz --golden
   curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
     -d '{"prompt": "Once upon a time", "max_tokens": 20, "temperature": 0}'
+
+In a browser, /explain shows how a text comes about (not with --api-key, which a link
+cannot send).
 """
 NEEDS = "starlette and uvicorn are needed: pip install npllama[serve]"
 LOOK = 0.1  # seconds between two looks at whether all is finished
@@ -108,6 +111,7 @@ def run_serve(options: argparse.Namespace) -> int:
     try:
         import uvicorn
 
+        from npllama.explain.served import route_of
         from npllama.serving.clients import Bounds, State
         from npllama.serving.http import app_of
     except ImportError:
@@ -116,7 +120,7 @@ def run_serve(options: argparse.Namespace) -> int:
     bounds = Bounds(options.max_body_bytes, options.max_queue, options.max_seconds, key)
     state, place = State(bounds), listening(options.host, options.port)
     settings = uvicorn.Config(
-        app_of(state),
+        app_of(state, [route_of(options.max_seconds)]),
         http="h11",
         ws="none",
         lifespan="off",

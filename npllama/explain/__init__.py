@@ -9,5 +9,6 @@ text is written by `generate` itself, and observers see what happens on the way.
 `search`   beams: the tree, and the way to the text that won
 `collect`  all of it, put together by token
 `told`     the same as plain data, for the page
-`page`     the page; its program is `page.js`, its style `page.css`
+`page`     the page; its program is ``page.js``, its style ``page.css``
+`served`   the page as a server shows it; needs ``[serve]``
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from npllama.explain.search import Level, levels_of, way
 from npllama.explain.watch import Decision, Drafted, Event, Listed, Pass, Watch
 from npllama.generation.generate import NO_HELPERS, Generation, generate, most_texts
 from npllama.generation.options import GenerationConfig
-from npllama.generation.task import Helpers, Prompt
+from npllama.generation.task import Helpers, Prompt, encode_prompt
 from npllama.ops import observing
 from npllama.weights import Model
 
@@ -79,8 +79,12 @@ def explained(
     config: GenerationConfig,
     rng: np.random.Generator,
     helpers: Helpers = NO_HELPERS,
+    first: Sequence[int] = (),
 ) -> Explanation:
     """Write a text with `generate`, and keep what happened on the way.
+
+    With `first`, the new text begins with these tokens.  As many numbers are drawn as
+    without, so the rest is what the same seed gives after them.
 
     Raises
     ------
@@ -90,6 +94,8 @@ def explained(
     check_shown(config)
     plain = replace(config, logprobs=None, prompt_logprobs=False, echo=False)
     plain = replace(plain, num_return_sequences=1)
+    if first:
+        plain = replace(plain, prefix_allowed_tokens_fn=beginning(model, prompt, first))
     names = [n for n in plain.order if n != "contrastive_alpha" or helpers.amateur]
     watch = Watch(len(names))
     with observing(watch):
@@ -97,6 +103,19 @@ def explained(
     watch.settle()
     assert isinstance(found, Generation)
     return put_together(model, config, found, watch.events)
+
+
+def beginning(
+    model: Model, prompt: Prompt, first: Sequence[int]
+) -> Callable[[int, Sequence[int]], np.ndarray]:
+    """A `prefix_allowed_tokens_fn` that lets a text begin with these tokens only."""
+    begin, every = len(encode_prompt(model, prompt)), np.arange(model.config.vocab_size)
+
+    def allowed(row: int, tokens: Sequence[int]) -> np.ndarray:
+        new = len(tokens) - begin
+        return every[[first[new]]] if new < len(first) else every
+
+    return allowed
 
 
 def put_together(

@@ -37,18 +37,22 @@ function short(count) {
 }
 
 // A token, as a link to the server that goes on from it, if there is one.
-function tokenCell(token, marks = "") {
+function tokenCell(step, token, marks = "") {
   const shown = make("span", { class: "token" }, name(token));
   const cell = make("th", { scope: "row" }, marks);
-  const address = onward(token);
+  // What a format or a ban has removed cannot come; what truncation has, could.
+  const click = step.stages.findIndex((stage) => stage.name === CLICKED && !stage.same);
+  const free = step.stages.slice(0, click < 0 ? undefined : click);
+  const able = free.filter((stage) => !data.shape.includes(stage.name)).pop();
+  const address = able.probs[step.tokens.indexOf(token)] > 0 ? onward(token) : null;
   cell.append(address ? make("a", { href: address, title: "go on from here" }, shown) : shown);
   return cell;
 }
 
 function onward(token) {
   if (data.server === null) return null;
-  const text = data.tokens.slice(0, data.begin + now.step);
-  const asked = { tokens: [...text, token], seed: data.seed, options: data.options };
+  const first = [...data.tokens.slice(data.begin, data.begin + now.step), token];
+  const asked = { prompt: data.prompt, first, seed: data.seed, options: data.options };
   return data.server + "/explain?asked=" + encodeURIComponent(JSON.stringify(asked));
 }
 
@@ -64,6 +68,8 @@ const head = (words, small = "") =>
 
 // ---- the candidates ------------------------------------------------------------
 
+const CLICKED = "prefix_allowed_tokens_fn"; // how a click is obeyed
+
 // What a step of the pipeline is called, and its value.
 function stageHead(stage) {
   if (stage.name === "") return head("model", "its own odds");
@@ -71,6 +77,7 @@ function stageHead(stage) {
   const written = value === undefined ? "" : JSON.stringify(value);
   // Long names may break after an underscore.
   const words = stage.name.split("_").map((word, i) => (i ? "_\u200b" : "") + word).join("");
+  if (stage.name === CLICKED) return head("clicked", "a token was chosen by hand");
   const cell = head(words, written.length > 12 ? "" : written);
   cell.title = data.says[stage.name];
   return cell;
@@ -78,11 +85,11 @@ function stageHead(stage) {
 
 function drawStages(step) {
   const stages = step.stages.filter((stage, i) => i === 0 || !stage.same);
-  const idle = step.stages.slice(1).filter((stage) => stage.same);
+  const idle = step.stages.slice(1).filter((stage) => stage.same && stage.name !== CLICKED);
   const rows = step.tokens.map((token, i) => {
     const came = token === step.token;
     const marks = came ? "▶ " : token === step.guess ? "guess " : "";
-    const row = make("tr", came ? { class: "came" } : {}, tokenCell(token, marks));
+    const row = make("tr", came ? { class: "came" } : {}, tokenCell(step, token, marks));
     stages.forEach((stage, n) => {
       const p = stage.probs[i];
       const before = n ? stages[n - 1].probs[i] : 1;

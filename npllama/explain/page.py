@@ -36,18 +36,25 @@ def page(data: Mapping[str, Any], server: str | None = None) -> str:
     """
     carried = json.dumps(dict(data) | {"server": server}, allow_nan=False)
     carried = carried.replace("<", "\\u003c")  # no end of the element within
-    style = COLOURS + (HERE / "page.css").read_text(encoding="utf-8")
     program = (HERE / "page.js").read_text(encoding="utf-8")
+    scripts = (
+        f'<script type="application/json" id="data">{carried}</script>\n'
+        f"<script>{program}</script>\n"
+    )
     title = f"npllama explains: {data['text'].strip():.40}"
+    return framed(title, "".join(body(data)), scripts)
+
+
+def framed(title: str, shown: str, scripts: str = "") -> str:
+    """A whole document in the style of the page."""
+    style = COLOURS + (HERE / "page.css").read_text(encoding="utf-8")
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<link rel="icon" href="data:,">\n'
         f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
-        f"<main>\n{''.join(body(data))}</main>\n"
-        f'<script type="application/json" id="data">{carried}</script>\n'
-        f"<script>{program}</script>\n</body>\n</html>\n"
+        f"<main>\n{shown}</main>\n{scripts}</body>\n</html>\n"
     )
 
 
@@ -140,11 +147,14 @@ def facts(data: Mapping[str, Any]) -> str:
     sizes = f"L {m['L']}, H {m['H']}, K {m['K']}, D {m['D']}, V {m['V']}, {m['dtype']}"
     new, score = len(data["steps"]), data["score"]
     ranked = "" if score is None else f" Score: {score:.4f}."
+    again = f"Its first {len(data['first'])} tokens were chosen by a click."
+    if not data["first"]:
+        command = escape(data["command"])
+        again = f"The same text again:</p>\n<pre><code>{command}</code></pre>\n<p>"
     return (
         f"<p>The model <b>{escape(m['name'])}</b> ({sizes}) wrote {new} tokens after "
         f"{data['begin']} of the prompt, and ended by “{data['reason']}”.{ranked} "
-        "The same text again:</p>\n"
-        f'<pre tabindex="0"><code>{escape(data["command"])}</code></pre>\n'
+        f"{again}</p>\n"
     )
 
 

@@ -7,7 +7,6 @@ numbers of 1/255, and what a layer would have said has six digits.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 import math
 import shlex
@@ -19,7 +18,13 @@ from npllama.explain.choices import Choice
 from npllama.explain.collect import Explanation, Run, Step
 from npllama.explain.layers import STEPS, Said, held
 from npllama.explain.search import Level
-from npllama.generation.options import DEFAULTS, OPTIONS, GenerationConfig
+from npllama.generation.options import (
+    DEFAULTS,
+    OPTIONS,
+    SHAPE,
+    GenerationConfig,
+    check_names,
+)
 from npllama.generation.task import DEFAULT_NEW_TOKENS
 from npllama.text.tokenizer import Tokenizer
 from npllama.weights import Model
@@ -34,6 +39,7 @@ class Asked(NamedTuple):
     seed: int
     weights: str = "stories"
     helpers: Mapping[str, str] = {}  # "assistant" or "amateur", and its file
+    first: Sequence[int] = ()  # tokens that the new text had to begin with
 
 
 def shown_token(tokenizer: Tokenizer | None, token: int) -> str:
@@ -55,6 +61,8 @@ def told(e: Explanation, asked: Asked) -> dict[str, Any]:
     data: dict[str, Any] = {
         "prompt": asked.prompt,
         "seed": asked.seed,
+        "first": list(asked.first),
+        "shape": [n for n, option in OPTIONS.items() if option.chapter == SHAPE],
         "options": options_of(e.config),
         "command": command(e.config, asked),
         "says": {name: option.says for name, option in OPTIONS.items()},
@@ -167,21 +175,24 @@ def level_of(level: Level) -> dict[str, Any]:
 
 #  ---- how to ask again ---------------------------------------------------------
 
+A_FUNCTION = "prefix_allowed_tokens_fn"
+
 
 def options_of(config: GenerationConfig) -> dict[str, Any]:
     """Options that are not at their defaults, as JSON has them."""
     found = {}
     for name, default in DEFAULTS.items():
         value = getattr(config, name)
-        if value != default:
+        if value != default and name != A_FUNCTION:
             found[name] = plain(value)
     return found
 
 
 def plain(value: Any) -> Any:
     """A value of an option, as JSON has it."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
+    if hasattr(value, "_asdict"):  # a watermark; its functions are not told
+        fields = value._asdict().items()
+        return {name: plain(one) for name, one in fields if not callable(one)}
     if isinstance(value, Mapping):
         return {
             json.dumps(list(k)) if isinstance(k, tuple) else k: plain(v)
@@ -222,3 +233,22 @@ def flags(flag: str, value: Any) -> Sequence[str]:
     if isinstance(value, str):
         return [flag, value]
     return [flag, json.dumps(value)]
+
+
+def options_back(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What `options_of` has written, for a `GenerationConfig`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If it has written nothing like that.
+    """
+    check_names(options)
+    if A_FUNCTION in options:
+        raise ValueError(f"{A_FUNCTION}: a function cannot be sent")
+    found = dict(options)
+    if isinstance(bias := found.get("logit_bias"), Mapping):
+        found["logit_bias"] = {int(k): float(v) for k, v in bias.items()}
+    if isinstance(bias := found.get("sequence_bias"), Mapping):
+        found["sequence_bias"] = {tuple(json.loads(k)): v for k, v in bias.items()}
+    return found

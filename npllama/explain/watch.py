@@ -189,8 +189,8 @@ def put_together(parts: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray 
     Parameters
     ----------
     parts : list of (B, K', G, T', S') float
-        In the order of `attention.blocked`: for some heads, one block of queries after
-        the other; then for the next heads.
+        In the order of `attention.blocked`: for some rows and heads, one block of
+        queries after the other; then for the next heads; then for the next rows.
     shape : (B, T, H, D)
         Of what attention found.
 
@@ -203,14 +203,16 @@ def put_together(parts: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray 
         return None
     B, T, H, _ = shape
     whole = np.zeros((B, H, T, max(part.shape[-1] for part in parts)), parts[0].dtype)
-    h = t = 0
+    b = h = t = 0
     for part in parts:
-        b, K, G, queries, S = part.shape
-        if b != B or t + queries > T or h + K * G > H:
-            return None  # rows that began at different positions, or blocks of keys
-        block = part.reshape(B, K * G, queries, S)
-        whole[:, h : h + K * G, t : t + queries, :S] = block
+        rows, K, G, queries, S = part.shape
+        if b + rows > B or h + K * G > H or t + queries > T:
+            return None  # these were blocks of keys
+        here = np.s_[b : b + rows, h : h + K * G, t : t + queries, :S]
+        whole[here] = part.reshape(rows, K * G, queries, S)
         t += queries
         if t == T:
             h, t = h + K * G, 0
+        if h == H:
+            b, h = b + rows, 0
     return whole

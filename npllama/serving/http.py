@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -46,8 +46,8 @@ from npllama.serving.offered import Served
 STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
-def app_of(state: State) -> Any:
-    """The application, in ASGI's sense."""
+def app_of(state: State, more: Sequence[Route] = ()) -> Any:
+    """The application, in ASGI's sense, with more routes if there are any."""
     routes = [
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", one_model),
@@ -58,6 +58,7 @@ def app_of(state: State) -> Any:
         Route("/tokenizer_info", ends_of_texts),
         Route("/health", health),
         Route("/metrics", metrics),
+        *more,
     ]
     handlers = {Refused: refused, HTTPException: no_route, ClientDisconnect: left}
     app = Starlette(routes=routes, exception_handlers={**handlers, Gone: left})
