@@ -23,6 +23,7 @@ from typing import NoReturn
 import numpy as np
 
 from npllama import __version__
+from npllama.cli import bits as bits_cli
 from npllama.cli import book as book_cli
 from npllama.cli import chat as chat_cli
 from npllama.cli import convert as convert_cli
@@ -127,6 +128,7 @@ def parser() -> Parser:
         )
         add_context_option(command)
         add_generation_options(command)
+    bits_cli.add_commands(commands)
     convert_cli.add_commands(commands)
     cost_cli.add_commands(commands)
     endless_cli.add_commands(commands)
@@ -169,6 +171,7 @@ RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "generate": generate_cli.run_generate,
     "chat": chat_cli.run_chat,
     "explain": generate_cli.run_explain,
+    **bits_cli.RUN,
     **convert_cli.RUN,
     **cost_cli.RUN,
     **endless_cli.RUN,
