@@ -196,6 +196,17 @@ def test_a_packed_model_gives_the_logits_of_what_it_stands_for(
         assert_close(one, two, depth(config, 5), scale=1 + np.abs(two).max())
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_codes_that_only_fill_the_last_byte_change_no_bit(bits):
+    chance = np.random.default_rng(bits)
+    for S in range(1, 10):
+        w = chance.standard_normal((5, S)).astype(np.float32)
+        weight = pack_matrix(w, bits, "asymmetric", 2)
+        a = chance.standard_normal((3, S)).astype(np.float32)
+        with rowwise():
+            assert_same(weight.times(a), multiply(a, weight.dense().T))
+
+
 def test_blocks_are_those_of_plain_rows(monkeypatch):
     # more rows than a block: the bits are still those of the unpacked matrix
     w = np.random.default_rng(0).standard_normal((999, 1030)).astype(np.float32)

@@ -13,7 +13,11 @@ and unpacking is one gather, the same for every format:
 Rows are unpacked block by block, as many as the processor's cache holds, and each block
 is multiplied before the next one is unpacked.  So little more memory is needed than the
 packed bytes take.  It costs time: for every weight a gather, a subtraction, a product,
-a write and a read in the cache.
+a write and a read in the cache.  On one core the gather took 0.4 nanoseconds a weight,
+the scales 0.25 and the product with a single row 0.08.  Of blocks of 2^15 to 2^21
+weights, those of 2^17 (half a MiB) were the fastest or within a tenth of it, for 1 row
+to 256; those of 2^19, which suit weights that are not packed, took 1.4 times as long
+for a single row.
 
 Under `rowwise` the blocks are those of `ops.row_by_row`, so that the numbers are, bit
 for bit, those of the unpacked matrix.
@@ -32,10 +36,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npllama.ops import BLOCK, multiply
+from npllama.ops import BLOCK, is_rowwise, multiply
 
 PARTS = ("codes", "scale", "zero", "order")
 TABLE = "table."  # of a format; followed by its name
+UNPACKED = 2**17  # weights that are unpacked at once
 
 
 class Packed(NamedTuple):
@@ -109,7 +114,7 @@ class Packed(NamedTuple):
         # rows of weights.
         a = a if self.order is None else np.ascontiguousarray(a[:, self.order])
         y = np.empty((M, C), dtype=self.dtype)  # (M, C)
-        step = max(1, BLOCK // max(self.inputs, 1))
+        step = max(1, (BLOCK if is_rowwise() else UNPACKED) // max(self.inputs, 1))
         for c in range(0, C, step):
             y[:, c : c + step] = multiply(a, self.rows(c, min(c + step, C)).T)
         return y
