@@ -138,10 +138,9 @@ MUTANTS += [
      "slice(0, last - first)", P + "blocks_are_those_of_plain_rows"),
     (FILE, "y = np.empty((M, C), dtype=self.dtype)",
      "y = np.empty((M, C), dtype=np.float64)", VALUES),
-    (FILE, "step = max(1, (BLOCK if is_rowwise() else UNPACKED) // max(self.inputs, 1))", "step = 7",
+    (FILE, "step = max(1, (BLOCK if is_rowwise() else UNPACKED) // max(self.inputs, 1))",
+     "step = 7",
      P + "blocks_are_those_of_plain_rows"),
-    (FILE, "w = np.ascontiguousarray(w)", "pass",
-     P + "codes_that_only_fill_the_last_byte_change_no_bit"),
     # the order of the inputs: not used, used the wrong way, kept wrongly
     (FILE, "np.ascontiguousarray(a[:, self.order])",
      "np.ascontiguousarray(a[:, np.argsort(self.order)])", VALUES),

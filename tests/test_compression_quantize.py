@@ -67,6 +67,10 @@ def corpus(tmp_path_factory):
     return path
 
 
+def command(path, out, *words):
+    return main(["quantize", str(path), str(out), *words])
+
+
 # ---- calibration -----------------------------------------------------------------
 
 
@@ -221,6 +225,18 @@ def test_a_method_may_prepare_a_block_first(path, monkeypatch):
     assert_same(through(xs, found, CONFIG)[0], through(xs, plain, CONFIG)[0])
 
 
+def test_a_prepared_norm_reaches_the_file(path, tmp_path, monkeypatch):
+    def double(layer, inputs, recipe):
+        return layer._replace(mlp_norm=layer.mlp_norm * 2)
+
+    method = METHODS["rtn"]._replace(prepare=double)
+    monkeypatch.setitem(METHODS, "rtn", method)
+    assert command(path, tmp_path / "out.npz", "--method", "rtn") == 0
+    one, two = load(path).layers[1], load(tmp_path / "out.npz").layers[1]
+    assert_same(two.mlp_norm, one.mlp_norm * 2)
+    assert_same(two.attn_norm, one.attn_norm)
+
+
 # ---- a model ---------------------------------------------------------------------
 
 
@@ -313,9 +329,9 @@ def test_what_is_kept_comes_back_as_it_was(path, tmp_path):
     assert found.losses == done.losses
     for word, w in done.layer._asdict().items():
         assert_same(np.asarray(getattr(found.layer, word)), np.asarray(w))
-    (tmp_path / "b" / "mine.txt").write_text("not a block")
+    (tmp_path / "b" / "mine.npz").write_text("not a block")
     kept.clear()
-    assert [p.name for p in (tmp_path / "b").iterdir()] == ["mine.txt"]
+    assert [p.name for p in (tmp_path / "b").iterdir()] == ["mine.npz"]
 
 
 def test_gptq_without_a_text_is_refused(model, tmp_path):
@@ -324,10 +340,6 @@ def test_gptq_without_a_text_is_refused(model, tmp_path):
 
 
 # ---- the command -----------------------------------------------------------------
-
-
-def command(path, out, *words):
-    return main(["quantize", str(path), str(out), *words])
 
 
 def test_the_command_writes_a_model_in_few_bits(path, corpus, tmp_path, capsys):

@@ -15,6 +15,7 @@ import numpy as np
 from npllama.cli.options import UsageError
 from npllama.cli.perplexity import read_text
 from npllama.compression.calibrate import MATRICES, rows_of
+from npllama.compression.folder import BITS, check_folder, settings_of, write_folder
 from npllama.compression.gptq import Recipe
 from npllama.compression.quantize import (
     METHODS,
@@ -51,7 +52,9 @@ def add_commands(commands) -> None:
     says = "; ".join(f"{name}: {method.says}" for name, method in METHODS.items())
     # fmt: off
     option("model", metavar="MODEL", help="an .npz, or the name of a shipped model")
-    option("out", metavar="OUT", type=Path, help="the .npz to write")
+    option("out", metavar="OUT", type=Path,
+           help="the .npz to write; or a new folder, in the layout of gptqmodel and "
+           "transformers")
     option("--method", choices=METHODS, default="gptq", help=f"{says} (default: gptq)")
     add_grid_options(command)
     option("--calibrate", metavar="FILE",
@@ -105,12 +108,7 @@ def add_gptq_options(command: argparse.ArgumentParser) -> None:
 def run_quantize(options: argparse.Namespace) -> None:
     """Round the blocks of a model, and put them together."""
     plan, path = plan_of(options), locate(options.model)
-    if options.out.suffix != ".npz":
-        raise UsageError(f"{options.out}: the result's name should end in .npz")
-    try:
-        check_place(options.out, {"the model": path})
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    check_out(options.out, plan, path)
     model = StreamedModel(path, "float32")
     refuse_packed(model, path)
     rows, held_out = texts_of(options, model)
@@ -122,11 +120,42 @@ def run_quantize(options: argparse.Namespace) -> None:
         for report in quantised(model, rows, held_out, plan, kept):
             tell.block(report)
     count = len(MATRICES) * model.config.num_hidden_layers
-    write_npz(options.out, path, model, kept, said(plan, count))
+    if options.out.suffix == ".npz":
+        write_npz(options.out, path, model, kept, said(plan, count))
+    else:
+        tensors, files = tensors_of(model, kept), read_npz(path).files
+        write_folder(options.out, model.config, tensors, plan, model.kind, files)
     kept.clear()
     if not options.json:
-        sizes = [megabytes(p.stat().st_size) for p in (options.out, path)]
+        sizes = [megabytes(size_of(p)) for p in (options.out, path)]
         print(f"{options.out}: {sizes[0]}; {options.model}: {sizes[1]}")
+
+
+def check_out(out: Path, plan: Plan, path: Path) -> None:
+    """Raise UsageError, before the work, if the result cannot be written."""
+    try:
+        if out.suffix == ".npz":
+            check_place(out, {"the model": path})
+            return
+        if out.suffix:
+            raise ValueError(f"{out}: name an .npz, or a folder without an ending")
+        check_folder(out)
+        settings_of(plan)
+        if plan.recipe.bits not in BITS:
+            raise ValueError(f"{out}: GPTQ's layout has {BITS} bits; an .npz has all")
+        import safetensors.numpy  # noqa: F401
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    except ImportError:
+        raise UsageError(
+            f"{out}: a folder needs safetensors: pip install 'npllama[convert]'"
+        ) from None
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of the files of a folder."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
 
 
 def plan_of(options: argparse.Namespace) -> Plan:

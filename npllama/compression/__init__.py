@@ -8,6 +8,7 @@
 `calibrate`    what goes into each matrix when the model reads real text
 `quality`      what rounding did to a model: divergence, agreement, surprise
 `quantize`     a whole model in few bits, block by block
+`folder`       the result in GPTQ's layout, for other programs
 `table`        bits against quality, bytes and speed, by a command
 `kv_rounding`  keys and values in a few bits: what shares a scale
 `kv_cache`     a cache in fewer bits: all positions are rounded but the last ones

@@ -149,8 +149,7 @@ def in_few_bits(
     for half in HALVES:
         every = tuple(word for stage in half.stages for word in stage)
         for words in half.stages if sequential else (every,):
-            seen = layer if sequential else whole
-            known = inputs_of(words, half, xs, seen, config)
+            known = inputs_of(words, half, xs, layer, config)
             for word in words:
                 w, inputs = getattr(layer, word), known.get(word)
                 matrix = w.reshape(flat_shape(word, w.shape))  # (C, S)

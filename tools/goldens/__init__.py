@@ -25,6 +25,7 @@ NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
     "model_llamacpp": {"llama-cpp-python": ("0.3",), "gguf": ("0.19",)},
     "packed": {"autoawq": ("0.2",), "compressed-tensors": ("0.20",), **TORCH},
     "packed_gptq": {"gptqmodel": ("7.7",), **TORCH},
+    "packed_ours": {"gptqmodel": ("7.7",), **TORCH},
     "sampling": {"transformers": NEW, **TORCH},
     "sampling_llamacpp": {"llama-cpp-python": ("0.3",)},
     "speculative": {"transformers": NEW, **TORCH},
