@@ -80,3 +80,4 @@ MUTANTS += [
     (FOLDER, "        shutil.rmtree(part, ignore_errors=True)\n", "        pass\n",
      W + "a_folder_that_fails_leaves_nothing"),
     (FOLDER, "2 ** (bits - 1), dtype=np.uint8", "2**bits - 1, dtype=np.uint8", HAND),
+]  # fmt: skip

@@ -17,7 +17,7 @@ from npllama.compression.folder import as_gptq, parts_of, words_of, write_folder
 from npllama.compression.gptq import Recipe, gptq
 from npllama.compression.packed import packed
 from npllama.compression.quantize import METHODS, Plan
-from npllama.convert.convert import convert
+from npllama.convert.convert import convert, narrow
 from npllama.convert.packed import unpack
 from npllama.files.checkpoint import load, save
 from npllama.files.packed import Packed
@@ -126,9 +126,6 @@ def test_the_folder_holds_the_weights_of_the_npz(path, tmp_path, words):
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
 def test_what_stays_in_floats_keeps_its_dtype(tmp_path, kind):
-    pytest.importorskip("ml_dtypes")
-    from npllama.convert.convert import narrow
-
     tensors = [(n, narrow(t, kind)) for n, t in named(random_model(CONFIG, 0))]
     save(tmp_path / "m.npz", CONFIG, tensors, dtype=kind)
     words = ["--method", "rtn", "--group-size", "4"]

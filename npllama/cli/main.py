@@ -56,7 +56,7 @@ USAGE, FAILURE = 2, 1
 # What the commands are for, in the order in which a newcomer meets them.
 COMMANDS = {
     "write": ("generate", "chat", "explain", "serve"),
-    "models": ("info", "convert", "quantize", "perplexity", "offload"),
+    "models": ("info", "convert", "quantize", "bits", "perplexity", "offload"),
     "costs": ("flops", "roofline", "tiles", "forget", "endless", "serve-sim"),
     "trust": ("golden",),
     "read": ("book",),
