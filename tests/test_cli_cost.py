@@ -111,7 +111,7 @@ def test_smaller_weights_decode_faster_and_leave_room(capsys):
 def test_model_that_does_not_fit_is_fetched_from_storage(capsys):
     asked = ["roofline", "--config", "llama-2-70b", "--hardware", "rtx-4090"]
     told = json.loads(run(capsys, *asked, "--storage", "16", "--json"))
-    missing = told["weights, GB"] + told["cache of the text, GB"] - 24
+    missing = told["weights, GB"] + told["cache of the text, GB"] - 24 * 1.024**3
     assert told["does not fit, GB"] == pytest.approx(missing)
     assert told["time per token from storage, s"] == pytest.approx(missing / 16)
     assert told["positions that fit beside the weights"] == 0
@@ -133,9 +133,9 @@ def test_that_a_model_does_not_fit_is_said_before_any_speed(capsys):
     asked = ["roofline", "--config", "llama-2-70b", "--hardware", "rtx-4090"]
     first, second, third, *_ = run(capsys, *asked, "--storage", "16").splitlines()
     assert first.startswith("DOES NOT FIT: weights and cache take 138")
-    assert "the memory of rtx-4090 holds 24 GB" in first
+    assert "the memory of rtx-4090 holds 25.77 GB" in first
     assert (
-        second.startswith("From storage it decodes 0.1402 tokens/s")
+        second.startswith("From storage it decodes 0.1424 tokens/s")
         and "s per token" in second
     )
     assert "memory that holds it" in third

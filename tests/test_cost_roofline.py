@@ -47,9 +47,9 @@ HALF = dtypes("fp16")
         ("a100-80g", 312, 2039, 80),
         ("a100-40g", 312, 1555, 40),
         ("h100", 989.4, 3350, 80),
-        ("h200", 989.4, 4800, 141),
-        ("rtx-4090", 330.3, 1008, 24),
-        ("rtx-4060", 60.5, 272, 8),
+        ("h200", 989.4, 4800, 140.4),
+        ("rtx-4090", 165.2, 1008, 24),
+        ("rtx-4060", 30.2, 272, 8),
         ("v100", 125, 900, 32),
         ("t4", 65, 320, 16),
         ("l4", 121, 300, 24),
@@ -65,7 +65,7 @@ def test_machines_are_those_of_the_data_sheets(
     machine = hardware(name)
     assert machine.rate("fp16") == teraflops * 1e12
     assert machine.bandwidth == gigabytes_per_second * 1e9
-    assert machine.memory == gigabytes * 1e9
+    assert machine.memory == gigabytes * 2**30
 
 
 def test_ridge_of_an_a100_with_80_gb_is_153_flops_per_byte():

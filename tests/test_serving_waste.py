@@ -398,7 +398,7 @@ def test_any_model_and_machine_can_be_asked_for(capsys):
     head, *rows = json.loads(capsys.readouterr().out)
     assert head == cells("latency")[0] and len(rows) == 5
     # The machine has room for far more, and reads 15 GB of weights in 4.5 ms.
-    places = round((80e9 - 16.06e9) / 131072)
+    places = round((80 * 2**30 - 16.06e9) / 131072)
     assert rows[0][0] == f"static, {places // 2048} rows"
     assert all(float(row[3]) > 4.4 for row in rows)
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from npllama.cli.options import UsageError
 from npllama.config import PRESETS, Config, config_from_hf, preset
+from npllama.cost.cards import one_card
+from npllama.cost.curves import curve
 from npllama.cost.facts import Text, flops_facts, room_facts, speed_facts, verdict
 from npllama.cost.formulas import check_pass, generation, parameters, total
 from npllama.cost.hardware import HARDWARE, Hardware
 from npllama.cost.meetings import CAUSAL
-from npllama.cost.plot import draw_roofline
+from npllama.cost.plot import draw_curve, draw_roofline
 from npllama.cost.printed import (
+    curve_table,
     number_text,
     operator_dict,
     operator_table,
@@ -37,6 +42,7 @@ from npllama.files.npz import read_npz
 
 MOST = 10**7  # of rows or positions: beyond that, a figure was mistyped
 MOST_GUESSES = 1000
+MOST_CARDS = 1024
 LARGEST = 1e9  # of TFLOP/s, GB and GB/s
 
 
@@ -64,12 +70,20 @@ def add_commands(commands) -> None:
     )
     add_sizes(roof, needed=True)
     add_machine(roof)
-    option = roof.add_argument
+    add_kinds(roof)
+
+
+def add_kinds(command: argparse.ArgumentParser) -> None:
+    """What numbers are kept in, how attention is counted, and how speeds are shown."""
+    option = command.add_argument
     kinds = ", ".join(BYTES)
     # fmt: off
     option("--weights-dtype", metavar="DTYPE",
            help=f"{kinds} (default: fp16; on {THIS_MACHINE} fp32)")
-    option("--cache-dtype", metavar="DTYPE", help="fp16, or fp32 with such weights")
+    option("--group-size", type=int, metavar="G",
+           help="weights that share a scale of 16 bits and a zero (default: not counted)")
+    option("--cache-dtype", metavar="DTYPE",
+           help="of the same (default: fp16, or fp32 with such weights)")
     option("--activations-dtype", metavar="DTYPE",
            help="what products are computed in (default: that of the cache's default)")
     option("--causal", choices=(*CAUSAL, FUSED),
@@ -80,6 +94,8 @@ def add_commands(commands) -> None:
     option("--guesses", type=int, default=4, metavar="N", help="per round (default: 4)")
     option("--draft-cost", type=float, default=0.1, metavar="C",
            help="a pass of the draft, as a part of one of the model (default: 0.1)")
+    option("--over", choices=("batch", "context"),
+           help="a table of speeds over the batch or the context, as far as it fits")
     option("--plot", metavar="FILE", help="draw it: .png, .svg or .pdf")
     # fmt: on
 
@@ -109,6 +125,15 @@ def add_machine(command: argparse.ArgumentParser) -> None:
     option("--tflops", type=float, metavar="X", help="TFLOP/s instead of the machine's")
     option("--bandwidth", type=float, metavar="X", help="GB/s of its memory")
     option("--memory", type=float, metavar="X", help="GB of memory")
+    option("--reserve", type=float, default=0, metavar="X",
+           help="GB of it that a driver and a runtime take (default: 0)")
+    option("--cards", type=int, default=1, metavar="N",
+           help="cards that share the model by tensor parallelism (default: 1)")
+    option("--link", type=float, metavar="X", help="GB/s from one card to the others")
+    option("--mfu", type=float, default=1, metavar="X",
+           help="part of the FLOP/s that a program reaches (default: 1)")
+    option("--mbu", type=float, default=1, metavar="X",
+           help="part of the GB/s that a program reaches (default: 1)")
     option("--storage", type=float, metavar="X",
            help="GB/s from where that lies which the memory cannot hold")
     # fmt: on
@@ -157,7 +182,8 @@ def text_of(options: argparse.Namespace) -> Text:
 
 def machine_of(options: argparse.Namespace) -> Hardware:
     """The machine that was named, with the numbers that were given."""
-    changes = {"bandwidth": 1e9, "memory": 1e9, "storage": 1e9, "tflops": 1e12}
+    changes = {"bandwidth": 1e9, "memory": 1e9, "storage": 1e9, "link": 1e9}
+    changes["tflops"] = 1e12
     given = {}
     for name, unit in changes.items():
         value = getattr(options, name)
@@ -169,12 +195,32 @@ def machine_of(options: argparse.Namespace) -> Hardware:
     if "tflops" in given:
         given["flops"] = {"fp32": given.pop("tflops")}
     if options.hardware is None and {"flops", "bandwidth"} <= set(given):
-        return Hardware("these numbers", **given)
-    try:
-        found = hardware(options.hardware or THIS_MACHINE)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    return found._replace(**given)
+        found = Hardware("these numbers", **given)
+    else:
+        try:
+            found = hardware(options.hardware or THIS_MACHINE)._replace(**given)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    for name in ("mfu", "mbu"):
+        if not 0 < (part := getattr(options, name)) <= 1:
+            raise UsageError(f"--{name} is {part}; it must be above 0, to 1")
+    if not 0 <= options.reserve <= LARGEST:
+        raise UsageError(f"--reserve is {options.reserve}; it must be 0 to 1e+09")
+    found = found._replace(cards=cards_of(options, found))
+    return found.slowed(options.mfu, options.mbu)
+
+
+def cards_of(options: argparse.Namespace, machine: Hardware) -> int:
+    """How many cards share the model."""
+    if not 1 <= options.cards <= MOST_CARDS:
+        raise UsageError(f"--cards is {options.cards}; it must be 1 to {MOST_CARDS}")
+    if options.cards > 1 and machine.link is None:
+        raise UsageError(
+            f"--cards: give --link GB/s, that of {machine.name} is unknown"
+        )
+    if options.cards > 1 and machine.elementwise is not None:
+        raise UsageError(f"--cards: {THIS_MACHINE} is one")
+    return options.cards
 
 
 #  ---- flops ------------------------------------------------------------------
@@ -235,12 +281,16 @@ def asked_of(options: argparse.Namespace) -> Asked:
     ours |= options.hardware is None and None in (options.tflops, options.bandwidth)
     # What is measured, and what npllama computes in, is fp32.
     weights = options.weights_dtype or ("fp32" if ours else "fp16")
-    try:
-        kinds = dtypes(weights, options.cache_dtype, options.activations_dtype)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    group = options.group_size
+    if group is not None and not 1 <= group <= MOST:
+        raise UsageError(f"--group-size is {group}; it must be 1 to {MOST:,}")
     speculation = speculation_of(options)
     machine = machine_of(options)
+    try:
+        kinds = dtypes(weights, options.cache_dtype, options.activations_dtype, group)
+        config = one_card(config, machine.cards)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     causal = options.causal or ("blocks" if ours else FUSED)
     return Asked(config, text, machine, kinds, causal, speculation)
 
@@ -264,11 +314,17 @@ def run_roofline(options: argparse.Namespace) -> None:
     """Print the roofline, and draw it if asked."""
     asked = asked_of(options)
     config, text, machine, kinds, causal, speculation = asked
+    if options.over:
+        return print_curve(options, asked)
     found = predict(config, machine, *text, kinds, causal)
     facts = speed_facts(config, machine, kinds, text, found, causal)
-    facts |= room_facts(config, machine, kinds, text) | speculation
+    facts |= room_facts(config, machine, kinds, text, options.reserve * 1e9)
+    facts |= speculation
     if options.plot:
-        draw(options, machine, kinds, found)
+        title = f"{options.config} on {called(machine)}"
+        draw(
+            options, partial(draw_roofline, options.plot, machine, kinds, found, title)
+        )
     if options.json:
         phases = {"prefill": found.prefill, "decode": found.decode}
         told = {name: phase_dict(phase) for name, phase in phases.items()}
@@ -278,6 +334,24 @@ def run_roofline(options: argparse.Namespace) -> None:
         print_roofline(asked, found, facts)
 
 
+def print_curve(options: argparse.Namespace, asked: Asked) -> None:
+    """Print speeds over the batch or the context, and draw them if asked."""
+    config, text, machine, kinds, causal, _ = asked
+    points = curve(config, machine, kinds, text, causal, options.over)
+    if options.plot:
+        title = f"{options.config} on {called(machine)}"
+        draw(options, partial(draw_curve, options.plot, points, options.over, title))
+    if options.json:
+        print(json.dumps([p._asdict() for p in points]))
+    else:
+        print(curve_table(points))
+
+
+def called(machine: Hardware) -> str:
+    """The name of a machine, and how many of it there are."""
+    return machine.name if machine.cards == 1 else f"{machine.cards} x {machine.name}"
+
+
 def print_roofline(asked: Asked, found: Prediction, facts: dict[str, Any]) -> None:
     """The verdict, the machine, both phases, and what follows from them."""
     machine, kinds = asked.machine, asked.kinds
@@ -285,7 +359,7 @@ def print_roofline(asked: Asked, found: Prediction, facts: dict[str, Any]) -> No
         print(line)
     roof = f"{machine.rate(kinds.arithmetic) / 1e12:.4g} TFLOP/s"
     print(
-        f"{machine.name}: {roof}, {machine.bandwidth / 1e9:,.4g} GB/s; "
+        f"{called(machine)}: {roof}, {machine.bandwidth / 1e9:,.4g} GB/s; "
         f"weights {kinds.weights}, cache {kinds.cache}, products in "
         f"{kinds.arithmetic}, attention {asked.causal}"
     )
@@ -297,13 +371,10 @@ def print_roofline(asked: Asked, found: Prediction, facts: dict[str, Any]) -> No
         print(f"{fact}: {number_text(value)}")
 
 
-def draw(
-    options: argparse.Namespace, machine: Hardware, kinds: Dtypes, found: Prediction
-) -> None:
-    """Write the picture."""
-    title = f"{options.config} on {machine.name}"
+def draw(options: argparse.Namespace, write: Callable[[], None]) -> None:
+    """Write the picture, and say so."""
     try:
-        draw_roofline(options.plot, machine, kinds, found, title)
+        write()
         print(f"wrote {options.plot}", file=sys.stderr)
     except ImportError:
         raise UsageError(

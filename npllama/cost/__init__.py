@@ -12,13 +12,15 @@ while it runs, and predicted before.
     `rounded`   numbers in a few bits, and the scales that they need
     `memory`    the memory that activations need
     `hardware`  the speed of machines, by their data sheets
+    `cards`     several cards that share one model
     `roofline`  the speed that a machine allows a model
     `probe`     the speed of this machine, measured
     `traffic`   what FlashAttention saves, tile by tile
     `ways`      how queries meet keys in the ways to attend of long texts
     `tables`    the tables of README.md, worked out
-    `plot`      the roofline, drawn
     `facts`     conclusions from the figures; first, whether a text fits
+    `curves`    the same over batch and context
+    `plot`      the roofline, drawn
     `printed`   predictions as tables of text, and as JSON
 """
 

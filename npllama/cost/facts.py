@@ -81,20 +81,40 @@ def held_bytes(config: Config, kinds: Dtypes, text: Text) -> float:
     return weight_bytes(config, kinds) + text.cached * token_bytes(config, kinds)
 
 
+def activation_bytes(config: Config, kinds: Dtypes, text: Text) -> float:
+    """Bytes of the activations of a prefill at their fullest, by this package's way."""
+    peak = activation_peak(config, text.batch, text.prompt, last=True)
+    return peak * kinds.sizes()[2]
+
+
 def room_facts(
-    config: Config, machine: Hardware, kinds: Dtypes, text: Text
+    config: Config,
+    machine: Hardware,
+    kinds: Dtypes,
+    text: Text,
+    reserve: float = 0.0,
 ) -> dict[str, Any]:
-    """For a text in a memory: the bytes it needs, those that fit, those missing."""
+    """For a text in a memory: the bytes it needs, those that fit, those missing.
+
+    Parameters
+    ----------
+    reserve : float
+        Bytes that a driver and a runtime take.
+    """
     held = held_bytes(config, kinds, text)
+    fleeting = activation_bytes(config, kinds, text)
     facts: dict[str, Any] = {
         "weights, GB": weight_bytes(config, kinds) / 1e9,
         "cache of the text, GB": text.cached * token_bytes(config, kinds) / 1e9,
+        "activations of the prompt, GB": fleeting / 1e9,
     }
     room = most_tokens(config, machine, kinds)
     if room is None:
         return facts
     facts["positions that fit beside the weights"] = room
-    facts["rows of this text that fit"] = room // (text.prompt + text.new - 1)
+    left = most_tokens(config, machine, kinds, fleeting + reserve)
+    facts["and beside activations and reserve"] = left
+    facts["rows of this text that fit"] = (left or 0) // (text.prompt + text.new - 1)
     if held > machine.memory:
         facts["does not fit, GB"] = (held - machine.memory) / 1e9
         if machine.storage is not None:
@@ -112,8 +132,9 @@ def verdict(
     if "does not fit, GB" not in facts:
         return ()
     held = held_bytes(config, kinds, text) / 1e9
+    share = " of each card" if machine.cards > 1 else ""
     lines = [
-        f"DOES NOT FIT: weights and cache take {held:,.4g} GB, "
+        f"DOES NOT FIT: weights and cache{share} take {held:,.4g} GB, "
         f"the memory of {machine.name} holds {machine.memory / 1e9:,.4g} GB."
     ]
     if machine.storage is not None:

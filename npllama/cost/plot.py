@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from npllama.cost.curves import Point
 from npllama.cost.hardware import Hardware
 from npllama.cost.roofline import Dtypes, Phase, Prediction
 from npllama.files.whole import check_place, new_file
@@ -18,6 +20,8 @@ PLACES: dict[str, dict[str, Any]] = {
     "decode": {"xytext": (24, 0), "ha": "left", "va": "center"},
 }
 FORMATS = ("png", "svg", "pdf")
+BOUND_MARKS = {"memory": "s", "compute": "o", "link": "^", "overhead": "D"}
+XLABELS = {"batch": "rows", "context": "positions of the prompt"}
 
 
 def together(part: Phase) -> dict[tuple[float, float], list[str]]:
@@ -61,6 +65,54 @@ def draw_roof(axes: Any, machine: Hardware, kinds: Dtypes, reach: list[float]) -
     )
 
 
+def ending_of(path: str | os.PathLike) -> str:
+    """The format that a name asks for.
+
+    Raises
+    ------
+    ValueError
+        If that is none that can be drawn, or if the folder is missing.
+    """
+    ending = Path(path).suffix.removeprefix(".").lower()
+    if ending not in FORMATS:
+        raise ValueError(f"{path}: the name must end in .png, .svg or .pdf")
+    check_place(path)
+    return ending
+
+
+def draw_curve(
+    path: str | os.PathLike, points: Sequence[Point], over: str, title: str
+) -> None:
+    """Write a picture of speed over the batch or the context.
+
+    Raises
+    ------
+    ImportError, ValueError
+        As for `draw_roofline`.
+    """
+    ending = ending_of(path)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.subplots()
+    size = [getattr(p, over) for p in points]
+    axes.plot(size, [p.rate for p in points], color="0.3")
+    for bound, mark in BOUND_MARKS.items():
+        some = [p for p in points if p.fits and p.bound == bound]
+        if some:
+            x, y = [getattr(p, over) for p in some], [p.rate for p in some]
+            axes.scatter(x, y, marker=mark, label=f"bound by {bound}", zorder=3)
+    lost = [p for p in points if not p.fits]
+    if lost:
+        x, y = [getattr(p, over) for p in lost], [p.rate for p in lost]
+        axes.scatter(x, y, marker="x", color="k", label="does not fit", zorder=3)
+    axes.set(xscale="log", yscale="log", title=title)
+    axes.set(xlabel=XLABELS[over], ylabel="tokens per second, all rows")
+    axes.legend()
+    with new_file(path) as file:
+        figure.savefig(file, format=ending)
+
+
 def draw_roofline(
     path: str | os.PathLike,
     machine: Hardware,
@@ -77,10 +129,7 @@ def draw_roofline(
     ValueError
         If the name ends in no format that can be drawn, or its folder is missing.
     """
-    ending = Path(path).suffix.removeprefix(".").lower()
-    if ending not in FORMATS:
-        raise ValueError(f"{path}: the name must end in .png, .svg or .pdf")
-    check_place(path)
+    ending = ending_of(path)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")

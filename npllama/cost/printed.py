@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from npllama.cost.curves import Point
 from npllama.cost.formulas import Operator, total
 from npllama.cost.roofline import Phase
 
 FLOPS_HEAD = ("", "FLOPs", "share", "elements moved", "FLOPs/element")
-ROOF_HEAD = ("", "FLOPs", "bytes", "FLOPs/byte", "time", "bound by")
+ROOF_HEAD = ("", "FLOPs", "bytes", "FLOPs/byte", "time", "share", "bound by")
+CURVE_HEAD = ("rows", "context", "first token", "per token", "tokens/s", "bound by")
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -95,8 +97,25 @@ def phase_table(phase: Phase) -> str:
 def _phase_rows(phase: Phase) -> Iterable[tuple[str, ...]]:
     for op in phase.operators:
         figures = (f"{op.flops:,}", f"{op.bytes:,.0f}", f"{op.intensity:.2f}")
-        yield (op.name, *figures, time_text(op.seconds), op.bound)
+        share = f"{100 * op.seconds / phase.seconds:.1f}%"
+        yield (op.name, *figures, time_text(op.seconds), share, op.bound)
     flops = sum(op.flops for op in phase.operators)
-    moved = sum(op.bytes for op in phase.operators)
+    moved = sum(op.bytes for op in phase.operators if not op.link)  # in memory
     figures = (f"{flops:,}", f"{moved:,.0f}", f"{flops / moved:.2f}")
-    yield ("total", *figures, time_text(phase.seconds), phase.bound)
+    yield ("total", *figures, time_text(phase.seconds), "100.0%", phase.bound)
+
+
+def curve_table(points: Iterable[Point]) -> str:
+    """A line for each point of a curve."""
+    rows = [
+        (
+            f"{p.batch:,}",
+            f"{p.context:,}",
+            time_text(p.first),
+            time_text(p.step),
+            f"{p.rate:,.4g}",
+            p.bound if p.fits else "DOES NOT FIT",
+        )
+        for p in points
+    ]
+    return aligned([CURVE_HEAD, *rows])

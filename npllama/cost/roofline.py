@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from npllama.config import Config
+from npllama.cost.cards import sent_elements
 from npllama.cost.formulas import (
     Operator,
     cache_elements,
@@ -49,6 +50,7 @@ class Dtypes(NamedTuple):
     weights: str = "fp16"
     cache: str = "fp16"
     activations: str = "fp16"
+    group: int | None = None  # weights that share a scale and a zero; None counts none
 
     @property
     def arithmetic(self) -> str:
@@ -56,11 +58,20 @@ class Dtypes(NamedTuple):
         return ARITHMETIC.get(self.activations, self.activations)
 
     def sizes(self) -> tuple[float, float, float]:
-        """Bytes of an element of each kind."""
-        return tuple(BYTES[dtype] for dtype in self)  # type: ignore[return-value]
+        """Bytes of an element of each kind: weights, cache, activations."""
+        weight = BYTES[self.weights]
+        if self.group is not None:
+            # A scale of 16 bits, and a zero in as many bits as a weight.
+            weight += (2 + weight) / self.group
+        return weight, BYTES[self.cache], BYTES[self.activations]
 
 
-def dtypes(weights: str, cache: str | None = None, activations: str | None = None):
+def dtypes(
+    weights: str,
+    cache: str | None = None,
+    activations: str | None = None,
+    group: int | None = None,
+) -> Dtypes:
     """Dtypes by name; the cache and what is in flight are fp16 unless told, or fp32.
 
     Raises
@@ -69,8 +80,8 @@ def dtypes(weights: str, cache: str | None = None, activations: str | None = Non
         If a name is unknown; the message lists the known ones.
     """
     usual = "fp32" if weights == "fp32" else "fp16"
-    chosen = Dtypes(weights, cache or usual, activations or usual)
-    for dtype in chosen:
+    chosen = Dtypes(weights, cache or usual, activations or usual, group)
+    for dtype in chosen[:3]:
         if dtype not in BYTES:
             raise ValueError(f"no dtype {dtype!r}; there are {', '.join(BYTES)}")
     return chosen
@@ -87,15 +98,18 @@ class Timed(NamedTuple):
     bytes: float
     math: float  # seconds
     memory: float  # seconds
+    link: float = 0.0  # seconds between cards
 
     @property
     def seconds(self) -> float:
-        """The longer of the two."""
-        return max(self.math, self.memory)
+        """The longest of them."""
+        return max(self.math, self.memory, self.link)
 
     @property
     def bound(self) -> str:
         """Which of them that is."""
+        if self.link > max(self.math, self.memory):
+            return "link"
         return "compute" if self.math > self.memory else "memory"
 
     @property
@@ -109,6 +123,28 @@ def timed(op: Operator, machine: Hardware, kinds: Dtypes) -> Timed:
     moved = op.bytes(*kinds.sizes())
     math_time = op.flops / machine.rate(kinds.arithmetic)
     return Timed(op.name, op.flops, moved, math_time, moved / machine.bandwidth)
+
+
+def stored(config: Config, op: Operator) -> Operator:
+    """Keys and values are written in the dtype of the cache, not of activations."""
+    if op.name not in ("k_proj", "v_proj"):
+        return op
+    written = op.flops // (2 * config.hidden_size)
+    left = op.activations - written
+    return op._replace(cache=op.cache + written, activations=left)
+
+
+def exchanged(
+    config: Config, ops: Iterable[Operator], machine: Hardware, kinds: Dtypes
+) -> Timed:
+    """What the cards tell each other in these passes."""
+    flops = {op.name: op.flops for op in ops}
+    E, H, D = config.hidden_size, config.num_attention_heads, config.head_dim
+    positions = flops["q_proj"] // (2 * E * H * D * config.num_hidden_layers)
+    rows = flops["lm_head"] // (2 * E * config.vocab_size)
+    sent = sent_elements(config, machine.cards, positions, rows)
+    moved = sent * BYTES[kinds.activations]
+    return Timed("between cards", 0, moved, 0.0, 0.0, moved / (machine.link or 1e-9))
 
 
 # How often NumPy walks through the numbers, by the text of the chapters.
@@ -155,7 +191,7 @@ class Phase(NamedTuple):
     @property
     def bound(self) -> str:
         """What takes most of the time; "overhead" lies between the products."""
-        shares = {"memory": 0.0, "compute": 0.0, "overhead": self.between}
+        shares = {"memory": 0.0, "compute": 0.0, "overhead": self.between, "link": 0.0}
         for op in self.operators:
             shares[op.bound] += op.seconds
         return max(shares, key=lambda name: shares[name])
@@ -175,7 +211,10 @@ def phase(
         between += elementwise(config, ops) / machine.elementwise
     if machine.overhead is not None:
         between += passes * config.num_hidden_layers * machine.overhead
-    return Phase(tuple(timed(op, machine, kinds) for op in ops), tokens, between)
+    under = [timed(stored(config, op), machine, kinds) for op in ops]
+    if machine.cards > 1:
+        under.append(exchanged(config, ops, machine, kinds))
+    return Phase(tuple(under), tokens, between)
 
 
 #  ---- a whole text -----------------------------------------------------------
@@ -301,7 +340,7 @@ def compute_bound_batch(
 
 def weight_bytes(config: Config, kinds: Dtypes) -> float:
     """Bytes of all weights."""
-    return sum(parameters(config).values()) * BYTES[kinds.weights]
+    return sum(parameters(config).values()) * kinds.sizes()[0]
 
 
 def token_bytes(config: Config, kinds: Dtypes) -> float:
@@ -309,14 +348,21 @@ def token_bytes(config: Config, kinds: Dtypes) -> float:
     return cache_elements(config) * BYTES[kinds.cache]
 
 
-def most_tokens(config: Config, machine: Hardware, kinds: Dtypes) -> int | None:
+def most_tokens(
+    config: Config, machine: Hardware, kinds: Dtypes, reserve: float = 0.0
+) -> int | None:
     """Batch x context that fits beside the weights: positions of all rows.
 
     None if the memory is unknown; 0 if the weights alone do not fit.
+
+    Parameters
+    ----------
+    reserve : float
+        Bytes that are kept for other things: activations, a runtime.
     """
     if machine.memory is None:
         return None
-    left = machine.memory - weight_bytes(config, kinds)
+    left = machine.memory - reserve - weight_bytes(config, kinds)
     return max(0, int(left // token_bytes(config, kinds)))
 
 
