@@ -90,7 +90,7 @@ def test_roofline_as_json_adds_up(capsys):
 
 
 def test_numbers_may_stand_for_a_machine(capsys):
-    numbers = ["--tflops", "312", "--bandwidth", "2039", "--memory", "80"]
+    numbers = ["--tflops", "312", "--bandwidth", "2039", "--memory", str(80 * 1.024**3)]
     by_name = json.loads(run(capsys, *A100, "--json"))
     asked = ["roofline", "--config", "llama-2-7b", *numbers, "--json"]
     by_number = json.loads(run(capsys, *asked))
