@@ -84,6 +84,12 @@ def test_what_ends_the_text_is_a_token_of_the_table(capsys):
     assert err.splitlines()[1].split()[:2] == ['"', 'Once"'] and out == "<s> Once\n\n"
 
 
+@pytest.mark.parametrize("way", ["--stream-window=64", "--cache-bits=4"])
+def test_a_text_that_only_streams_has_no_table(capsys, way):
+    code, out, err = called(capsys, *ASKED, way)
+    assert code == 2 and out == "" and "no log-probabilities" in err
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True

@@ -146,6 +146,7 @@ def write_text(
     held = 0 if cache is None else int(cache.length[0])
     watch, shown = Stopwatch(len(tokens) - held), shown_prompt(model, prompt)
     few = kv_options.cache_of(options, model, tokens, config, help_)
+    check_table(options, config)
     if options.stream_window is not None:
         growing = streaming.endless_of(options, model, prompt, config, rng, help_)
         new = show_as_it_comes(shown, watch.time(growing))
@@ -158,12 +159,7 @@ def write_text(
         assert isinstance(found, list)
         watch.whole(time.perf_counter() - begin, sum(len(f.tokens) for f in found))
         new = found[0].tokens
-        if options.json:
-            answer: dict[str, Any] = {"prompt": prompt, "seed": options.seed}
-            answer["texts"] = [as_json(text, model) for text in found]
-            print(json.dumps(answer | {"statistics": watch.statistics()}))
-        else:
-            show_texts(model, shown, found)
+        show_whole(options, model, prompt, found, watch)
     else:
         growing = pieces(model, prompt, config, rng, cache, help_)
         new = show_as_it_comes(shown, watch.time(growing))
@@ -177,6 +173,32 @@ def write_text(
 def in_table(config: GenerationConfig) -> bool:
     """Whether log-probabilities are told, which is done once the text is there."""
     return config.logprobs is not None or config.prompt_logprobs
+
+
+def check_table(options: argparse.Namespace, config: GenerationConfig) -> None:
+    """Raise UsageError if log-probabilities are asked of a text that only streams."""
+    grows = {
+        "--stream-window": options.stream_window,
+        "--cache-bits": options.cache_bits,
+    }
+    for flag, value in grows.items():
+        if in_table(config) and value is not None:
+            raise UsageError(f"{flag}: no log-probabilities are kept of such a text")
+
+
+def show_whole(
+    options: argparse.Namespace,
+    model: Model,
+    prompt: str | list[int],
+    found: Sequence[Generation],
+    watch: Stopwatch,
+) -> None:
+    """Show texts that are there, or print them as JSON."""
+    if not options.json:
+        return show_texts(model, shown_prompt(model, prompt), found)
+    answer: dict[str, Any] = {"prompt": prompt, "seed": options.seed}
+    answer["texts"] = [as_json(text, model) for text in found]
+    print(json.dumps(answer | {"statistics": watch.statistics()}))
 
 
 def show_texts(model: Model, prompt: str, found: Sequence[Generation]) -> None:
