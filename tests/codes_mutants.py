@@ -1,4 +1,4 @@
-"""Faults in ANT and OliVe, and the test that notices each."""
+"""Faults in ANT, OliVe and folds, and the test that notices each."""
 
 ANT, A = "compression/ant.py", "tests/test_compression_ant.py::test_"
 FLINT = A + "the_first_bit_of_a_flint_tells_an_int_from_a_float"
@@ -12,6 +12,11 @@ HALVES = V + "the_border_and_halves_go_as_released"
 SIGMA = V + "three_sigma_looks_at_the_mean_too"
 ODD = V + "the_last_input_of_an_odd_row_is_alone"
 RELEASED = V + "numbers_are_those_of_the_released_code"
+FOLDS, F = "compression/folds.py", "tests/test_compression_folds.py::test_"
+SAME = F + "a_folded_model_is_the_same_function"
+SMOOTH = F + "smoothing_by_hand"
+AWQ = F + "awq_factors_by_hand"
+TOOK = F + "factors_are_those_of_autoawq"
 
 MUTANTS = [
     # what the bits of a flint, a float and an int mean
@@ -82,6 +87,50 @@ MUTANTS = [
      RELEASED + "[t3-int-4-False]"),
     (OLIVE, "error < best[0]", "error > best[0]",
      RELEASED + "[spiked-ant-int-flint-4-False]"),
+    # what a fold divides, and what it multiplies
+    (FOLDS, "\"values\": Place((\"wv\", \"bv\"), (\"wo\",))",
+     "\"values\": Place((\"wv\",), (\"wo\",))", SAME),
+    (FOLDS, "Place((\"w_up\", \"b_up\"), (\"w_down\",))", "Place((\"w_up\",), (\"w_down\",))",
+     SAME),
+    (FOLDS, "Place((\"w_up\", \"b_up\"), (\"w_down\",))",
+     "Place((\"w_gate\", \"b_gate\"), (\"w_down\",))", SAME),
+    (FOLDS, "(\"wq\", \"wk\", \"wv\"))", "(\"wq\", \"wk\"))", SAME),
+    (FOLDS, "own = np.repeat(s, w.shape[1] // len(s), axis=0)",
+     "own = np.tile(s, (w.shape[1] // len(s), 1))", SAME),
+    (FOLDS, "new[word] = w * own", "new[word] = w / own", SAME),
+    (FOLDS, "s[..., None] if w.ndim > s.ndim else s", "s[..., None] if w.ndim > 1 else s",
+     SAME),
+    (FOLDS, "s = s.astype(made.dtype)", "s = s.astype(np.float64)", F + "a_fold_by_hand"),
+    # SmoothQuant
+    (FOLDS, "most**alpha / np.maximum(heavy, LEAST) ** (1 - alpha)",
+     "most ** (1 - alpha) / np.maximum(heavy, LEAST) ** alpha", SMOOTH),
+    (FOLDS, "np.max([np.abs(w).max(axis=0) for w in weights], axis=0)",
+     "np.abs(weights[0]).max(axis=0)", SMOOTH),
+    (FOLDS, "np.abs(w).max(axis=0) for", "w.max(axis=0) for", SMOOTH),
+    (FOLDS, "np.maximum(heavy, LEAST)", "heavy", SMOOTH),
+    (FOLDS, "return np.maximum(s, LEAST)", "return s", SMOOTH),
+    (FOLDS, "for place in (\"attn\", \"mlp\"):", "for place in (\"attn\",):",
+     F + "smoothed_inputs_and_weights_are_equally_large"),
+    (FOLDS, "\"channel\" if self.per_token else", "\"tensor\" if self.per_token else",
+     F + "eight_bits_by_hand"),
+    (FOLDS, "find_grid(w, 8, \"restricted\", group)",
+     "find_grid(w, 8, \"symmetric\", group)", F + "eight_bits_by_hand"),
+    (FOLDS, "self.dtype.itemsize * len(self.weight)", "self.dtype.itemsize",
+     F + "bytes_of_eight_bits_are_counted"),
+    # AWQ
+    (FOLDS, "s / np.sqrt(s.max() * s.min())", "s / s.max()", AWQ),
+    (FOLDS, "(heavy ** (1 - rho) + 1e-4)", "(heavy**rho + 1e-4)", TOOK),
+    (FOLDS, "(heavy ** (1 - rho) + 1e-4)", "heavy ** (1 - rho)", AWQ),
+    (FOLDS, "np.maximum(s, 1e-4)", "s", AWQ),
+    (FOLDS, "spread(most, size.shape[1], group) + 1e-6)", "1)", AWQ),
+    (FOLDS, "awq_factors(inputs.mean, heavy", "awq_factors(inputs.most, heavy", TOOK),
+    (FOLDS, "values_of(rtn(w * s, recipe)) / s, inputs.gram",
+     "values_of(rtn(w, recipe)), inputs.gram", TOOK),
+    (FOLDS, "if error < least", "if error > least or step == 0", TOOK),
+    (FOLDS, "place != \"values\" or own_values", "True",
+     F + "awq_leaves_values_alone_that_query_heads_share"),
+    (FOLDS, "place != \"values\" or own_values", "place != \"values\"",
+     F + "awq_leaves_values_alone_that_query_heads_share"),
     # a byte that is left over makes gaps between rows
     ("files/packed.py", "np.ascontiguousarray(points.reshape(len(points), -1)[:, :S])",
      "points.reshape(len(points), -1)[:, :S]",

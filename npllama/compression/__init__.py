@@ -6,6 +6,7 @@
 `ant`          the bits say which numbers; every matrix chooses a kind
 `olive`        an outlier takes the place of its neighbour
 `calibrate`    what goes into each matrix when the model reads real text
+`folds`        scales moved from activations into weights; AWQ and SmoothQuant
 `quality`      what rounding did to a model: divergence, agreement, surprise
 `quantize`     a whole model in few bits, block by block
 `folder`       the result in GPTQ's layout, for other programs

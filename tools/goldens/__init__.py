@@ -18,6 +18,7 @@ NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
     "conformance_transformers": {"transformers": NEW, **TORCH},
     "contrastive": {"transformers": OLD, **TORCH},
     "flops": {"transformers": NEW, **TORCH},
+    "folds": {"autoawq": ("0.2",), "transformers": NEW, **TORCH},
     "gptq": {"auto-gptq": ("0.7",), "gptqmodel": ("7.7",), **TORCH},
     "kv_cache": {"gguf": ("0.19",), **TORCH},
     "model": {"transformers": NEW, **TORCH},
