@@ -56,7 +56,15 @@ USAGE, FAILURE = 2, 1
 # What the commands are for, in the order in which a newcomer meets them.
 COMMANDS = {
     "write": ("generate", "chat", "explain", "serve"),
-    "models": ("info", "convert", "quantize", "bits", "perplexity", "offload"),
+    "models": (
+        "info",
+        "convert",
+        "quantize",
+        "bits",
+        "kv-bits",
+        "perplexity",
+        "offload",
+    ),
     "costs": ("flops", "roofline", "tiles", "forget", "endless", "serve-sim"),
     "trust": ("golden",),
     "read": ("book",),
