@@ -136,23 +136,19 @@ def write_text(
     help_: Helpers,
 ) -> Stopwatch:
     """Continue a text with a model that is there."""
-    config = generation_config(options, model)
-    if options.special:
-        config = replace(config, allowed_special="all")
-    if not options.json:
-        config = replace(config, echo=False)  # the prompt is shown in any case
+    config = config_of_text(options, model)
     tokens = encode_prompt(model, prompt, config.allowed_special)
     cache = saving.cache_of(options, model, tokens, config, help_)
     held = 0 if cache is None else int(cache.length[0])
     watch, shown = Stopwatch(len(tokens) - held), shown_prompt(model, prompt)
+    asked = model, prompt, config, rng
     few = kv_options.cache_of(options, model, tokens, config, help_)
     check_table(options, config)
     if options.stream_window is not None:
         growing = streaming.endless_of(options, model, prompt, config, rng, help_)
         new = show_as_it_comes(shown, watch.time(growing))
     elif few is not None:
-        growing = rounded_pieces(model, prompt, config, rng, few)
-        new = show_as_it_comes(shown, watch.time(growing))
+        new = show_as_it_comes(shown, watch.time(rounded_pieces(*asked, few)))
     elif options.json or in_table(config) or not streams(config):
         begin = time.perf_counter()
         found = generate(model, [prompt], config, rng, help_, cache)
@@ -161,13 +157,21 @@ def write_text(
         new = found[0].tokens
         show_whole(options, model, prompt, found, watch)
     else:
-        growing = pieces(model, prompt, config, rng, cache, help_)
-        new = show_as_it_comes(shown, watch.time(growing))
+        new = show_as_it_comes(shown, watch.time(pieces(*asked, cache, help_)))
     saving.keep(options, model, cache, tokens + new)
     if not options.json:
         tell_about(options, config, watch)
     kv_options.tell_cache(few)
     return watch
+
+
+def config_of_text(options: argparse.Namespace, model: Model) -> GenerationConfig:
+    """How one text is written."""
+    config = generation_config(options, model)
+    if options.special:
+        config = replace(config, allowed_special="all")
+    # A text that is not JSON shows its prompt in any case.
+    return config if options.json else replace(config, echo=False)
 
 
 def in_table(config: GenerationConfig) -> bool:
