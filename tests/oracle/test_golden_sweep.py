@@ -13,6 +13,8 @@ from profiles import THOROUGH
 
 needs("transformers")
 
+import faulty_blind  # noqa: E402
+from golden_names import findings, traced  # noqa: E402
 from golden_sweep import drawn, loaded, planted_runs, right_runs  # noqa: E402
 
 COUNT = 300 if THOROUGH else 15
@@ -58,3 +60,15 @@ def test_right_run_of_a_trained_model_is_within(smollm2, backend, dtype):
         largest = np.abs(sample.golden[name]).max()
         assert largest > 1000  # the massive activation is there
         assert not outside, (sample.seed, outside[0])
+
+
+def test_fault_of_a_trained_model_gets_no_wrong_name(smollm2):
+    model, golden, floors = traced(smollm2, 2, 512, ["float32"])
+    outside = 0
+    for fault in ("window 12", "bend: mish", "heads rolled", "logits: absolute"):
+        change, keys = faulty_blind.FAULTS[fault]
+        found = findings(model, golden, floors["float32"], "float32", change)
+        for view, key in found:
+            assert not key or key in keys, (fault, view, key)
+            outside += key is not None
+    assert outside >= 12
