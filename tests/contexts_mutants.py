@@ -95,11 +95,11 @@ MASK, BLOCKS = (
 MUTANTS += [
     (SPARSE, "lambda i, j: i - j < W,", "lambda i, j: i - j <= W,", MASK),
     (SPARSE, "max(0, first + 1 - W)", "max(0, first + 2 - W)", BLOCKS),
-    (SPARSE, "j % size >= size - cells,", "j % size < cells,", MASK),
+    (SPARSE, "low = high - cells", "low, high = 0, cells", MASK),
     (
         SPARSE,
-        "return j[j % size >= size - cells]",
-        "return j[j % size > size - cells]",
+        "return j[(j % size >= low)",
+        "return j[(j % size > low)",
         BLOCKS,
     ),
     (SPARSE, "(j > i[:, None]) | ~", "~", BLOCKS),

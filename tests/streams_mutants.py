@@ -29,6 +29,12 @@ MUTANTS = [
     ),
 ]  # fmt: skip
 
+MUTANTS += [
+    (SINKS, "more * (W - d)", "more * W", T + "pairs_of_a_stream_are_in_closed_form"),
+    (SINKS, "(2 * W - d + 1) // 2", "(2 * W - d) // 2",
+     T + "pairs_of_a_stream_are_in_closed_form"),
+]  # fmt: skip
+
 RING, R = "contexts/ring.py", "tests/test_contexts_ring.py::test_"
 BITS = R + "a_ring_has_the_bits_of_a_cache_of_the_whole_text"
 
@@ -110,4 +116,21 @@ MUTANTS += [
      F + "a_slope_is_told_per_thousand_tokens_and_a_slow_tick_does_not_move_it"),
     (STEADY, "if n % every == 0:", "if n % every == 1:",
      F + "ticks_come_when_so_many_tokens_have"),
+]  # fmt: skip
+
+SPARSE, P = "contexts/sparse.py", "tests/test_contexts_sparse.py::test_"
+
+MUTANTS += [
+    # all heads look at the same cells; key heads of neighbours are exchanged
+    (SPARSE, "high = size - turn * cells", "high = size",
+     P + "heads_look_at_cells_of_their_own"),
+    (SPARSE, "ways[h % len(ways)]", "ways[0]", P + "heads_look_at_cells_of_their_own"),
+    (SPARSE, "np.s_[:, h // G : h // G + 1]",
+     "np.s_[:, h % k.shape[1] : h % k.shape[1] + 1]",
+     P + "heads_look_at_cells_of_their_own"),
+    # what both patterns see is counted twice
+    (SPARSE, "both = sum(max(0, n - d) for d in range(0, W, stride))", "both = n",
+     P + "pairs_of_merged_heads_are_in_closed_form"),
+    (SPARSE, "both = n // size * (cells * (cells + 1) // 2)", "both = 0",
+     P + "pairs_of_merged_heads_are_in_closed_form"),
 ]  # fmt: skip

@@ -106,6 +106,37 @@ def test_wrong_sizes_are_one_line(words, line, story, capsys):
     assert line in message and len(message.splitlines()) == 1
 
 
+#  ---- patterns ----------------------------------------------------------------
+
+
+def test_patterns_print_their_pairs_and_what_two_layers_reach(capsys):
+    assert main(["patterns"]) == 0
+    shown = capsys.readouterr().out
+    for name, pairs in {
+        "window, as the paper": "33,264",
+        "window, as its code": "32,272",
+        "window and strided": "48,144",
+        "own block and summaries": "143,872",
+    }.items():
+        (line,) = [x for x in shown.splitlines() if f" {name} |" in x]
+        assert line.count(pairs) == 2  # counted, and in closed form
+    rows = dict(
+        line.split("|")[1:3] for line in shown.splitlines() if ", then " in line
+    )
+    reach = {name.strip(): share.strip() for name, share in rows.items()}
+    assert reach["own block, then summaries"] == "98.2%"
+    assert reach["summaries, then own block"].startswith("24.")
+    assert reach["window, then strided"] == "100.0%"
+
+
+@pytest.mark.parametrize(
+    "words", ["--positions 100", "--positions 8192", "--block 0", "--cells 33"]
+)
+def test_patterns_that_make_no_sense_are_one_line(words, capsys):
+    assert main(["patterns", *words.split()]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 #  ---- endless ------------------------------------------------------------------
 
 

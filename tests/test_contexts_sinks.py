@@ -10,9 +10,10 @@ from strategies import DISTINCT, random_model, seeds, token_ids
 
 from npllama.cache import new_cache
 from npllama.config import Rope
-from npllama.contexts.sinks import at_once, context_shift, forgotten
+from npllama.contexts.sinks import at_once, context_shift, forgotten, stream_pairs
 from npllama.contexts.sparse import attending, window
 from npllama.contexts.streaming import Stream, forget, streamed
+from npllama.cost.counter import FlopCounter
 from npllama.model import forward
 
 PLAIN, YARN = Rope(), Rope("yarn", 1e4, 4.0, 16)
@@ -120,6 +121,26 @@ def test_positions_of_the_text_are_another_thing_than_those_of_the_cache():
     theirs = in_pieces(model, tokens, [24], of_the_text)
     assert np.allclose(ours[:7], theirs[:7])
     assert not np.allclose(ours[8:], theirs[8:], atol=1e-2)
+
+
+@given(streams(), st.integers(1, 40))
+@example(Stream(9, 2, 3), 31)
+@example(Stream(6, 0, 1), 4)
+def test_pairs_of_a_stream_are_in_closed_form(stream, n):
+    i = np.arange(n)
+    assert stream_pairs(stream, n) == (i + 1 - forgotten(i, stream)).sum()
+
+
+def test_products_of_a_stream_are_its_pairs():
+    model, stream, n = model_of(2, dtype="float32"), Stream(7, 2, 3), 20
+    cache = new_cache(model.config, 1, stream.window)
+    with FlopCounter() as count:
+        for token in token_ids(model.config, 2, n).tolist():
+            streamed(model, [token], cache, stream.sinks, stream.discard)
+    by_name, c = count.by("name"), model.config
+    heads = 4 * c.num_hidden_layers * c.num_attention_heads * c.head_dim
+    counted = sum(by_name[name].flops for name in ("scores", "values"))
+    assert counted == heads * stream_pairs(stream, n)
 
 
 def test_a_context_shift_forgets_half_of_what_follows_n_keep():

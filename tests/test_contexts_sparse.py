@@ -13,7 +13,10 @@ from npllama.cache import new_cache
 from npllama.contexts.sparse import (
     Interleaved,
     attending,
+    by_head,
     mask,
+    merged_fixed_pairs,
+    merged_strided_pairs,
     own_block,
     own_block_pairs,
     reach,
@@ -140,6 +143,16 @@ def test_pairs_of_the_sparse_transformer_are_in_closed_form(size, blocks, data):
     assert summary_pairs(size, cells, n) == mask(summaries(size, cells), n).sum()
 
 
+@given(st.integers(1, 8), st.integers(1, 6), st.integers(1, 12), st.data())
+@example(4, 5, 5, None)
+def test_pairs_of_merged_heads_are_in_closed_form(size, blocks, W, data):
+    n, cells = size * blocks, data.draw(st.integers(1, size)) if data else 2
+    strides = union(window(W), strided(size))
+    assert merged_strided_pairs(W, size, n) == mask(strides, n).sum()
+    fixed = union(own_block(size), summaries(size, cells))
+    assert merged_fixed_pairs(size, cells, n) == mask(fixed, n).sum()
+
+
 def test_pairs_of_1024_positions_by_32():
     """The paper's strided row has 33 keys, that of its released code 32."""
     n, c = 1024, 8
@@ -147,6 +160,8 @@ def test_pairs_of_1024_positions_by_32():
     assert (strided_pairs(32, n), own_block_pairs(32, n)) == (16896, 16896)
     assert summary_pairs(32, c, n) == 128128
     assert mask(union(window(33), strided(32)), n).sum() == 48144
+    assert merged_strided_pairs(33, 32, n) == 48144
+    assert merged_fixed_pairs(32, c, n) == 143872
     assert mask(union(own_block(32), summaries(32, c)), n).sum() == 143872
     assert visited(window(1024), 0, 4096, 128) == 4125696
     assert 1.12 < 4125696 / window_pairs(1024, 0, 4096) < 1.13
@@ -184,6 +199,29 @@ def test_layers_take_turns_and_begin_anew_with_every_pass():
     assert np.array_equal(ours, logits_of(model, tokens, [7, 5], by_hand))
 
 
+def test_heads_look_at_cells_of_their_own():
+    """Six heads, three key heads: the Sparse Transformer's sub-blocks by turns."""
+    model, size, cells = random_model(DISTINCT, 4, "float64"), 5, 2
+    tokens = token_ids(DISTINCT, 4, 17)[None]
+    own = [summaries(size, cells, turn) for turn in range(2)]
+
+    def by_hand(q, k, v, start):
+        y = np.zeros_like(q)
+        for h in range(q.shape[2]):
+            low = (3, 1)[h % 2]
+            only = masked(lambda i, j, low=low: low <= j % 5 < low + 2)
+            y[:, :, h : h + 1] = only(
+                q[:, :, h : h + 1], k[:, h // 2 : h // 2 + 1], v[:, h // 2 : h // 2 + 1],
+                start)  # fmt: skip
+        return y
+
+    assert DISTINCT.num_attention_heads == 2 * DISTINCT.num_key_value_heads
+    ours = logits_of(model, tokens, [9, 8], by_head(own))
+    assert np.allclose(ours, logits_of(model, tokens, [17], by_hand))
+    seen = [set(np.flatnonzero(mask(p, 20)[19])) for p in own]
+    assert seen == [{3, 4, 8, 9, 13, 14, 18, 19}, {1, 2, 6, 7, 11, 12, 16, 17}]
+
+
 def test_a_fixed_pattern_reaches_everything_only_if_blocks_come_first():
     for cells, first, last in ((8, 0.98, 0.24), (1, 0.97, 0.03)):
         layers = [own_block(32), summaries(32, cells)]
@@ -201,6 +239,8 @@ def test_a_fixed_pattern_reaches_everything_only_if_blocks_come_first():
         lambda: own_block(-1),
         lambda: summaries(4, 5),
         lambda: summaries(4, 0),
+        lambda: summaries(4, 2, 2),
+        lambda: summaries(4, 2, -1),
     ],  # fmt: skip
 )
 def test_patterns_that_make_no_sense_are_refused(make):

@@ -36,6 +36,7 @@ from npllama.cli import golden as golden_cli
 from npllama.cli import info as info_cli
 from npllama.cli import kv_bits as kv_bits_cli
 from npllama.cli import offload as offload_cli
+from npllama.cli import patterns as patterns_cli
 from npllama.cli import perplexity as perplexity_cli
 from npllama.cli import quantize as quantize_cli
 from npllama.cli import serve as serve_cli
@@ -56,16 +57,9 @@ USAGE, FAILURE = 2, 1
 # What the commands are for, in the order in which a newcomer meets them.
 COMMANDS = {
     "write": ("generate", "chat", "explain", "serve"),
-    "models": (
-        "info",
-        "convert",
-        "quantize",
-        "bits",
-        "kv-bits",
-        "perplexity",
-        "offload",
-    ),
-    "costs": ("flops", "roofline", "tiles", "forget", "endless", "serve-sim"),
+    "models": ("info", "convert", "quantize", "bits", "perplexity", "offload"),
+    "costs": ("flops", "roofline", "tiles", "patterns", "serve-sim"),
+    "long texts": ("forget", "endless", "kv-bits"),
     "trust": ("golden",),
     "read": ("book",),
 }
@@ -111,6 +105,27 @@ class Parser(argparse.ArgumentParser):
         print(self.format_help(), end="", file=file or sys.stdout, flush=True)
 
 
+# The modules whose commands write no text.
+OTHERS = (
+    bits_cli,
+    convert_cli,
+    cost_cli,
+    endless_cli,
+    forget_cli,
+    golden_cli,
+    info_cli,
+    kv_bits_cli,
+    offload_cli,
+    patterns_cli,
+    perplexity_cli,
+    quantize_cli,
+    serve_cli,
+    serve_sim_cli,
+    tiles_cli,
+    book_cli,
+)
+
+
 def parser() -> Parser:
     """The commands and their options."""
     top = Parser(
@@ -136,21 +151,8 @@ def parser() -> Parser:
         )
         add_context_option(command)
         add_generation_options(command)
-    bits_cli.add_commands(commands)
-    convert_cli.add_commands(commands)
-    cost_cli.add_commands(commands)
-    endless_cli.add_commands(commands)
-    forget_cli.add_commands(commands)
-    golden_cli.add_commands(commands)
-    info_cli.add_commands(commands)
-    kv_bits_cli.add_commands(commands)
-    offload_cli.add_commands(commands)
-    perplexity_cli.add_commands(commands)
-    quantize_cli.add_commands(commands)
-    serve_cli.add_commands(commands)
-    serve_sim_cli.add_commands(commands)
-    tiles_cli.add_commands(commands)
-    book_cli.add_commands(commands)
+    for others in OTHERS:
+        others.add_commands(commands)
     top.epilog = overview(commands.choices)
     return top
 
@@ -188,6 +190,7 @@ RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {
     **info_cli.RUN,
     **kv_bits_cli.RUN,
     **offload_cli.RUN,
+    **patterns_cli.RUN,
     **perplexity_cli.RUN,
     **quantize_cli.RUN,
     "serve": serve_cli.run_serve,

@@ -87,13 +87,22 @@ def own_block(size: int) -> Pattern:
     )
 
 
-def summaries(size: int, cells: int) -> Pattern:
-    """The last `cells` positions of each block of `size`, as far as they are there."""
-    if not 1 <= cells <= size:
-        raise ValueError(f"{cells} cells of blocks of {size}: from 1 to all of them")
+def summaries(size: int, cells: int, turn: int = 0) -> Pattern:
+    """The last `cells` positions of each block of `size`, as far as they are there.
+
+    Several heads may look at different ones: with `turn` 1 it is the `cells` positions
+    before the last ones, with 2 those before these.
+    """
+    high = size - turn * cells
+    if not (1 <= cells <= high and turn >= 0):
+        raise ValueError(
+            f"{cells} cells of blocks of {size}: from 1 to all of them; or turn {turn} "
+            "is outside of a block"
+        )
+    low = high - cells
     return Pattern(
-        lambda i, j: j % size >= size - cells,
-        lambda first, n: _ends(first + n, size, cells),
+        lambda i, j: (j % size >= low) & (j % size < high),
+        lambda first, n: _cells(first + n, size, low, high),
     )
 
 
@@ -110,9 +119,9 @@ def union(*patterns: Pattern) -> Pattern:
     return Pattern(sees, keys)
 
 
-def _ends(S: int, size: int, cells: int) -> np.ndarray:
+def _cells(S: int, size: int, low: int, high: int) -> np.ndarray:
     j = np.arange(S)
-    return j[j % size >= size - cells]
+    return j[(j % size >= low) & (j % size < high)]
 
 
 def _all_keys(pattern: Pattern, first: int, n: int) -> np.ndarray:
@@ -218,6 +227,33 @@ class Interleaved:
         return way(q, k, v, start)
 
 
+def by_head(patterns: Sequence[Pattern], block: int = QUERY_BLOCK) -> Attend:
+    """A way to attend, for `forward`: query head h by pattern h mod p.
+
+    The Sparse Transformer's heads so look at different cells of a block's summary.
+
+    Parameters
+    ----------
+    patterns : p patterns
+    block : int
+
+    Returns
+    -------
+    function
+        As `attention.naive`.
+    """
+    ways = [attending(pattern, block) for pattern in patterns]
+
+    def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, start: np.ndarray):
+        y, G = np.empty_like(q), q.shape[2] // k.shape[1]  # (B, T, H, D)
+        for h in range(q.shape[2]):
+            own, key = np.s_[:, :, h : h + 1], np.s_[:, h // G : h // G + 1]
+            y[own] = ways[h % len(ways)](q[own], k[key], v[key], start)
+        return y
+
+    return attend
+
+
 #  ---- what a pattern costs, and reaches ---------------------------------------
 
 
@@ -262,6 +298,24 @@ def summary_pairs(size: int, cells: int, n: int) -> int:
     """Pairs of a text of n positions, n a multiple of the size."""
     q = n // size
     return cells * size * (q * (q - 1) // 2) + q * (cells * (cells + 1) // 2)
+
+
+def merged_strided_pairs(W: int, stride: int, n: int) -> int:
+    """Pairs of one head that has a window and a stride, n a multiple of the stride.
+
+    Both see the own position and, within the window, every `stride`-th before it.
+    """
+    both = sum(max(0, n - d) for d in range(0, W, stride))
+    return window_pairs(W, 0, n) + strided_pairs(stride, n) - both
+
+
+def merged_fixed_pairs(size: int, cells: int, n: int) -> int:
+    """Pairs of one head that has own blocks and summaries, n a multiple of the size.
+
+    Both see the own block's summary, as far as it is there.
+    """
+    both = n // size * (cells * (cells + 1) // 2)
+    return own_block_pairs(size, n) + summary_pairs(size, cells, n) - both
 
 
 def reach(layers: Sequence[Pattern], n: int) -> float:
