@@ -23,11 +23,15 @@ function make(kind, attributes = {}, ...children) {
 
 // "23.4%", and "0.0012%" where that would be 0.
 function percent(p) {
-  if (p === 0) return "0";
+  if (p === 0 || p === 1) return p ? "100%" : "0";
   if (p < 5e-7) return "<0.0001%";
+  if (p >= 0.999995) return ">99.999%";
   const digits = p >= 0.9995 && p < 1 ? 3 : p >= 0.001 ? 1 : 4;
   return (100 * p).toFixed(digits) + "%";
 }
+
+// The same with three digits, where two numbers are compared.
+const fine = (p) => (p > 0.999 || p < 1e-6 ? percent(p) : (100 * p).toPrecision(3) + "%");
 
 function short(count) {
   for (const [size, word] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
@@ -40,6 +44,7 @@ function short(count) {
 function tokenCell(step, token, marks = "") {
   const shown = make("span", { class: "token" }, name(token));
   const cell = make("th", { scope: "row" }, marks);
+  if (data.bytes.includes(token)) shown.append(make("small", { class: "soft" }, " byte"));
   // What a format or a ban has removed cannot come; what truncation has, could.
   const click = step.stages.findIndex((stage) => stage.name === CLICKED && !stage.same);
   const free = step.stages.slice(0, click < 0 ? undefined : click);
@@ -93,7 +98,7 @@ function drawStages(step) {
     stages.forEach((stage, n) => {
       const p = stage.probs[i];
       const before = n ? stages[n - 1].probs[i] : 1;
-      if (p > 0) row.append(make("td", { class: "bar", p: percent(p) }, percent(p)));
+      if (p > 0) row.append(make("td", { class: "bar", p: 100 * p + "%" }, percent(p)));
       else if (before > 0) row.append(make("td", { class: "cut" }, "cut"));
       else row.append(make("td", { class: "gone" }, "–"));
     });
@@ -119,7 +124,7 @@ function effect(step, stage, stages) {
   const most = step.tokens.map((_, i) => i).reduce((a, b) => (moved(b) > moved(a) ? b : a));
   const verb = gone > 0
     ? `removed ${gone.toLocaleString("en")} of ${old.left.toLocaleString("en")} tokens, which had ${percent(1 - stage.kept)} together`
-    : `changed the odds, most those of ${name(step.tokens[most])}: ${percent(old.probs[most])} to ${percent(stage.probs[most])}`;
+    : `changed the odds, most those of ${name(step.tokens[most])}: ${fine(old.probs[most])} to ${fine(stage.probs[most])}`;
   return make("p", { class: "note" }, make("b", {}, stage.name), ` (${data.says[stage.name]}) ${verb}.`);
 }
 
@@ -179,16 +184,16 @@ function drawLayers(step) {
     const right = said.rank === 0;
     const row = make("tr", right ? { class: "came" } : {},
       make("th", { scope: "row" }, layer === 0 ? "embedding" : "layer " + (layer - 1)));
+    const rank = right ? "first ✓" : (said.rank + 1).toLocaleString("en") + ".";
+    row.append(make("td", {}, rank), make("td", { class: "bar", p: 100 * said.prob + "%" }, percent(said.prob)));
     for (const [token, p] of said.top) {
       row.append(make("td", {}, make("span", { class: "token" }, name(token)), " " + percent(p)));
     }
-    const rank = right ? "first ✓" : (said.rank + 1).toLocaleString("en") + ".";
-    row.append(make("td", {}, rank), make("td", { class: "bar", p: percent(said.prob) }, percent(said.prob)));
     return row;
   });
   const title = "of " + name(step.token);
-  by("layers").replaceChildren(table([head("after"), head("1."), head("2."), head("3."),
-    head("rank", title), head("odds", title)], rows));
+  by("layers").replaceChildren(table([head("after"), head("rank", title), head("odds", title),
+    head("1."), head("2."), head("3.")], rows));
 }
 
 // ---- attention ---------------------------------------------------------------------
@@ -281,7 +286,7 @@ function drawMost() {
   row.sort((a, b) => b[0] - a[0] || a[1] - b[1]);
   const rows = row.slice(0, 5).map(([w, j]) => make("tr", {},
     make("th", { scope: "row" }, make("span", { class: "token" }, name(data.tokens[j])), ` (${j})`),
-    make("td", { class: "bar", p: percent(w) }, w.toFixed(3))));
+    make("td", { class: "bar", p: 100 * w + "%" }, w.toFixed(3))));
   by("most").replaceChildren(table([head(`${name(data.tokens[now.row])} (${now.row}) looks at`), head("weight")], rows));
 }
 
@@ -316,7 +321,7 @@ function drawRuns(step) {
     `${short(flops)}FLOPs, ${short(bytes)}B: ${grouped(passes)}.${share} The cache then holds ${held} positions`
     + `${last && last.rows > 1 ? ` of ${last.rows} texts` : ""}, ${short(held * (last ? last.rows : 1) * data.position)}B.`);
   const rows = Object.entries(parts).map(([part, [f, b]]) => make("tr", {},
-    make("th", { scope: "row" }, part), make("td", { class: "bar", p: percent(f / flops) }, f.toLocaleString("en")),
+    make("th", { scope: "row" }, part), make("td", { class: "bar", p: (100 * f) / flops + "%" }, f.toLocaleString("en")),
     make("td", {}, percent(f / flops)), make("td", {}, b.toLocaleString("en"))));
   by("runs").replaceChildren(said, table([head("product"), head("FLOPs"), head("share"), head("bytes")], rows));
 }

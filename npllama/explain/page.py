@@ -77,7 +77,7 @@ def body(data: Mapping[str, Any]) -> Sequence[str]:
         parts.append(section("tree", "The search", TREE, slot("beams"), tree(data)))
     if data["rounds"]:
         parts.append(section("rounds", "The draft's guesses", ROUNDS, slot("guesses")))
-    return parts
+    return [*parts, GO]
 
 
 TEXT = (
@@ -92,7 +92,7 @@ CHOICE = (
 )
 SEEN = (
     "Attention weights: a row is a position that looks, a column one that it sees; "
-    "darker is more, and each row adds up to 1. Weights are kept to 1/255. Choose a "
+    "more ink is more, and each row adds up to 1. Weights are kept to 1/255. Choose a "
     "head, then point at a square, or go through them with the arrow keys."
 )
 UNSEEN = "This way to compute attention has no weights of the whole text."
@@ -174,12 +174,12 @@ def written(data: Mapping[str, Any]) -> str:
             f'title="{p:.1%}">{escape(names[token])}</button>'
         )
     shown = "\n".join(parts)
-    return f'<div class="tokens" id="tokens" role="group" aria-label="tokens">{shown}</div>\n{GO}'
+    return f'<div class="tokens" id="tokens" role="group" aria-label="tokens">{shown}</div>\n'
 
 
-GO = """<p class="go"><button type="button" id="back">← before</button>
+GO = """<nav class="go" aria-label="from token to token"><button type="button" id="back">← before</button>
 <b id="where" aria-live="polite"></b>
-<button type="button" id="on">next →</button></p>
+<button type="button" id="on">next →</button></nav>
 """
 
 

@@ -86,7 +86,11 @@ def told(e: Explanation, asked: Asked) -> dict[str, Any]:
         weights = base64.b64encode(e.seen.weights.tobytes()).decode("ascii")
         data["seen"] = {"first": e.seen.first, "of": STEPS, "weights": weights}
     ids = ids_in(data)
-    data["names"] = {i: shown_token(e.model.tokenizer, i) for i in sorted(ids)}
+    tokenizer = e.model.tokenizer
+    data["names"] = {i: shown_token(tokenizer, i) for i in sorted(ids)}
+    # A byte may have the same text as another token.
+    names = {i: tokenizer.piece(i) for i in ids} if tokenizer else {}
+    data["bytes"] = sorted(i for i in names if names[i].startswith("<0x"))
     return data
 
 

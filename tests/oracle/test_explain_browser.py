@@ -44,8 +44,10 @@ def data_on(page):
 
 def percent(p):
     """A probability as the page writes it."""
-    if p == 0 or p < 5e-7:
-        return "0" if p == 0 else "<0.0001%"
+    if p in (0, 1):
+        return "100%" if p else "0"
+    if p < 5e-7 or p >= 0.999995:
+        return "<0.0001%" if p < 0.5 else ">99.999%"
     return f"{100 * p:.{3 if 0.9995 <= p < 1 else 1 if p >= 0.001 else 4}f}%"
 
 
@@ -93,9 +95,11 @@ def test_keys_go_from_token_to_token(browser, folder):  # noqa: F811
         assert page.url.endswith(f"#token-{number + 1}")
         here = page.locator('#tokens [aria-pressed="true"]')
         assert here.count() == 1 and here.get_attribute("data-step") == str(number)
-    # one stop of the tab key for all tokens, then on to what is below
+    # One stop of the tab key for all tokens; then comes what is about the chosen one.
     page.locator('#tokens [aria-pressed="true"]').focus()
     page.keyboard.press("Tab")
+    assert not page.evaluate("by('tokens').contains(document.activeElement)")
+    page.locator("#on").focus()
     page.keyboard.press("Enter")
     assert (
         page.inner_text("#where")
@@ -116,7 +120,7 @@ def test_attention_is_told_under_the_pointer_by_keys_and_by_touch(browser, folde
     page.click('#heads button[data-layer="2"][data-head="3"]')
     assert page.input_value("#layer") == "2" and page.input_value("#head") == "3"
     canvas = page.locator("#matrix")
-    canvas.scroll_into_view_if_needed()
+    canvas.evaluate("e => e.scrollIntoView({block: 'center'})")
     box = canvas.bounding_box()
     for row, column in [(7, 2), (N - 1, N - 1), (3, 0)]:
         x, y = (box[a] + box[s] * (i + 0.5) / N
@@ -135,7 +139,7 @@ def test_attention_is_told_under_the_pointer_by_keys_and_by_touch(browser, folde
     page.close()
     small = browser.new_page(viewport={"width": 360, "height": 740}, has_touch=True)
     small.goto(address)
-    small.locator("#matrix").scroll_into_view_if_needed()
+    small.locator("#matrix").evaluate("e => e.scrollIntoView({block: 'center'})")
     box = small.locator("#matrix").bounding_box()
     small.touchscreen.tap(
         box["x"] + box["width"] * 2.5 / N, box["y"] + box["height"] * 5.5 / N
