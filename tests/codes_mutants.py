@@ -17,6 +17,8 @@ SAME = F + "a_folded_model_is_the_same_function"
 SMOOTH = F + "smoothing_by_hand"
 AWQ = F + "awq_factors_by_hand"
 TOOK = F + "factors_are_those_of_autoawq"
+QUANTIZE = "compression/quantize.py"
+WRONG = "tests/test_compression_quantize.py::test_misuse_is_one_line_and_exit_code_2"
 
 MUTANTS = [
     # what the bits of a flint, a float and an int mean
@@ -131,6 +133,16 @@ MUTANTS = [
      F + "awq_leaves_values_alone_that_query_heads_share"),
     (FOLDS, "place != \"values\" or own_values", "place != \"values\"",
      F + "awq_leaves_values_alone_that_query_heads_share"),
+    # the methods of quantize
+    (QUANTIZE, "if recipe.bits not in method.bits", "if recipe.bits > 8",
+     WRONG + "[olive of 8 bits]"),
+    (QUANTIZE, "if method.own_values and", "if False and", WRONG + "[nf4 of olive]"),
+    (QUANTIZE, "(recipe.kind, recipe.exponent) != (\"symmetric\", None)",
+     "recipe.kind != \"symmetric\"", WRONG + "[clipped ant]"),
+    (QUANTIZE, "by_rtn, True, awq)", "by_rtn, True)",
+     "tests/test_compression_quantize.py::test_awq_folds_before_it_rounds"),
+    (QUANTIZE, "ant(w, recipe.bits, recipe.group)", "ant(w, recipe.bits)",
+     "tests/test_compression_quantize.py::test_values_of_their_own_need_no_text[ant]"),
     # a byte that is left over makes gaps between rows
     ("files/packed.py", "np.ascontiguousarray(points.reshape(len(points), -1)[:, :S])",
      "points.reshape(len(points), -1)[:, :S]",

@@ -16,12 +16,14 @@ from npllama.cli.quantize import held_back
 from npllama.compression import quantize
 from npllama.compression.calibrate import (
     HALVES,
+    MATRICES,
     Gram,
     attention_half,
     inputs_of,
     rows_of,
     through,
 )
+from npllama.compression.folds import matrix
 from npllama.compression.gptq import Recipe
 from npllama.compression.quality import Judge, divergence
 from npllama.compression.quantize import (
@@ -33,7 +35,8 @@ from npllama.compression.quantize import (
     mark_of,
     quantised,
 )
-from npllama.files.checkpoint import load, save
+from npllama.compression.table import plan_of
+from npllama.files.checkpoint import load, lost_on_the_way, save
 from npllama.files.packed import Packed
 from npllama.golden.streamed import StreamedModel
 from npllama.norm import rms_norm
@@ -410,6 +413,15 @@ WRONG = {
     "no rows": (["--method", "rtn", "--nsamples", "0"], "--nsamples 0"),
     "damping": (["--method", "rtn", "--damp-percent", "2"], "--damp-percent 2"),
     "exponent": (["--method", "rtn", "--mse", "0"], "--mse 0"),
+    "olive of 8 bits": (
+        ["--method", "olive", "--bits", "8"],
+        "olive has 4 bits, not 8",
+    ),
+    "ant of 2 bits": (["--method", "ant", "--bits", "2"], "ant has 3, 4, 5, 6, 7, 8"),
+    "nf4 of olive": (["--method", "olive", "--nf4"], "olive has values of its own"),
+    "clipped ant": (["--method", "ant", "--mse", "2"], "ant has values of its own"),
+    "no sym": (["--method", "ant", "--no-sym"], "ant has values of its own"),
+    "awq without text": (["--method", "awq"], "--method awq needs a text"),
 }
 
 
@@ -438,6 +450,44 @@ def test_a_wrong_file_or_place_is_one_line(path, corpus, tmp_path, capsys):
         assert command(path, out, *words) in (1, 2)
         (line,) = capsys.readouterr().err.splitlines()
         assert told in line
+
+
+@pytest.mark.parametrize(
+    "method", ["ant", pytest.param("olive", marks=pytest.mark.slow)]
+)
+def test_values_of_their_own_need_no_text(method, path, tmp_path, capsys):
+    words = ["--method", method, "--group-size", "4"]
+    assert command(path, tmp_path / "out.npz", *words) == 0
+    found, model = load(tmp_path / "out.npz"), load(path)
+    for word in MATRICES:
+        packed = getattr(found.layers[1], word)
+        assert packed.format.startswith(f"{method}_")
+        w = matrix(model.layers[1], word)
+        own = METHODS[method].round(w, None, Recipe(4, group=4))
+        assert_same(packed.dense(), own.dense().reshape(packed.shape))
+    said = "".join(lost_on_the_way(tmp_path / "out.npz"))
+    assert f"quantised by {method}, 4 bits, groups of 4: 14 tensors" in said
+    assert command(path, tmp_path / "folder", *words) == 2
+    assert f"no {method} grid" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f"'{method}4-nf4': {method} has values"):
+        plan_of(f"{method}4-nf4")
+
+
+SYMMETRIC = Recipe(3, "symmetric", 4)
+
+
+def test_awq_folds_before_it_rounds(path, corpus, tmp_path):
+    words = ["--method", "awq", "--group-size", "4", "--bits", "3"]
+    assert command(path, tmp_path / "a.npz", *words, "--calibrate", str(corpus)) == 0
+    found, model = load(tmp_path / "a.npz"), load(path)
+    for one, whole in zip(found.layers, model.layers):
+        s = whole.attn_norm / one.attn_norm  # what the search chose
+        assert np.ptp(np.log(s)) > 0.1
+        own = METHODS["rtn"].round(matrix(whole, "wq") * s, None, SYMMETRIC)
+        # a weight half-way between two values may go either way, since s is rounded
+        assert (
+            np.abs(own.dense() - one.wq.dense().reshape(own.shape)) < 1e-3
+        ).mean() > 0.9
 
 
 def test_a_codebook_is_packed_under_the_name_of_its_kind():

@@ -22,6 +22,7 @@ from npllama.compression.quantize import (
     Kept,
     Plan,
     Report,
+    check,
     mark_of,
     quantised,
     tensors_of,
@@ -59,8 +60,8 @@ def add_commands(commands) -> None:
     add_grid_options(command)
     option("--calibrate", metavar="FILE",
            help="text of the kind that the model reads, or JSON lines of "
-           '{"text": ...} or {"tokens": ...} (FILE.jsonl); what gptq fits to, and all '
-           "are judged by")
+           '{"text": ...} or {"tokens": ...} (FILE.jsonl); what gptq and awq fit '
+           "to, and all are judged by")
     option("--nsamples", type=int, default=128, metavar="N",
            help="rows of text to fit to, at most (default: 128)")
     option("--model-seqlen", type=int, metavar="N",
@@ -181,7 +182,12 @@ def plan_of(options: argparse.Namespace) -> Plan:
         options.static_groups,
         options.damp_percent,
     )
-    return Plan(options.method, recipe, options.true_sequential, options.float_inputs)
+    plan = Plan(options.method, recipe, options.true_sequential, options.float_inputs)
+    try:
+        check(plan)
+    except ValueError as error:
+        raise UsageError(f"--method {error}") from None
+    return plan
 
 
 def refuse_packed(model: StreamedModel, path: Path) -> None:
@@ -297,7 +303,8 @@ def said(plan: Plan, count: int) -> str:
     group = (
         "a scale per row" if recipe.group == "channel" else f"groups of {recipe.group}"
     )
-    more = f", {recipe.kind}" + (", act-order" if recipe.act_order else "")
+    more = "" if METHODS[plan.method].own_values else f", {recipe.kind}"
+    more += ", act-order" if recipe.act_order else ""
     return (
         f"quantised by {plan.method}, {recipe.bits} bits, {group}{more}: "
         f"{count} tensors"

@@ -30,7 +30,7 @@ import numpy as np
 
 import npllama
 from npllama.compression.packed import byte_table
-from npllama.compression.quantize import Plan
+from npllama.compression.quantize import METHODS, Plan
 from npllama.config import Config, config_to_hf
 from npllama.files.packed import Packed
 from npllama.files.whole import check_place, write_file
@@ -128,8 +128,10 @@ def parts_of(weight: Packed, less_one: bool) -> dict[str, np.ndarray]:
 def settings_of(plan: Plan) -> dict[str, Any]:
     """The ``quantization_config`` of a plan, in the words of gptqmodel."""
     recipe = plan.recipe
-    if recipe.kind not in ("symmetric", "asymmetric"):
-        raise ValueError(f"GPTQ's layout has no {recipe.kind} grid")
+    own = METHODS[plan.method].own_values
+    if own or recipe.kind not in ("symmetric", "asymmetric"):
+        found = plan.method if own else recipe.kind
+        raise ValueError(f"GPTQ's layout has no {found} grid")
     version = "gptq" if recipe.kind == "symmetric" else "gptq_v2"
     more = {
         "damp_percent": recipe.damping,

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from npllama.compression.ant import ant, packed_ant
 from npllama.compression.calibrate import (
     HALVES,
     MATRICES,
@@ -38,7 +39,9 @@ from npllama.compression.calibrate import (
     inputs_of,
     through,
 )
+from npllama.compression.folds import awq
 from npllama.compression.gptq import Quantised, Recipe, gptq, objective, rtn
+from npllama.compression.olive import olive, packed_olive
 from npllama.compression.packed import packed
 from npllama.compression.quality import divergence
 from npllama.config import Config
@@ -63,6 +66,8 @@ class Method(NamedTuple):
     # Of a block and what goes into its matrices: the same block, up to rounding, with
     # weights that are easier to round.
     prepare: Callable[[Layer, Mapping[str, Inputs], Recipe], Layer] | None = None
+    bits: Sequence[int] = range(2, 9)  # that it has
+    own_values: bool = False  # it has no other kind of grid, and clips by itself
 
 
 def as_packed(found: Quantised, recipe: Recipe) -> Packed:
@@ -82,9 +87,32 @@ def by_gptq(w: np.ndarray, inputs: Inputs | None, recipe: Recipe) -> Packed:
     return as_packed(gptq(w, inputs.gram, recipe), recipe)
 
 
+def by_ant(w: np.ndarray, inputs: Inputs | None, recipe: Recipe) -> Packed:
+    """To the nearest, of the kind of numbers that suits the matrix."""
+    return packed_ant(w, *ant(w, recipe.bits, recipe.group))
+
+
+def by_olive(w: np.ndarray, inputs: Inputs | None, recipe: Recipe) -> Packed:
+    """To the nearest, outliers in place of their neighbours."""
+    return packed_olive(olive(w, recipe.bits, recipe.group))
+
+
 METHODS = {
     "rtn": Method("round every weight to the nearest value", by_rtn),
     "gptq": Method("make up for errors by the weights that are left", by_gptq, True),
+    "awq": Method("spare the weights that large inputs meet", by_rtn, True, awq),
+    "ant": Method(
+        "round to the kind of numbers that suits each matrix",
+        by_ant,
+        bits=range(3, 9),
+        own_values=True,
+    ),
+    "olive": Method(
+        "let outliers take the place of their neighbours",
+        by_olive,
+        bits=(4,),
+        own_values=True,
+    ),
 }
 
 
@@ -96,6 +124,16 @@ class Plan:
     recipe: Recipe = Recipe()
     sequential: bool = True  # a stage sees what the stages before it lost
     float_inputs: bool = False  # no block sees what the blocks before it lost
+
+
+def check(plan: Plan) -> None:
+    """Raise ValueError if the method cannot follow the recipe."""
+    method, recipe = METHODS[plan.method], plan.recipe
+    if recipe.bits not in method.bits:
+        known = ", ".join(map(str, method.bits))
+        raise ValueError(f"{plan.method} has {known} bits, not {recipe.bits}")
+    if method.own_values and (recipe.kind, recipe.exponent) != ("symmetric", None):
+        raise ValueError(f"{plan.method} has values of its own: no other grid, no clip")
 
 
 class Report(NamedTuple):

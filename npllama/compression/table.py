@@ -7,6 +7,8 @@ it, a scale per row), and what else is asked for after hyphens:
     gptq4g64-act       GPTQ, 4 bits, groups of 64, act-order
     rtn4g64-nf4        the points of NF4
     rtn4-asym-mse      an asymmetric grid, clipped by GPTQ's exponent
+    awq4g64            AWQ, and then to the nearest
+    ant4g64, olive4    values of their own
 
 Every row of the table tells bits per weight (scales and zero points included), the bytes
 of all matrices, the three measures of `quality` on texts that no setting was fitted to,
@@ -30,7 +32,7 @@ from npllama.compression.calibrate import MATRICES
 from npllama.compression.gptq import Recipe
 from npllama.compression.grid import GPTQ_EXPONENT
 from npllama.compression.quality import Judge, Quality
-from npllama.compression.quantize import METHODS, Kept, Plan, quantised
+from npllama.compression.quantize import METHODS, Kept, Plan, check, quantised
 from npllama.cost.plot import FORMATS
 from npllama.files.checkpoint import load
 from npllama.files.whole import check_place, new_file
@@ -87,7 +89,12 @@ def plan_of(setting: str) -> Plan:
         "act" in more,
         "static" in more,
     )
-    return Plan(found[1], recipe, float_inputs="float" in more)
+    plan = Plan(found[1], recipe, float_inputs="float" in more)
+    try:
+        check(plan)
+    except ValueError as error:
+        raise ValueError(f"{setting!r}: {error}") from None
+    return plan
 
 
 #  ---- measuring ---------------------------------------------------------------
