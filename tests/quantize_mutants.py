@@ -81,3 +81,16 @@ MUTANTS += [
      W + "a_folder_that_fails_leaves_nothing"),
     (FOLDER, "2 ** (bits - 1), dtype=np.uint8", "2**bits - 1, dtype=np.uint8", HAND),
 ]  # fmt: skip
+
+FAULTS, N = "golden/faults.py", "tests/test_compression_packed.py::test_"
+NAMES = N + "the_golden_reference_names_what_was_rounded_to_the_nearest"
+
+MUTANTS += [
+    (FAULTS, "half = np.float16(scale)", "half = scale", NAMES + "[symmetric-4]"),
+    (FAULTS, "low = np.where(low < 0, -high, low)", "low = -high",
+     N + "one_sided_groups_are_rounded_as_gptqs_files_have_them"),
+    (FAULTS, "np.rint(parts / scale) + zero, 0,", "np.rint(parts / scale) + zero, 1,",
+     NAMES + "[asymmetric-4]"),
+    ("golden/suspects.py", "group=group, signed=signed)", "group=group, signed=True)",
+     NAMES + "[asymmetric-4]"),
+]  # fmt: skip

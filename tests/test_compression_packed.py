@@ -27,7 +27,10 @@ from npllama.cost import FlopCounter
 from npllama.files.checkpoint import load, save
 from npllama.files.npz import read_npz, write_array, write_text, writing
 from npllama.golden.compare import compare
+from npllama.golden.diagnose import diagnose
+from npllama.golden.faults import packed as rounded
 from npllama.golden.floor import floor
+from npllama.golden.scene import Scene
 from npllama.golden.streamed import StreamedModel
 from npllama.ops import multiply, rowwise
 from npllama.weights import LAYER_NAMES
@@ -46,8 +49,9 @@ def exact_grid(w, bits, kind, group):
     return grid._replace(scale=scale.astype(w.dtype))
 
 
-def pack_matrix(w, bits, kind, group, shuffled=None):
-    grid = exact_grid(w, bits, kind, group)
+def pack_matrix(w, bits, kind, group, shuffled=None, exact=True):
+    """Packed; not `exact`: its scales are rounded after its codes were found."""
+    grid = (exact_grid if exact else find_grid)(w, bits, kind, group)
     index = None
     if shuffled is not None and group != "tensor":
         # groups that do not stand side by side, as act-order makes them
@@ -62,7 +66,7 @@ def pack_matrix(w, bits, kind, group, shuffled=None):
     return packed(codes, grid, index, "nf4", w.dtype.name)
 
 
-def all_packed(model, bits, kind, group, shuffled=None):
+def all_packed(model, bits, kind, group, shuffled=None, exact=True):
     """The same model with every matrix packed, the head too if it has its own."""
 
     def of(layer):
@@ -70,7 +74,8 @@ def all_packed(model, bits, kind, group, shuffled=None):
         for name in MATRICES:
             w = getattr(layer, name)
             flat = w.reshape(merged(name, w.shape))
-            new[name] = pack_matrix(flat, bits, kind, group, shuffled).reshape(w.shape)
+            made = pack_matrix(flat, bits, kind, group, shuffled, exact)
+            new[name] = made.reshape(w.shape)
         return layer._replace(**new)
 
     head = model.lm_head
@@ -235,6 +240,35 @@ def test_the_golden_reference_finds_a_packed_model_other_than_the_plain_one():
     weights = all_packed(plain, 4, "asymmetric", 8)
     first = compare(exact, golden(weights), floors, "float32").first
     assert first.name == "prefill/model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("kind", ["symmetric", "asymmetric"])
+def test_the_golden_reference_names_what_was_rounded_to_the_nearest(bits, kind):
+    model = sharp_model(1)
+    exact = golden(model, new=1)
+    weights = all_packed(narrowed(model), bits, kind, 32, exact=False)
+    found = golden(weights, new=1)
+    prompt = {name: x for name, x in found.items() if name.startswith("prefill")}
+    floors = floor(exact, model, "float32")
+    result = compare(exact, prompt, floors, "float32")
+    assert result.first.name == "prefill/model.layers.0.self_attn.q_proj"
+    scene = Scene(exact, prompt, result.first, "float32", 2.0, model.config, model)
+    finding = diagnose(scene)
+    sign = "" if kind == "symmetric" else "u"
+    assert finding.fault == "quantised" and finding.proved
+    assert finding.text == (
+        f"the weights are rounded to {sign}int{bits} as GPTQ's files, "
+        "a scale per 32 numbers"
+    )
+
+
+def test_one_sided_groups_are_rounded_as_gptqs_files_have_them():
+    w = np.abs(np.random.default_rng(0).standard_normal((3, 64)))
+    for signed in (True, False):
+        grid = find_grid(np.float32(w), 4, KINDS[signed], 32)
+        weight = packed(to_codes(np.float32(w), grid), grid)
+        assert_same(np.float32(rounded(w, 4, 32, signed)), weight.dense())
 
 
 def test_info_tells_bits_and_bytes(saved):

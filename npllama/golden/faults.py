@@ -54,6 +54,33 @@ def quantised(w: np.ndarray, bits: int, group: int | None) -> np.ndarray:
     return (np.rint(parts / scale) * scale).reshape(w.shape)
 
 
+def packed(w: np.ndarray, bits: int, group: int | None, signed: bool) -> np.ndarray:
+    """A matrix (F, E) rounded as GPTQ's files have it: scales in float16.
+
+    Parameters
+    ----------
+    w : (F, E) float
+    bits : int
+    group : int or None
+        Numbers of a row that share a scale; None: all.
+    signed : bool
+        Whether the zero point is the middle of the codes, for every group.  (As
+        published, a group without a negative number then has half the scale.)
+    """
+    parts = np.float32(w).reshape(len(w), -1, group or w.shape[-1])
+    low = np.minimum(parts.min(axis=-1, keepdims=True), 0)  # (F, E // group, 1)
+    high = np.maximum(parts.max(axis=-1, keepdims=True), 0)
+    if signed:
+        high = np.maximum(-low, high)
+        low = np.where(low < 0, -high, low)
+    scale = (high - low) / np.float32(2**bits - 1)
+    scale = np.where(scale > 0, scale, np.float32(1))
+    zero = np.full_like(scale, 2 ** (bits - 1)) if signed else np.rint(-low / scale)
+    codes = np.clip(np.rint(parts / scale) + zero, 0, 2**bits - 1)
+    half = np.float16(scale).astype(np.float64)
+    return ((codes - zero) * half).reshape(w.shape)
+
+
 # How a report calls them, and their bits and numbers per scale (None: a row).
 QUANTISED = {
     "int8, a scale per row": (8, None),
@@ -61,6 +88,16 @@ QUANTISED = {
     "int4, a scale per row": (4, None),
     "int4, a scale per 32 numbers": (4, 32),
     "int4, a scale per 128 numbers": (4, 128),
+}
+
+
+# The same of `packed`, in which readers of a report look for the same words.
+PACKED = {
+    f"{'' if signed else 'u'}int{bits} as GPTQ's files, a scale per "
+    f"{f'{group} numbers' if group else 'row'}": (bits, group, signed)
+    for bits in (8, 4, 3)
+    for group in (None, 32, 64, 128)
+    for signed in (True, False)
 }
 
 

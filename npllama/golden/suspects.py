@@ -16,7 +16,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npllama.golden.faults import MATRICES, QUANTISED, flat, quantised, transposed
+from npllama.golden.faults import (
+    MATRICES,
+    PACKED,
+    QUANTISED,
+    flat,
+    packed,
+    quantised,
+    transposed,
+)
 from npllama.golden.floor import split_name, steps_of
 from npllama.golden.scene import Scene, candidate_of, kind_of, made_from
 from npllama.golden.slips import TEXTS, Fault, wrong_norms, wrong_parts
@@ -225,6 +233,10 @@ def of_product(scene: Scene) -> Iterator[Suspicion]:
     for said, (bits, group) in QUANTISED.items():
         if not (group and weight[0].shape[-1] % group):
             rounded = partial(quantised, bits=bits, group=group)
+            changes.append(("quantised", TEXTS["quantised"].format(said), rounded))
+    for said, (bits, group, signed) in PACKED.items():
+        if not (group and weight[0].shape[-1] % group):
+            rounded = partial(packed, bits=bits, group=group, signed=signed)
             changes.append(("quantised", TEXTS["quantised"].format(said), rounded))
     for key, said, change in changes:
         yield Suspicion(key, said, partial(product_of, change=change))
