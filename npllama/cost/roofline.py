@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 from npllama.config import Config
@@ -194,7 +195,7 @@ class Phase(NamedTuple):
         shares = {"memory": 0.0, "compute": 0.0, "overhead": self.between, "link": 0.0}
         for op in self.operators:
             shares[op.bound] += op.seconds
-        return max(shares, key=lambda name: shares[name])
+        return max(shares, key=shares.__getitem__)
 
 
 def phase(
@@ -235,23 +236,22 @@ def fused(
     ----------
     square, triangle : operators of the same passes, counted either way
     """
-
-    def one(whole: Operator, half: Operator) -> Operator:
-        if whole.name not in ("scores", "values"):
-            return whole
-        pairs = whole.flops // (2 * config.head_dim)
-        return whole._replace(flops=half.flops, activations=whole.activations - pairs)
-
-    return tuple(map(one, square, triangle))
+    ops = []
+    for whole, half in zip(square, triangle):
+        if whole.name in ("scores", "values"):
+            moved = whole.activations - whole.flops // (2 * config.head_dim)
+            whole = whole._replace(flops=half.flops, activations=moved)
+        ops.append(whole)
+    return tuple(ops)
 
 
 def counted(
-    config: Config, count: Callable[[str], tuple[Operator, ...]], causal: str
+    config: Config, count: Callable[..., tuple[Operator, ...]], causal: str
 ) -> tuple[Operator, ...]:
-    """The operators that `count` gives, or the two ways of counting made `fused`."""
+    """The operators that ``count(causal=...)`` gives; for `fused`, it is asked twice."""
     if causal == FUSED:
-        return fused(config, count("square"), count("triangle"))
-    return count(causal)
+        return fused(config, count(causal="square"), count(causal="triangle"))
+    return count(causal=causal)
 
 
 class Prediction(NamedTuple):
@@ -290,14 +290,16 @@ def predict(
     def of(part: int) -> tuple[Operator, ...]:
         return counted(
             config,
-            lambda c: generation(config, batch, prompt, new_tokens, causal=c)[part],
+            lambda causal: generation(config, batch, prompt, new_tokens, causal=causal)[
+                part
+            ],
             causal,
         )
 
     before, after = of(0), of(1)
     middle = prompt + max(new_tokens - 2, 0) // 2
     first = phase(config, before, batch * prompt, machine, kinds)
-    one = counted(config, lambda c: decode(config, batch, middle, causal=c), causal)
+    one = counted(config, partial(decode, config, batch, middle), causal)
     step = phase(config, one, batch, machine, kinds)
     steps = new_tokens - 1
     rest = phase(config, after, batch * steps, machine, kinds, passes=steps)
@@ -320,9 +322,7 @@ def compute_bound_batch(
     """
 
     def step(batch: int) -> Phase:
-        ops = counted(
-            config, lambda c: operators(config, batch, 1, cached, causal=c), causal
-        )
+        ops = counted(config, partial(operators, config, batch, 1, cached), causal)
         return phase(config, ops, batch, machine, kinds)
 
     one, two = step(1), step(2)

@@ -10,6 +10,7 @@ what others have published stands beside them, marked as such.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 
 import numpy as np
 
@@ -92,6 +93,11 @@ PARTS = {
 }
 
 
+def read(op: Operator) -> int:
+    """Elements that an operator reads, without what is in flight."""
+    return op.weights + op.cache
+
+
 def decode() -> Rows:
     """One token of LLaMA-2-7B by context, in units of 2^20 FLOPs or elements read.
 
@@ -106,14 +112,8 @@ def decode() -> Rows:
         sums = (sum(number(costs[n][name]) for name in names) for n in CONTEXTS)
         return (title, *(f"{n / UNIT:g}" for n in sums))
 
-    def kept(op: Operator) -> int:
-        return op.weights + op.cache
-
-    def flops(op: Operator) -> int:
-        return op.flops
-
     rows: Rows = [("context", *map(str, CONTEXTS))]
-    for title, number in (("FLOPs", flops), ("MOPs", kept)):
+    for title, number in (("FLOPs", attrgetter("flops")), ("MOPs", read)):
         rows += [row(f"{part}, {title}", [part], number) for part in PARTS]
         for ffn in ("two", "three"):
             parts = ("projections", "act-to-act", f"FFN, {ffn} matrices")

@@ -58,8 +58,8 @@ def pass_operators(
 ) -> tuple[Operator, ...]:
     """The products of one packed pass; by default with attention as one program."""
 
-    def count(c: str) -> tuple[Operator, ...]:
-        return tabulate(config, packed_pass(config, pieces, causal=c), c)
+    def count(causal: str) -> tuple[Operator, ...]:
+        return tabulate(config, packed_pass(config, pieces, causal=causal), causal)
 
     return counted(config, count, causal)
 

@@ -9,7 +9,7 @@ what others have published stands beside what is found here, and is marked.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -201,11 +201,7 @@ def chunk() -> Rows:
     rows: Rows = [(*head, "more time, %")]
     first = 0.0
     for size in CHUNKS:
-
-        def count(causal: str, size: int = size):
-            return prefill(config, 1, PROMPT, chunk=size, causal=causal)
-
-        ops = counted(config, count, FUSED)
+        ops = counted(config, partial(prefill, config, 1, PROMPT, chunk=size), FUSED)
         seconds = phase(config, ops, PROMPT, machine, kinds).seconds
         first = first or seconds
         N = PROMPT // size
