@@ -127,7 +127,7 @@ def room_facts(
 def verdict(
     config: Config, machine: Hardware, kinds: Dtypes, text: Text
 ) -> tuple[str, ...]:
-    """Sentences that a text does not fit; none if it fits, or if that is unknown."""
+    """Sentences that say a text does not fit; empty if it fits or nobody knows."""
     facts = room_facts(config, machine, kinds, text)
     if "does not fit, GB" not in facts:
         return ()

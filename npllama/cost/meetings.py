@@ -12,8 +12,8 @@ many pairs of a query and a key are really multiplied depends on the arrangement
                and a few heads at a time: `attention.blocked`
     rowwise    as in blocks, but every query of every row goes alone: `ops.rowwise`
 
-`ways` has those of long texts.  For all four this section gives the number of products, of pairs, and of query and key
-vectors read.  A pair costs 2 D FLOPs in the scores, and 2 D again when the values are
+For all four this section gives the number of products, of pairs, and of query
+and key vectors read; `ways` does so for the arrangements of long texts.  A pair costs 2 D FLOPs in the scores, and 2 D again when the values are
 weighted.
 """
 

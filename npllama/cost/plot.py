@@ -36,7 +36,7 @@ def together(part: Phase) -> dict[tuple[float, float], list[str]]:
 
 
 def draw_operators(axes: Any, phases: dict[str, Phase]) -> None:
-    """A mark for operators that are alike, their names below each other."""
+    """Draw one mark for similar operators, and list their names below it."""
     for name, part in phases.items():
         groups = together(part)
         x, y = zip(*groups)

@@ -15,7 +15,7 @@ CURVE_HEAD = ("rows", "context", "first token", "per token", "tokens/s", "bound 
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Names to the left, figures to the right."""
+    """Rows as text: names on the left, figures on the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
 
     def line(cells: Sequence[str]) -> str:

@@ -85,7 +85,7 @@ def weights(size: int) -> list[np.ndarray]:
 
 
 def multiply(matrices: list[np.ndarray], T: int) -> None:
-    """Each with as many positions."""
+    """Multiply each matrix with this many positions."""
     inputs = {E: np.ones((T, E), dtype=np.float32) for E, _ in WIDTHS}
     for w in matrices:
         einsum("TE,FE->TF", inputs[w.shape[1]], w, "probe")

@@ -73,7 +73,7 @@ def dtypes(
     activations: str | None = None,
     group: int | None = None,
 ) -> Dtypes:
-    """Dtypes by name; the cache and what is in flight are fp16 unless told, or fp32.
+    """Dtypes by name; cache and activations are fp16 by default, fp32 if weights are.
 
     Raises
     ------

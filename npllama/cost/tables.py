@@ -4,7 +4,7 @@
 
 prints one of them; a test holds the README to what is printed.  None has a formula
 of its own: figures come from `formulas`, `product`, `roofline` and `traffic`, and
-what others have published stands beside them, marked as such.
+published figures are printed beside them, marked as such.
 """
 
 from __future__ import annotations

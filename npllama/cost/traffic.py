@@ -62,7 +62,7 @@ def standard_backward(N: int) -> Iterator[Traffic]:
 
 
 def tile_sizes(on_chip: int, D: int) -> tuple[int, int]:
-    """Keys and queries per tile for a fast memory of so many elements (not bytes).
+    """Keys and queries per tile for a fast memory of `on_chip` elements (not bytes).
 
     Four tiles share it: of keys, values, queries and results.  Algorithm 1, line 1,
     which holds the square tile of scores to the size of the others, too.

@@ -35,7 +35,7 @@ Products = Callable[[int, int], Iterator[tuple[int, int]]]
 
 
 def _row_by_row(products: Products) -> Way:
-    """A way of rows that attend one by one."""
+    """A way in which rows attend one by one."""
 
     def meet(config: Config, new: int, starts: Sequence[int]) -> Meetings:
         found = [pair for cached in starts for pair in products(cached, new)]
@@ -45,7 +45,7 @@ def _row_by_row(products: Products) -> Way:
 
 
 def _meetings(config: Config, products: Sequence[tuple[int, int]]) -> Meetings:
-    """Of products of so many queries and keys each, in every head."""
+    """Meetings of products with the given numbers of queries and keys, in every head."""
     H, K = config.num_attention_heads, config.num_key_value_heads
     return Meetings(
         len(products),
@@ -70,7 +70,7 @@ def _by_blocks(seen: Callable[[int, int], int], block: int) -> Way:
 
 
 def of_window(W: int, block: int = QUERY_BLOCK) -> Way:
-    """Of `contexts.sparse.window`: the last W positions, the own one included."""
+    """Of `contexts.sparse.window`: the last W positions, with the query's own."""
     return _by_blocks(lambda first, last: last + 1 - max(0, first + 1 - W), block)
 
 
@@ -80,7 +80,7 @@ def of_own_blocks(size: int, block: int = QUERY_BLOCK) -> Way:
 
 
 def of_summaries(size: int, cells: int, block: int = QUERY_BLOCK) -> Way:
-    """Of `contexts.sparse.summaries`: the last cells of each block, and the own one."""
+    """Of `contexts.sparse.summaries`: the last cells of each block, and the query's own block."""
 
     def seen(first: int, last: int) -> int:
         whole, rest = divmod(last + 1, size)
@@ -90,7 +90,7 @@ def of_summaries(size: int, cells: int, block: int = QUERY_BLOCK) -> Way:
 
 
 def of_stride(stride: int, block: int = QUERY_BLOCK) -> Way:
-    """Of `contexts.sparse.strided`: every position with the own remainder."""
+    """Of `contexts.sparse.strided`: every position with the query's own remainder."""
 
     def products(cached: int, new: int) -> Iterator[tuple[int, int]]:
         for r in range(min(stride, new)):

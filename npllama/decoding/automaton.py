@@ -261,7 +261,7 @@ class _Builder(NamedTuple):
 
     def list(self, entries, start: int, end: int) -> None:
         """Go through entries (node, low, high): items that come low to high times."""
-        nothing, something = start, None  # states, by what stands already
+        nothing, something = start, None  # states: before any item, after an item
         for node, low, high in entries:
             nothing, something = self.entry(node, low, high, nothing, something)
         for state in (nothing, something):

@@ -105,8 +105,8 @@ class Step(NamedTuple):
     tokens: list[int]  # several if some were guessed
     reason: str | None = None  # why the text ends with the last of them, if it does
     row: int = 0  # which text, where several are written side by side
-    drafted: int = 0  # tokens that were guessed
-    accepted: int = 0  # and how many of these were kept
+    drafted: int = 0  # tokens that a draft guessed
+    accepted: int = 0  # how many of them were kept
     logits: np.ndarray | None = None  # (V,), the model's, if a single token was decided
     processed: np.ndarray | None = None  # (V,), those the token was chosen from
 
@@ -114,8 +114,8 @@ class Step(NamedTuple):
 class Hypothesis(NamedTuple):
     """One finished continuation."""
 
-    tokens: list[int]  # new tokens, the one that ended it included
-    score: float | None  # by which the strategy ranks texts, if it does
+    tokens: list[int]  # new tokens, with the one that ended the text
+    score: float | None  # what the strategy ranks texts by, if it does
     reason: str  # "eos", "length", "context", "stop" ...
 
 

@@ -16,7 +16,7 @@ among the best of all beams.
     A rope      -9.0    none                     none            A rope z
 
 Without the last column, the bank of "rope" would hold only one text after this
-step: ``A rope``, made anew from A, which pays for the phrase again.
+step: ``A rope``, extended once more from A, which pays for the phrase again.
 
 A text may end only when it holds all phrases: at an end token, at a stop string, or
 at the longest length, whichever kind of candidate it is.
@@ -57,7 +57,7 @@ Constraint = tuple[Phrase, ...]
 class Progress(NamedTuple):
     """How far a text has got with the constraints."""
 
-    bank: int  # tokens of phrases that stand in it
+    bank: int  # how many tokens of phrases it holds
     complete: bool
     wanted: list[int]  # tokens that would bring it further
 
@@ -133,7 +133,7 @@ def progress(tokens: Sequence[int], constraints: Sequence[Constraint]) -> Progre
     """
     text = tuple(tokens)
     bank = 0
-    begun = []  # (tokens of a phrase that stand at the end, token wanted next)
+    begun = []  # (tokens of a phrase at the end of the text, token wanted next)
     for constraint, demanded in Counter(constraints).items():
         longest = max(map(len, constraint))
         found = min(demanded, sum(occurrences(text, phrase) for phrase in constraint))
@@ -157,7 +157,7 @@ def occurrences(text: Phrase, phrase: Phrase) -> int:
 
 
 def overlap(text: Phrase, phrase: Phrase) -> int:
-    """Length of the longest proper beginning of a phrase with which a text ends.
+    """Length of the longest proper beginning of a phrase that ends a text.
 
     >>> overlap((5, 7, 8, 7), (7, 8, 7, 9))
     3

@@ -50,7 +50,7 @@ class EngineGuide:
     contents : sequence of bytes
         What each token adds to a text.
     eos : token ids
-        Allowed only where the text matches as it stands.
+        Allowed only where the text so far already matches.
     """
 
     def __init__(

@@ -111,7 +111,7 @@ class Look(NamedTuple):
     """What may follow a text."""
 
     allowed: np.ndarray  # (V,) bool, end tokens included
-    whole: bool  # whether the text matches as it stands
+    whole: bool  # whether the text so far already matches
 
 
 class Format(Protocol):

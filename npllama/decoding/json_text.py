@@ -81,13 +81,13 @@ def value(content: Any) -> Node:
 
 
 def quoted(content: Node) -> Node:
-    """A string, around what stands between its quotation marks."""
+    """A string: quotation marks around its content."""
     return ("then", [literal('"'), content, literal('"')])
 
 
 #  ---- strings ----------------------------------------------------------------
 
-# Quotation marks, backslashes and control characters cannot stand bare.
+# Quotation marks, backslashes and control characters must be escaped.
 _BARE = [(32, 33), (35, 91), (93, LAST)]
 _ESCAPED = [*range(32), 34, 92]
 

@@ -8,7 +8,7 @@ of the target still gives one token, as without a guess.
 The guess involves no chance: its distribution q is 1 at each token, so the rule of
 `rejection` keeps a token x with probability p(x).
 
-Saxena 2023, prompt-lookup-decoding; its details are those of transformers 5.
+Saxena 2023, prompt-lookup-decoding; details as in transformers 5.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def target(name: str, root: Any) -> Any:
-    """The schema to which a JSON pointer such as ``#/$defs/node`` points."""
+    """The schema that a JSON pointer such as ``#/$defs/node`` names."""
     if name.partition("#")[0] or not (name == "#" or name.startswith("#/")):
         raise NotUnderstood(f"schema: $ref {name!r} points outside of the schema")
     found = root
@@ -110,7 +110,7 @@ def values_of(schema: Mapping) -> list | None:
 
 
 def kinds_of(schema: Mapping) -> set[str]:
-    """The types that a schema allows; number stands for integer, too."""
+    """The types that a schema allows; number includes integer."""
     values = values_of(schema)
     if values is not None:
         kinds = {kind_of(value) for value in values}

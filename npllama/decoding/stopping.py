@@ -4,7 +4,7 @@ A rule is a function from the new tokens of a row to the reason for ending, or N
 Several rules are asked one after the other.
 
 A stop string may begin in the middle of one token and end in another, so it is
-looked for in the bytes of the new text, not among the tokens.  Each step needs to look
+searched for in the bytes of the new text, not among the tokens.  Each step needs to look
 only at the last bytes, since an earlier match would have stopped the row already.  As
 in vLLM, one that begins in the prompt does not count; in transformers it does.
 """
@@ -51,7 +51,7 @@ def holds(
 
 
 def after_seconds(seconds: float, clock: Callable[[], float] = time.monotonic) -> Stop:
-    """Stop when so many seconds have passed from now: "time"."""
+    """Stop `seconds` from now: "time"."""
     return partial(is_over, clock() + seconds, clock)
 
 

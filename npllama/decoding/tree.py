@@ -90,7 +90,7 @@ def follow(
     new: list[int],
     ends: Stop,
 ) -> tuple[list[int], list[int], str | None]:
-    """Let the target write, as long as some branch contains its token.
+    """Let the target choose tokens while some branch continues with them.
 
     Parameters
     ----------

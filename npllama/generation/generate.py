@@ -38,10 +38,10 @@ class Generation(NamedTuple):
     """One finished text."""
 
     prompt_tokens: list[int]
-    tokens: list[int]  # the new ones, one that ended the text included
+    tokens: list[int]  # the new ones, with the one that ended the text
     text: str  # of the new tokens, without special ones
     finish_reason: str  # "eos", "length", "context", "stop", "time", "format"
-    score: float | None = None  # what the strategy ranked by, if it ranked
+    score: float | None = None  # what the strategy ranks texts by, if it does
     logprobs: list[TokenLogprob] | None = None
     # One per token of the prompt; nothing comes before the first, so that is None.
     prompt_logprobs: list[TokenLogprob | None] | None = None
@@ -76,7 +76,7 @@ def generate(
         The source of chance; a new one by default.  Each row draws from its own
         child of it, so its text does not depend on its neighbours.
     helpers : Helpers
-        A draft model, an amateur, a further rule for stopping.
+        A draft model, an amateur, another stopping rule.
     cache : KVCache
         Of one row, for one text of one prompt: as for `pieces`.
     **options
@@ -134,7 +134,7 @@ class Piece(NamedTuple):
     """One step of a growing text."""
 
     token: int
-    text: str  # whole characters that are certain now, perhaps none
+    text: str  # whole characters that can no longer change; may be empty
     reason: str | None  # why the text ends here, if it does
 
 
@@ -163,8 +163,8 @@ def pieces(
     Raises
     ------
     ValueError
-        As `generate`; also for several texts, for beams, whose text is known only at
-        the end, and for log-probabilities.
+        As `generate`; also for several texts, for log-probabilities, and for beams,
+        since a search knows its text only at the end.
     """
     config, rng = _asked(model, config, rng, options)
     if not is_prompt(prompt):

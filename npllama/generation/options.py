@@ -95,11 +95,11 @@ class GenerationConfig:
     max_time: float | None = length(None, must_be.POSITIVE,
         "seconds after which no further token is begun")
     stop_strings: tuple[str, ...] = length((), must_be.STRINGS,
-        "end as soon as one of these has come in the new text")
+        "end as soon as the new text holds one of these")
     include_stop_str_in_output: bool = length(True, must_be.FLAG,
         "whether the text keeps the stop string")
     eos_token_id: Ids | None = length(None, must_be.IDS,
-        "tokens that end the text, instead of the model's")
+        "tokens that end the text, in place of the model's")
 
     do_sample: bool = strategy(False, must_be.FLAG,
         "draw tokens instead of taking the likeliest")
@@ -108,7 +108,7 @@ class GenerationConfig:
     best_of: int | None = strategy(None, must_be.MANY,
         "texts to draw, of which the likeliest are returned")
     num_beams: int = another(1, must_be.MANY,
-        "beam search: follow so many texts at once")
+        "beam search: how many texts to follow at once")
     length_penalty: float = strategy(1.0, must_be.EXPONENT,
         "beams: above 0 favours long texts, below 0 short ones")
     early_stopping: bool | str = strategy(False, must_be.among(True, False, "never"),
@@ -116,9 +116,9 @@ class GenerationConfig:
     num_beam_groups: int = strategy(1, must_be.MANY,
         "diverse beams: groups that keep out of each other's way")
     diversity_penalty: float = strategy(0.0, must_be.NOT_NEGATIVE,
-        "what a token costs that another group chose")
+        "the penalty for a token that another group chose")
     force_words_ids: tuple | None = strategy(None, must_be.DEMANDS,
-        "beams: phrases that the text must hold; of a list of phrases, one")
+        "beams: phrases that the text must hold, or lists of phrases, one of each")
     force_words_rule: str = strategy("kept", must_be.among("kept", "transformers 4"),
         "whether texts that hold every phrase are kept, or lost as in transformers 4")
     stochastic_beams: bool = strategy(False, must_be.FLAG,
@@ -126,17 +126,17 @@ class GenerationConfig:
     penalty_alpha: float | None = another(None, must_be.PROBABILITY,
         "above 0, with top_k: contrastive search, the larger the less repetition")
     dola_layers: str | Ids | None = another(None, must_be.LAYERS,
-        "contrast the last layer with these early ones")
+        "DoLa: contrast the last layer with these early ones")
     prompt_lookup_num_tokens: int | None = another(None, must_be.MANY,
-        "guess so many tokens from earlier in the text")
+        "how many tokens to guess from earlier in the text")
     max_matching_ngram_size: int = strategy(2, must_be.SIZE,
         "last tokens that prompt lookup looks for")
     num_assistant_tokens: int = strategy(20, must_be.MANY,
         "tokens that a draft guesses per round")
     assistant_early_exit: int | None = another(None, must_be.SIZE,
-        "draft with so many of the model's own first layers")
+        "draft with this many of the model's own first layers")
     assistant_window: int | None = another(None, must_be.SIZE,
-        "draft with the model itself, looking back only so many positions")
+        "draft with the model itself, looking back only this many positions")
     lookahead_window: int | None = another(None, must_be.MANY,
         "lookahead decoding: how far ahead to guess")
     lookahead_ngram_size: int = strategy(3, must_be.PAIR_OR_MORE,
@@ -145,7 +145,7 @@ class GenerationConfig:
     guidance_scale: float | None = guidance(None, must_be.MODERATE,
         "classifier-free guidance: above 1 follows the prompt more", steps.guidance)
     negative_prompt_ids: Ids | None = guidance(None, must_be.IDS,
-        "what guidance leads away from, instead of no prompt")
+        "the prompt that guidance leads away from; by default none")
     sequence_bias: Mapping[Ids, float] | None = guidance(None, must_be.SEQUENCE_BIAS,
         "numbers added to the logits of token sequences",
         partial(on_text, sampling.sequence_bias))
@@ -164,7 +164,7 @@ class GenerationConfig:
         "subtracted once if the new text holds a token",
         partial(steps.counting, sampling.presence_penalty))
     repeat_last_n: int | None = penalty(None, must_be.SIZE,
-        "tokens that these look back, instead of all")
+        "how many tokens these penalties look back; by default all")
     dry_multiplier: float = penalty(0.0, must_be.NOT_NEGATIVE,
         "DRY: how strongly to penalise a token that prolongs a repeated passage",
         steps.dry)
@@ -172,24 +172,24 @@ class GenerationConfig:
         "DRY: growth of the penalty per token of the passage")
     dry_allowed_length: int = penalty(2, must_be.SIZE, "DRY: shorter passages are free")
     dry_penalty_last_n: int | None = penalty(None, must_be.COUNT,
-        "DRY: tokens to look back, instead of all")
+        "DRY: how many tokens to look back; by default all")
     dry_sequence_breakers: tuple[Ids, ...] = penalty((), must_be.PHRASES,
         "DRY: a passage does not reach across these")
     no_repeat_ngram_size: int = penalty(0, must_be.COUNT,
-        "no sequence of so many tokens comes twice; 0: off",
+        "no sequence of N tokens comes twice; 0: off",
         partial(on_text, sampling.no_repeat_ngram))
     encoder_no_repeat_ngram_size: int = penalty(0, must_be.COUNT,
-        "nor any of the prompt", steps.ngrams_of_prompt)
+        "no sequence of N tokens of the prompt comes again; 0: off", steps.ngrams_of_prompt)
 
     bad_words_ids: tuple[Ids, ...] | None = constraint(None, must_be.PHRASES,
-        "token sequences that must not come", steps.bad_words)
+        "token sequences that must not occur", steps.bad_words)
     min_length: int = constraint(0, must_be.COUNT,
-        "no end before the text has so many tokens, prompt included",
+        "no end before prompt and text together have N tokens",
         steps.least_length)
     min_new_tokens: int | None = constraint(None, must_be.COUNT,
-        "no end before so many new tokens", steps.least_new_tokens)
+        "no end before N new tokens", steps.least_new_tokens)
     allowed_token_ids: Ids | None = constraint(None, must_be.IDS,
-        "no other tokens come", partial(on_logits, sampling.allowed_tokens))
+        "allow only these tokens", partial(on_logits, sampling.allowed_tokens))
     prefix_allowed_tokens_fn: Callable | None = constraint(None, must_be.ROW_FUNCTION,
         "from (row, tokens) to the ids that may follow", steps.row_function)
     forced_bos_token_id: int | None = constraint(None, must_be.ID,
@@ -203,7 +203,7 @@ class GenerationConfig:
         "after START tokens, make the end likelier by FACTOR per token",
         steps.longing_for_the_end)
     suppress_tokens: Ids | None = constraint(None, must_be.IDS,
-        "tokens that must not come", partial(on_logits, sampling.suppress))
+        "tokens that must not occur", partial(on_logits, sampling.suppress))
     begin_suppress_tokens: Ids | None = constraint(None, must_be.IDS,
         "tokens that must not come first", steps.begin_suppress)
     regex: str | None = constraint(None, must_be.REGEX,
@@ -216,7 +216,7 @@ class GenerationConfig:
     token_healing: bool = constraint(False, must_be.FLAG,
         "take back the prompt's last token, and let a longer one come", steps.formats)
     contrastive_alpha: float = constraint(0.1, must_be.PROBABILITY,
-        "an amateur is heard on tokens at least so likely, relative to the best",
+        "the amateur judges only tokens at least this likely, relative to the best",
         steps.amateur, off=None)
     contrastive_beta: float = constraint(0.5, must_be.NOT_NEGATIVE,
         "the weight of the amateur")
@@ -225,7 +225,7 @@ class GenerationConfig:
         "below 1 sharpens the distribution, above 1 flattens it",
         steps.temperature, off=None)
     dynatemp_range: float = shape(0.0, must_be.NOT_NEGATIVE,
-        "temperature plus or minus this, by the entropy")
+        "vary the temperature by up to this, following the entropy")
     dynatemp_exponent: float = shape(1.0, must_be.POSITIVE,
         "how the entropy is mapped to that range")
     mirostat: int = shape(0, must_be.among(0, 1, 2),
@@ -233,7 +233,7 @@ class GenerationConfig:
     mirostat_tau: float = shape(5.0, must_be.POSITIVE, "the surprise aimed at, in bits")
     mirostat_eta: float = shape(0.1, must_be.POSITIVE, "the step of the feedback")
     top_n_sigma: float = shape(0.0, must_be.NOT_NEGATIVE,
-        "logits within so many standard deviations of the best; 0: off",
+        "logits within N standard deviations of the best; 0: off",
         partial(on_logits, sampling.top_n_sigma))
     top_h: float | None = shape(None, must_be.SHARE,
         "the likeliest tokens that hold this share of the entropy",
@@ -244,9 +244,9 @@ class GenerationConfig:
         "the fewest tokens that hold this probability together",
         partial(leaving, sampling.top_p))
     min_p: float | None = shape(None, must_be.PROBABILITY,
-        "tokens at least so likely, relative to the best", partial(leaving, sampling.min_p))
+        "tokens at least this likely, relative to the best", partial(leaving, sampling.min_p))
     top_a: float = shape(0.0, must_be.NOT_NEGATIVE,
-        "tokens at least so likely, times the square of the best; 0: off",
+        "tokens at least this likely, times the square of the best; 0: off",
         partial(on_logits, sampling.top_a))
     tfs_z: float = shape(1.0, must_be.SHARE,
         "tail-free: cut where the curve flattens; 1: off",
@@ -260,21 +260,21 @@ class GenerationConfig:
         "the same, with a bound that falls with the entropy",
         partial(leaving, sampling.eta_cutoff))
     xtc_probability: float = shape(0.0, must_be.PROBABILITY,
-        "how often XTC removes all good tokens but the least", steps.xtc)
+        "how often XTC removes all good tokens except the least likely", steps.xtc)
     xtc_threshold: float = shape(0.1, must_be.PROBABILITY,
-        "XTC: the probability from which a token is good")
+        "XTC: the probability above which a token counts as good")
     sampler_order: str = shape("transformers", must_be.among("transformers", "llama.cpp"),
         "temperature before truncation, or after it")
 
     watermarking_config: Any = mark(None, must_be.MARK,
-        "a mark in the choice of tokens that a detector can see", steps.watermark)
+        "mark the choice of tokens so that a detector can find it", steps.watermark)
     renormalize_logits: bool = mark(False, must_be.FLAG,
-        "make log-probabilities of what is left", partial(switch, sampling.renormalize))
+        "turn the logits that are left into log-probabilities", partial(switch, sampling.renormalize))
 
     logprobs: int | None = output(None, must_be.COUNT,
-        "report log-probabilities, and those of N other tokens")
+        "report log-probabilities, also of the N likeliest tokens")
     prompt_logprobs: bool = output(False, must_be.FLAG,
-        "also those of the prompt's tokens")
+        "report log-probabilities of the prompt's tokens, too")
     echo: bool = output(False, must_be.FLAG, "begin the text with the prompt")
     # fmt: on
 

@@ -80,7 +80,7 @@ def switch(sampler, value, s, history, logits):
 
 
 def leaving(sampler, value, s, history, logits):
-    """Call a sampler, and tell it how many tokens to keep at least.
+    """Call a sampler with the least number of tokens to keep.
 
     Beams need several, to go on even if the best tokens all end the text.
     """
@@ -105,7 +105,7 @@ def guidance(scale, s, history, logits):
     if "guidance_scale" not in s.memory:
         s.memory["guidance_scale"] = Follower(s.model, max(s.ends) + len(negative))
     others = [
-        # Without a negative prompt, the last token of the prompt stands alone.
+        # Without a negative prompt, the last token of the prompt is the whole prompt.
         [*(negative or prompt[-1:]), *new]
         for prompt, new in zip(s.prompts_of(history), s.new_text(history))
     ]
@@ -126,7 +126,7 @@ def repetition(penalty, s, history, logits):
 
 
 def dry(multiplier, s, history, logits):
-    """Penalise passages that stand in the text already."""
+    """Penalise a token that would repeat an earlier passage."""
     return sampling.dry(
         logits,
         history,
@@ -161,7 +161,7 @@ def least_length(least, s, history, logits):
 
 
 def least_new_tokens(least, s, history, logits):
-    """Prevent an end before so many new tokens."""
+    """Prevent an end before `min_new_tokens`."""
     if not s.eos:
         return logits
     new = lengths(s.new_text(history))

@@ -76,7 +76,7 @@ def grow(task: Task, rng: Rng, cache: KVCache | None) -> Iterator[Step]:
 
 
 def draft(task: Task, rng: Rng) -> Propose:
-    """The draft that makes the guesses, with its own process and source of chance."""
+    """Make the draft, with a process and a source of chance of its own."""
     plan, c = task.plan, task.plan.config
     if c.prompt_lookup_num_tokens:
         return prompt_lookup(c.max_matching_ngram_size, plan.eos)

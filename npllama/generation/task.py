@@ -64,7 +64,7 @@ class Task(NamedTuple):
     job: Job  # its prompt may lack a last token, which is to be healed
     capacity: int  # tokens that prompt and text may have together
     healing: Guide | None  # restores the bytes of that token
-    healed: str  # the text of that token, with which the new text will begin
+    healed: str  # the text of that token; the new text begins with it
     row: int = 0  # its number among those that are to be continued
 
 
@@ -121,7 +121,7 @@ def check_helpers(model: Model, config: GenerationConfig, helpers: Helpers) -> N
 
 
 def format_of(config: GenerationConfig) -> Machine | Grammar | None:
-    """The format to which the new text is held, if the config names one.
+    """The format that binds the new text, if the config names one.
 
     Raises
     ------

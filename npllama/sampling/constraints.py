@@ -1,4 +1,4 @@
-r"""Constraints: what a text may, must and must not hold.
+r"""Constraints: what a text may, must and must not contain.
 
 A constraint does not look at probabilities: it removes given tokens, or all
 except these. Most constraints depend on the length of the text so far, which
@@ -115,7 +115,7 @@ def min_new_tokens(
     min_new_tokens: int,
     eos_token_id: ArrayLike,
 ) -> Row:
-    """Forbid the end until so many tokens have followed the prompt.
+    """Forbid the end until `min_new_tokens` tokens follow the prompt.
 
     Parameters
     ----------

@@ -155,7 +155,7 @@ def _among_themselves(held: Probs, probs: Probs) -> Probs:
 
 
 def _within_entropy(values: Row, alpha: float, most: int, entropy: str) -> Mask:
-    """Select the likeliest tokens that hold so much of the entropy."""
+    """Select the likeliest tokens that hold a given share of the entropy."""
     logp = _top_log_probs(values, most)
     probs = np.exp(logp)
     held = np.cumsum(-probs * logp)
@@ -187,8 +187,8 @@ def top_h(
         "renormalised": the entropy of the kept tokens after normalising, as the
         paper defines it. Either may keep more than the other.
     max_tokens : int
-        Only so many of the most probable tokens are considered, normalised; the
-        others are removed. transformers: 100.
+        The sampler considers only this many of the most probable tokens, normalised,
+        and removes the others. transformers: 100.
 
     Returns
     -------

@@ -60,7 +60,7 @@ def repetition_penalty(
     penalty : float
         Above 0. Over 1 discourages repetition, below 1 encourages it.
     last_n : int, optional
-        Count only so many of the last tokens; llama.cpp 64.
+        Count only the last `last_n` tokens; llama.cpp 64.
 
     Returns
     -------
@@ -132,7 +132,7 @@ def presence_penalty(
     penalty : float
         Finite; vLLM and OpenAI allow -2 to 2.
     last_n : int, optional
-        Count only so many of the last tokens; llama.cpp 64.
+        Count only the last `last_n` tokens; llama.cpp 64.
 
     Returns
     -------

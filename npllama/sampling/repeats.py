@@ -214,7 +214,7 @@ def dry(
     allowed_length : int
         a, 1 or more: shorter repeats are free.
     last_n : int, optional
-        Look only at so many of the last tokens; llama.cpp 64, before that all.
+        Look only at the last `last_n` tokens; llama.cpp 64, in older versions all.
     sequence_breakers : sequences of ids
         A repeat does not reach back across any of these (line breaks, quotes, the
         marks of a chat turn). A breaker of one token is never penalised itself.

@@ -44,7 +44,7 @@ class SynthID(NamedTuple):
     sampling_table_size, sampling_table_seed : int
         The table of bits that turns hashes into g-values.
     context_history_size : int
-        A context that returns within so many steps is not marked again.
+        A context that returns within this many steps is not marked again.
     skip_first_ngram_calls : bool
         Leave the first ngram_len - 1 tokens unmarked.
     """

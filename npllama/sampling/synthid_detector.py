@@ -159,7 +159,7 @@ class SynthIDDetector(NamedTuple):
     ----------
     beta : (keys,) float64
     delta : (keys, keys) float64
-        Only what stands below the diagonal is used.
+        Only the entries below the diagonal are used.
     prior : float
         Probability that a text is marked, before it is looked at.
     """

@@ -2,11 +2,11 @@
 
 `pages`      memory for keys and values, dealt out in pieces of one size
 `packed`     one pass over pieces of several texts
-`blocks`     who holds which page
+`blocks`     which text holds which page
 `beams`      beam search on pages
 `scheduler`  which text gets how many positions in a step
-`writing`    what is kept of a text, and how it goes on
-`requests`   what can be asked
+`writing`    a text while the engine writes it
+`requests`   requests to the engine
 `engine`     requests in, tokens out
 `collect`    from events to whole texts
 `results`    a file of results that outlives the run that writes it
@@ -14,9 +14,9 @@
 `saved`      a cache that outlives its request
 `fields`     what a field of a request means
 `offered`    what a server offers: a model, its words, its ends
-`protocol`   what a client asks
-`answers`    what it is answered
-`metrics`    what a server tells of itself
+`protocol`   a client's request
+`answers`    the server's answers
+`metrics`    a server's metrics, for Prometheus
 `desk`       the thread that owns the model
 `clients`    who has come, and who has left
 `http`       the routes

@@ -1,4 +1,4 @@
-r"""What the server answers, in OpenAI's words.
+r"""The server's answers, in the form of OpenAI's API.
 
 The engine reports a text token by token.  Each of these events becomes a `Part`: what
 it adds to one *choice*, a text that the client gets.  A stream sends the parts as
@@ -40,7 +40,7 @@ WHOLE = {"eos", "stop", "format"}
 
 
 def finite(logprob: float) -> float:
-    """A number that JSON can hold."""
+    """Replace an infinite number by one that JSON can hold."""
     return logprob if math.isfinite(logprob) else LEAST
 
 
@@ -56,7 +56,7 @@ class Offsets:
         self.length = 0
 
     def next(self, token: int) -> int:
-        """Where this token begins; the next one begins after it."""
+        """Return where this token begins, and move on to the next."""
         start = self.length
         self.length += len(self.decoder.push(token)) if self.decoder else 0
         return start
@@ -68,7 +68,7 @@ def completion_logprobs(
     entries: Sequence[TokenLogprob | None],
     offsets: Offsets,
 ) -> dict[str, list]:
-    """Log-probabilities as completions have them: four lists of one length."""
+    """Log-probabilities in the form of completions: four lists of one length."""
     names = served.names
     return {
         "tokens": [names[token] for token in tokens],
@@ -79,13 +79,13 @@ def completion_logprobs(
 
 
 def alternatives(names: Sequence[str], entry: TokenLogprob) -> dict[str, float]:
-    """The likeliest tokens and the one that was chosen, by their names."""
+    """The likeliest tokens and the chosen one, by name."""
     pairs = [*entry.top, (entry.token, entry.logprob)]
     return {names[token]: finite(logprob) for token, logprob in pairs}
 
 
 def chat_logprobs(served: Served, entry: TokenLogprob) -> dict[str, Any]:
-    """The log-probability of a token as chats have it."""
+    """The log-probability of a token in the form of chats."""
     top = [token_dict(served, token, logprob) for token, logprob in entry.top]
     return token_dict(served, entry.token, entry.logprob) | {"top_logprobs": top}
 
@@ -114,7 +114,7 @@ class Part(NamedTuple):
 
 @dataclass
 class Telling:
-    """An answer while it is being told."""
+    """The state of an answer while the server sends it."""
 
     served: Served
     ask: Ask
@@ -126,7 +126,7 @@ class Telling:
 
 
 def parts_of(telling: Telling, number: int, event: Event) -> list[Part]:
-    """What an event of the prompt with this number adds to the answer.
+    """What an event adds to the answer, if it belongs to the prompt with this number.
 
     A text without chance is computed once, and returned `n` times.
 
@@ -173,7 +173,7 @@ def text_of(served: Served, tokens: Sequence[int]) -> str:
 
 
 def usage(telling: Telling) -> dict[str, Any]:
-    """How many tokens went in, and how many came out."""
+    """Count the tokens of prompts and answers."""
     prompt = sum(map(len, telling.ask.prompts))
     new, cached = telling.completion_tokens, sum(telling.cached.values())
     return {
@@ -188,7 +188,7 @@ def usage(telling: Telling) -> dict[str, Any]:
 
 
 def label(telling: Telling, kind: str) -> dict[str, Any]:
-    """What every answer, and every piece of one, begins with."""
+    """The fields that every answer, and every piece of one, begins with."""
     return {
         "id": telling.id,
         "object": kind,
@@ -242,7 +242,7 @@ def joined(pieces: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def chunks(telling: Telling, part: Part) -> Iterator[dict[str, Any]]:
-    """The pieces of a stream for a part: none if it shows nothing."""
+    """The pieces of a stream that show a part; none for an empty part."""
     shows = part.text or part.logprobs
     if not telling.ask.chat:
         if shows or part.reason:
@@ -275,7 +275,7 @@ def last_chunk(telling: Telling) -> dict[str, Any]:
 
 
 def ending(telling: Telling, error: Refused | None = None) -> Iterator[str]:
-    """How a stream ends, whatever happened."""
+    """The last pieces of a stream, also after an error."""
     if error is not None:
         yield sse(failure(error))
     elif telling.ask.usage:
@@ -289,7 +289,7 @@ def sse(data: Mapping[str, Any]) -> str:
 
 
 def as_json(data: Any) -> str:
-    """JSON in ASCII, since a client's text may hold half a character."""
+    """Write JSON in ASCII, since a client's text may hold half a character."""
     return json.dumps(data, allow_nan=False, separators=(",", ":"))
 
 
@@ -303,7 +303,7 @@ def failure(error: Refused) -> dict[str, Any]:
 
 
 def broken(error: Exception) -> Refused:
-    """What to tell a client of an error that ended a text."""
+    """The error that a client sees if a text ended with an error."""
     if isinstance(error, (ValueError, TypeError)):  # what was asked cannot be done
         return Refused(str(error))
     message = f"the server failed: {type(error).__name__}"

@@ -125,7 +125,7 @@ def read_prompt(job: Job, pool: KVCache, table: Table, page_size: int) -> np.nda
 def follow(
     blocks: Blocks, tables: Sequence[Table], parents: Sequence[int], positions: int
 ) -> tuple[list[Table], Copies]:
-    """Let every new beam go on from the pages of its parent, by one position.
+    """Give every new beam its parent's pages, with room for one more position.
 
     Writes
     ------

@@ -1,4 +1,4 @@
-"""Who holds which page.
+"""Which text holds which page.
 
 A page may be in the tables of several texts: samples of one prompt, the beams of a
 search, requests that begin alike.  So each page has a count of the tables that hold
@@ -60,18 +60,18 @@ class Blocks(NamedTuple):
 
 
 def new_blocks(pages: int, page_size: int) -> Blocks:
-    """All pages are free, and none has a name."""
+    """Blocks whose pages are all free and have no names."""
     return Blocks(page_size, [0] * pages, dict.fromkeys(range(pages)), {}, {})
 
 
 def copied(blocks: Blocks) -> Blocks:
-    """The same state, to be changed independently."""
+    """A copy of the state that can change independently."""
     size, held, free, name_of, page_of = blocks
     return Blocks(size, list(held), dict(free), dict(name_of), dict(page_of))
 
 
 def pages_for(positions: int, page_size: int) -> int:
-    """How many pages a number of positions needs."""
+    """The number of pages that some positions need."""
     return -(-positions // page_size)
 
 
@@ -159,7 +159,7 @@ def publish(blocks: Blocks, table: Table, names: Chain) -> None:
 
 
 def take(blocks: Blocks, hits: Table, positions: int, spare: int = 0) -> Table | None:
-    """Pages for a new text: those that were found, and free ones for the rest.
+    """Take pages for a new text: those that `match` found, and free ones for the rest.
 
     Writes
     ------
@@ -198,7 +198,7 @@ def _deal(blocks: Blocks, n: int) -> Table:
 
 
 def fork(blocks: Blocks, table: Table) -> Table:
-    """Let another text hold the same pages.
+    """Let a second text hold the same pages.
 
     Writes
     ------
@@ -251,7 +251,7 @@ def grow(
 
 
 def drop(blocks: Blocks, table: Table) -> None:
-    """Give pages back, the last first.
+    """Give pages back, last page first.
 
     Writes
     ------

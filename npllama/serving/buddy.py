@@ -28,7 +28,7 @@ class Buddy(NamedTuple):
 
 
 def new_buddy(total: int) -> Buddy:
-    """All places free; a total that is no power of two begins as several blocks."""
+    """Free all places; a total that is not a power of two makes several blocks."""
     if total < 1:
         raise ValueError(f"total: {total}; there must be 1 place or more")
     sizes = [1 << b for b in reversed(range(total.bit_length()))]
@@ -74,7 +74,7 @@ def take(buddy: Buddy, n: int) -> int | None:
 
 
 def give_back(buddy: Buddy, address: int) -> None:
-    """Free a block, and join it with its buddy as long as that is free.
+    """Free a block, and join it with its buddy while the buddy is free.
 
     Writes
     ------

@@ -51,7 +51,7 @@ GRACE = 10.0
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a server takes at most."""
+    """The limits of a server."""
 
     body: int = 2**22  # bytes of a request
     texts: int = 256  # that are being written or wait for it
@@ -75,7 +75,7 @@ class Gone(Exception):
 
 
 def ready(state: State) -> tuple[Served, Desk]:
-    """The model and its desk; `Refused` while there is none to speak to."""
+    """The model and its desk; raise `Refused` while there is no model."""
     why = "the model is being loaded" if state.desk is None else None
     if state.desk is not None and state.desk.failed is not None:
         why = f"the engine has failed: {type(state.desk.failed).__name__}"
@@ -108,7 +108,7 @@ async def body_of(message: Message, most: int) -> Any:
 
 
 def check_room(state: State, texts: int) -> None:
-    """Raise `Refused` if this many more texts are too many."""
+    """Raise `Refused` if the server cannot take this many more texts."""
     most = state.bounds.texts
     if texts > most:
         raise Refused(f"{texts} texts are asked for; this server takes {most} at once")
@@ -129,7 +129,7 @@ Take = Callable[[Event], None]
 async def events(
     state: State, message: Message, ask: Ask
 ) -> AsyncGenerator[tuple[int, Event] | None]:
-    """Hand in what was asked, and yield the events: (number of the prompt, event).
+    """Submit the requests, and yield their events: (number of the prompt, event).
 
     None is yielded first, when all is handed in, and again whenever a while has
     passed.
@@ -168,7 +168,7 @@ async def events(
 
 
 def requests_of(state: State, ask: Ask) -> list[Request]:
-    """A request for every prompt.
+    """Make a request for every prompt.
 
     Each has the same seed, so that a prompt's text does not depend on the others.
     """
@@ -193,7 +193,7 @@ def hand_in(
 
 
 def told(number: int, event: Event) -> tuple[int, Event] | Exception:
-    """An event as `events` passes it on: an error is an end."""
+    """An event as `events` yields it; an error becomes an end."""
     failed = event.reason == "error"
     return broken(event.error) if failed else (number, event)
 
@@ -236,7 +236,7 @@ async def streamed(telling: Telling, happening: AsyncGenerator) -> AsyncIterator
 
 
 def guarded(app: Any, state: State) -> Any:
-    """The application with a check of the key, a time limit, and errors answered."""
+    """Wrap the application: check the key, limit the time, answer errors."""
 
     async def call(scope: Any, receive: Callable, send: Callable) -> None:
         begun = False
@@ -263,12 +263,12 @@ def guarded(app: Any, state: State) -> Any:
 
 
 def how(state: State) -> bytes:
-    """How the model computes, as a header."""
+    """The header that says how the model computes."""
     return state.served.fingerprint.encode() if state.served else b"loading"
 
 
 def check_key(scope: Mapping[str, Any], key: str | None) -> None:
-    """Raise `Refused` if a key is needed and not there.
+    """Raise `Refused` if the server needs a key and the client sent a wrong one or none.
 
     How long it takes does not depend on how much of the key is right.
     """
@@ -282,7 +282,7 @@ def check_key(scope: Mapping[str, Any], key: str | None) -> None:
 
 
 def refusal(error: Exception) -> Response:
-    """The answer to a request that failed."""
+    """Answer a request that failed."""
     if isinstance(error, Gone):
         return Response(status_code=499)  # nobody reads it
     if isinstance(error, asyncio.TimeoutError):

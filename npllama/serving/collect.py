@@ -1,4 +1,4 @@
-"""From events to whole texts, for whoever waits for the end.
+"""From events to whole texts, for callers that wait for the end.
 
 `answers` runs any number of requests through an engine.  It submits a few at a time,
 so that the list of requests may be longer than memory, and yields each answer as soon
@@ -19,7 +19,7 @@ from npllama.serving.writing import Event
 
 
 class Answer(NamedTuple):
-    """What has become of a request."""
+    """The outcome of a request."""
 
     number: int  # its place among the requests, from 0
     texts: list[Generation]  # as many as were asked for; none if there was an error
@@ -27,7 +27,7 @@ class Answer(NamedTuple):
 
 
 def text_of(events: Sequence[Event], config: GenerationConfig) -> Generation:
-    """One text, of all its events."""
+    """Put one text together from its events."""
     first, last = events[0], events[-1]
     logprobs = [event.logprob for event in events if event.logprob is not None]
     return Generation(
@@ -42,7 +42,7 @@ def text_of(events: Sequence[Event], config: GenerationConfig) -> Generation:
 
 
 def texts_of(events: Sequence[Event], config: GenerationConfig) -> list[Generation]:
-    """The texts of a request, of all its events: with `best_of`, the likeliest.
+    """Put the texts of a request together from its events; with `best_of`, the likeliest.
 
     Raises
     ------

@@ -27,7 +27,7 @@ Take = Callable[[Event], None]
 
 @dataclass
 class Waiting:
-    """Who waits for the events of a request."""
+    """A client that waits for the events of a request."""
 
     take: Take
     texts: int  # that have not ended
@@ -80,12 +80,12 @@ class Desk:
         self._work.set()
 
     def close(self) -> None:
-        """Let the thread end after its present step."""
+        """End the thread after its current step."""
         self._closed = True
         self._work.set()
 
     def metrics(self, model: str) -> str:
-        """What was done so far, for Prometheus."""
+        """Counters and gauges for Prometheus."""
         done: Statistics = self.engine.statistics()
         with self._lock:
             return exposition(done, self.times, self.flops.total.flops, model)
@@ -131,7 +131,7 @@ class Desk:
                     self._early.setdefault(event.id, []).append(event)
 
     def _hand(self, waiting: Waiting, event: Event) -> None:
-        """Hand out one event, and note the time."""
+        """Hand out one event, and record the time."""
         now = self.clock()
         before = waiting.latest.get(event.choice)
         if event.token is not None:
@@ -147,7 +147,7 @@ class Desk:
                 del self._waiting[event.id]
 
     def _give_up_all(self, error: Exception) -> int:
-        """Tell all who wait that a step went wrong; return how many they were."""
+        """Tell all waiting clients that a step failed; return how many there were."""
         with self._lock:
             gone, self._waiting = self._waiting, {}
         for id, waiting in gone.items():

@@ -49,7 +49,7 @@ DEFAULT_LIMITS = Limits()
 
 
 class Passed(NamedTuple):
-    """What a pass consisted of: see `cost.formulas.packed_pass`."""
+    """The pieces of one pass: see `cost.formulas.packed_pass`."""
 
     pieces: list[tuple[int, int]]  # (cached, new) of each text
     logits: int  # places whose logits were wanted
@@ -57,7 +57,7 @@ class Passed(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Sums since the engine was made; then what holds now."""
+    """Sums since the engine began; then its current state."""
 
     steps: int  # passes
     positions: int  # that went through the model
@@ -147,7 +147,7 @@ class Engine:
         return bool(self._notes or self.state.texts)
 
     def statistics(self) -> Statistics:
-        """What was done so far, and what holds now."""
+        """Sums since the engine began, and its current state."""
         texts, running, blocks = self.state
         return Statistics(
             **{name: self._sums[name] for name in SUMS},
@@ -161,7 +161,7 @@ class Engine:
     # ---- from one thread
 
     def step(self) -> list[Event]:
-        """Run one pass, and tell what was decided.
+        """Run one pass, and return the events of all texts.
 
         Returns
         -------
@@ -173,7 +173,7 @@ class Engine:
         return events
 
     def _pass(self) -> None:
-        """The step itself; what it tells waits in `_events`, whatever goes wrong."""
+        """The step itself; its events wait in `_events`, even if it fails."""
         self.passed = None
         self._events += self._read_notes()
         self._events += self._make_guesses()
@@ -192,7 +192,7 @@ class Engine:
             self._events += self._settle(self.texts[segment.id])
 
     def _read_notes(self) -> list[Event]:
-        """Take in what was submitted, and give up what was aborted."""
+        """Accept the requests that were submitted, and drop those that were aborted."""
         events: list[Event] = []
         while self._notes:
             note = self._notes.popleft()
@@ -242,7 +242,7 @@ class Engine:
         return self._guarded(text, self._decide)
 
     def _fork(self, text: Writing) -> list[Event]:
-        """The prompt is computed: from here on every sample is a text of its own."""
+        """Once the prompt is computed, make every sample a text of its own."""
         others, text.others = text.others, ()
         self.state = forked(self.state, text.id, [other.id for other in others])
         for other in others:
@@ -360,7 +360,7 @@ def check_model(model: Model) -> None:
 
 
 def run(model: Model, pool: KVCache, plan: Plan, texts: dict[int, Writing]) -> Passed:
-    """Run one packed pass, and hand every text the logits that it wants.
+    """Run one packed pass, and hand every text the logits that it needs.
 
     Writes
     ------

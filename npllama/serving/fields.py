@@ -1,4 +1,4 @@
-"""The fields of a request, in OpenAI's words.
+"""The fields of a request, as in OpenAI's API.
 
 OpenAI's fields have OpenAI's defaults, and every other option of `GenerationConfig`
 that grows one text may be given under its name here, such as ``top_k`` or ``min_p``.
@@ -49,7 +49,7 @@ class Field(NamedTuple):
 
 
 def numbered(value: Any) -> Any:
-    """A mapping whose keys are numbers written as text, as JSON has them."""
+    """Read a mapping whose keys are numbers written as text, as JSON requires."""
     if not isinstance(value, Mapping):
         return value
     return {int(k) if k.isdecimal() else k: bias for k, bias in value.items()}
@@ -151,7 +151,7 @@ def read_fields(
 
 
 def checked(name: str, value: Any, field: Field) -> Any:
-    """The value of a field, in its one form."""
+    """The value of a field, converted to one form."""
     try:
         return field.range.checked(name, value, field.default)
     except ValueError as error:
@@ -159,7 +159,7 @@ def checked(name: str, value: Any, field: Field) -> Any:
 
 
 def what_is(name: str, fields: Mapping[str, Field]) -> str:
-    """What to say about a field that is not taken."""
+    """The message for a field that the server does not accept."""
     if name in CALLED:
         return f"{name!r} is called {CALLED[name]} here"
     near = difflib.get_close_matches(name, [*fields, *OPTIONS.keys() - CALLED], 1)

@@ -1,4 +1,4 @@
-"""How long people wait: the measures of a server, as vLLM's benchmark defines them.
+"""How long clients wait: a server's latencies, as vLLM's benchmark defines them.
 
 A request arrives, waits, gets its first token, and then one after the other:
 
@@ -77,7 +77,7 @@ class Latencies(NamedTuple):
 
 
 def latencies(served: Sequence[Served]) -> Latencies:
-    """Measure some requests, all of which have ended.
+    """Measure requests that have all ended.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a server tells of itself, as Prometheus reads it.
+"""The metrics of a server, in Prometheus's format.
 
 Counters only grow, and end in ``_total``; gauges say what holds now; a histogram
 counts, for each of several bounds, the values up to it.  The names are those of vLLM
@@ -27,7 +27,7 @@ WHOLE = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 @dataclass
 class Histogram:
-    """How many values were at most as large as each bound."""
+    """Counts how many values do not exceed each bound."""
 
     bounds: tuple[float, ...]
     counts: list[int] = field(default_factory=list)  # one more than there are bounds
@@ -43,7 +43,7 @@ class Histogram:
 
 
 def histograms() -> dict[str, Histogram]:
-    """Empty ones, of all that is timed."""
+    """An empty histogram for each time that the server measures."""
     return {
         "time_to_first_token_seconds": Histogram(FIRST),
         "inter_token_latency_seconds": Histogram(NEXT),
@@ -52,7 +52,7 @@ def histograms() -> dict[str, Histogram]:
 
 
 def gauges(done: Statistics) -> dict[str, tuple[str, float]]:
-    """What holds now: {name: (what it is, value)}."""
+    """The current state: {name: (meaning, value)}."""
     return {
         "num_requests_running": ("Texts that hold pages.", done.running),
         "num_requests_waiting": ("Texts that wait for pages.", done.waiting),
@@ -64,7 +64,7 @@ def gauges(done: Statistics) -> dict[str, tuple[str, float]]:
 
 
 def counters(done: Statistics, flops: int) -> dict[str, tuple[str, float]]:
-    """What has come together since the start: {name: (what it is, value)}."""
+    """Sums since the start: {name: (meaning, value)}."""
     return {
         "prompt_tokens_total": ("Tokens of prompts.", done.prompt_tokens),
         "generation_tokens_total": ("Tokens made.", done.generated_tokens),

@@ -45,7 +45,7 @@ class Piece(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """How texts lie in a packed row and in the cache."""
+    """Where texts lie in a packed row and in the cache."""
 
     pieces: tuple[Piece, ...]
 

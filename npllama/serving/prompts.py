@@ -45,7 +45,7 @@ OWN = ("prompt", "tokens", "seed", "id")  # what a line may say besides options
 
 
 class Line(NamedTuple):
-    """What a line of the file says."""
+    """The contents of a line of the file."""
 
     number: int  # in the file, from 1
     prompt: str | list[int]
@@ -79,7 +79,7 @@ class Setting(NamedTuple):
 
 
 def read_lines(path: str | os.PathLike) -> list[Line]:
-    """Read a file of prompts; lines of white space are passed over.
+    """Read a file of prompts; skip blank lines.
 
     Raises
     ------
@@ -127,7 +127,7 @@ def read_line(path: str | os.PathLike, number: int, line: str) -> Line:
 
 
 def is_whole(value: Any) -> bool:
-    """Whether this is a whole number; to JSON, true is none."""
+    """Whether this is a whole number; in JSON, true is not a number."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -180,7 +180,7 @@ def answered(
 
 
 def runs_in_engine(config: GenerationConfig) -> bool:
-    """Whether a config asks for a text that grows beside others."""
+    """Whether the engine can write a text of this config beside others."""
     return config.selected in ([], ["prompt_lookup_num_tokens"])
 
 
@@ -215,7 +215,7 @@ def alone(model: Model, job: Job, helpers: Helpers) -> Answer:
 
 
 def as_result(job: Job, answer: Answer, model: Model) -> dict[str, Any]:
-    """What is told of an answer."""
+    """An answer as a dictionary."""
     result: dict[str, Any] = {} if job.id is None else {"id": job.id}
     result |= {"prompt": job.prompt, "seed": job.seed}
     if answer.error is not None:
@@ -233,7 +233,7 @@ def as_json(text: Generation, model: Model) -> dict[str, Any]:
 
 
 def logprob_dict(entry: TokenLogprob, model: Model) -> dict[str, Any]:
-    """What is told of one token; `text` and `top_text` are None without a tokenizer."""
+    """One token as a dictionary; `text` and `top_text` are None without a tokenizer."""
 
     def text(token: int) -> str | None:
         content = model.tokenizer and model.tokenizer.token_bytes(token)
@@ -271,7 +271,7 @@ def helpers_of(setting: Setting) -> Helpers:
 
 
 def answer_all(setting: Setting, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """Answer some prompts where the weights lie: the work of one worker.
+    """Answer some prompts in a process that loads the weights: the work of one worker.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""What a client asks, and of whom.
+"""A client's request, and the model that it addresses.
 
 The body of ``/v1/completions`` or ``/v1/chat/completions`` becomes an `Ask`: prompts
 as token ids, and a `GenerationConfig`.
@@ -29,7 +29,7 @@ SEEDS = 2**64  # OpenAI's may be negative, NumPy's may not
 
 
 class Ask(NamedTuple):
-    """What a client wants."""
+    """A client's request, checked."""
 
     prompts: list[list[int]]
     config: GenerationConfig
@@ -95,7 +95,7 @@ def chat_of(body: Any, served: Served) -> Ask:
 def ask_of(
     given: Mapping[str, Any], prompts: list[list[int]], config: GenerationConfig
 ) -> Ask:
-    """What both kinds of body say in one way."""
+    """The fields that both kinds of body share."""
     wishes = given["stream_options"] or {}
     usage = wishes.get("include_usage") is True
     stream, seed = given["stream"], given["seed"]
@@ -104,7 +104,7 @@ def ask_of(
 
 
 def check_model(name: str | None, served: Served) -> None:
-    """Raise `Refused` if another model is asked for; no name is taken for this one."""
+    """Raise `Refused` if a request names another model; no name means this one."""
     if name not in (None, served.name):
         raise Refused(
             f"the model {name!r:.80} does not exist; this server has {served.name!r}",
@@ -115,7 +115,7 @@ def check_model(name: str | None, served: Served) -> None:
 
 
 def limit_of(given: Mapping[str, Any]) -> int | None:
-    """How long an answer may be, which OpenAI says in two ways."""
+    """The longest answer allowed, which OpenAI's API states in two ways."""
     old, new = given["max_tokens"], given["max_completion_tokens"]
     if None not in (old, new) and old != new:
         raise Refused(
@@ -164,7 +164,7 @@ def check_length(tokens: Sequence[int], served: Served, param: str) -> None:
 
 
 def conversation_tokens(messages: Sequence[Any], served: Served) -> list[int]:
-    """The tokens of a conversation, up to where the next answer begins."""
+    """The tokens of a conversation, up to the beginning of the next answer."""
     dialog = [message_of(message) for message in messages]
     try:
         return chat_tokens(tokenizer_of(served.model), dialog, served.style)
@@ -186,7 +186,7 @@ def message_of(message: Any) -> dict[str, str]:
 
 
 def content_of(content: Any) -> str:
-    """What a message says: text, or parts that are text."""
+    """The content of a message: text, or parts that are text."""
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, list) else [None]

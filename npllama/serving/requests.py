@@ -1,4 +1,4 @@
-"""What can be asked of the engine.
+"""Requests to the engine.
 
 A request asks for one text, or for several samples of one prompt.  Each text has its
 own process, its own source of chance and its own rule for ending, made as `generate`
@@ -37,7 +37,7 @@ from npllama.weights import Model
 
 
 class Request(NamedTuple):
-    """One prompt, and how it is to be continued."""
+    """One prompt, and how to continue it."""
 
     prompt: Prompt
     config: GenerationConfig = GenerationConfig()
@@ -48,7 +48,7 @@ class Request(NamedTuple):
 
 
 def copies(config: GenerationConfig) -> int:
-    """Texts that are written for one prompt."""
+    """The number of texts that the engine writes for one prompt."""
     return config.best_of or config.num_return_sequences
 
 
@@ -93,7 +93,7 @@ def received(
 
 
 def check_request(request: Request) -> None:
-    """Raise TypeError or ValueError if this is nothing that can be asked."""
+    """Raise TypeError or ValueError if the engine cannot serve this request."""
     if not isinstance(request, Request):
         raise TypeError(f"request: {type(request).__name__} found, not a Request")
     for name, kind in ("config", GenerationConfig), ("helpers", Helpers), ("salt", str):
@@ -119,7 +119,7 @@ def check_request(request: Request) -> None:
 def begun(
     task: Task, rng: np.random.Generator, pool: KVCache, request: Request
 ) -> Writing:
-    """A text of which there is nothing yet but the prompt."""
+    """A text that consists of its prompt so far."""
     config, (job,) = request.config, jobs_of([task], [rng])
     lookup, prompt = config.prompt_lookup_num_tokens, list(task.job.prompt)
     guesses = bool(lookup) or request.helpers.assistant is not None

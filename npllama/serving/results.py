@@ -36,7 +36,7 @@ BEGINNING = b'{"index": '
 def results(
     path: str | os.PathLike, keys: Sequence[str]
 ) -> Iterator[tuple[set[int], BinaryIO]]:
-    """Open a file of results, to find out what is done and to add to it.
+    """Open a file of results: read what is done, and add to it.
 
     Writes
     ------

@@ -53,7 +53,7 @@ class Saved(NamedTuple):
 
 
 def sampled(tensor: np.ndarray) -> Iterator[np.ndarray]:
-    """All of a small tensor; of a large one its ends, and samples between them."""
+    """A whole small tensor; of a large one its ends, and samples between them."""
     flat = tensor.reshape(-1)
     if flat.size <= SAMPLES * SAMPLE:
         yield flat
@@ -72,7 +72,7 @@ def arrays_of(weight: Any) -> Iterator[np.ndarray]:
 
 
 def fingerprint(model: Model) -> str:
-    """A SHA-256 that tells the weights of a model from those of another one.
+    """A SHA-256 that distinguishes the weights of one model from those of another.
 
     Names, shapes and dtypes go into it, all of every small tensor, and 16 samples of
     1,024 elements of every large one.  So it costs little even for a model that is
@@ -97,7 +97,7 @@ def fingerprint(model: Model) -> str:
 
 
 def description(model: Model) -> dict[str, Any]:
-    """What keys and values depend on besides the tokens, as it stands in the file."""
+    """Everything that keys and values depend on besides the tokens, as the file keeps it."""
     about = {
         "format": FORMAT,
         "dtype": model.embed.dtype.name,
@@ -199,7 +199,7 @@ def save_cache(
 
 
 def digest_of(file: BinaryIO) -> bytes:
-    """The SHA-256 of all of a file but the digits at its end."""
+    """The SHA-256 of a file without the digits at its end."""
     left = file.seek(0, os.SEEK_END) - DIGEST
     digest = hashlib.sha256()
     file.seek(0)
@@ -238,7 +238,7 @@ def load_cache(path: str | os.PathLike, model: Model) -> Saved:
 
 
 def checked(tensors: Mapping[str, np.ndarray], model: Model) -> Saved:
-    """The arrays of a file, if they are of a text of this model."""
+    """The arrays of a file, after checking that they belong to a text of this model."""
     c, nothing = model.config, np.zeros(0, dtype=np.int64)
     k, v, tokens = (tensors.get(name, nothing) for name in ("k", "v", "tokens"))
     S = len(tokens) if tokens.shape == tokens.reshape(-1).shape else 0
@@ -253,7 +253,7 @@ def checked(tensors: Mapping[str, np.ndarray], model: Model) -> Saved:
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the beginning that two texts share."""
+    """The number of first tokens that two texts share."""
     shared = 0
     for one, other in zip(a, b):
         if one != other:
@@ -265,7 +265,7 @@ def common(a: Sequence[int], b: Sequence[int]) -> int:
 def restore(
     saved: Saved, prompt: Sequence[int], model: Model, capacity: int
 ) -> KVCache:
-    """A cache that holds what a prompt shares with a saved text.
+    """Make a cache of the positions that a prompt shares with a saved text.
 
     Parameters
     ----------

@@ -60,7 +60,7 @@ from npllama.serving.blocks import (
 
 @dataclass(frozen=True)
 class Limits:
-    """What a step may hold; ValueError if that makes no sense."""
+    """The limits of a step; ValueError if they make no sense."""
 
     tokens: int = 512  # positions that a step computes
     requests: int = 16  # texts that run at a time
@@ -83,7 +83,7 @@ class Limits:
 
 
 class Text(NamedTuple):
-    """What the scheduler knows of a text: numbers, and no token."""
+    """A text as the scheduler knows it: numbers, not tokens."""
 
     id: int
     decided: int  # tokens of its prompt and of what was written after it
@@ -97,17 +97,17 @@ class Text(NamedTuple):
 
     @property
     def known(self) -> int:
-        """Tokens that are there to be computed."""
+        """The number of tokens that can be run: decided ones and guesses."""
         return self.decided + self.guessed
 
     @property
     def missing(self) -> int:
-        """Positions that are known and not computed."""
+        """The number of positions that are known but not computed."""
         return self.known - self.computed
 
     @property
     def decodes(self) -> bool:
-        """Whether all is computed but the last token, and guesses after it."""
+        """Whether only the last token, and guesses after it, are left to compute."""
         return self.computed >= self.decided - 1
 
 
@@ -120,7 +120,7 @@ class State(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """What one text gets in a step."""
+    """The positions that one text gets in a step."""
 
     id: int
     start: int  # positions that it holds before
@@ -129,7 +129,7 @@ class Segment(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What shall be done in a step."""
+    """Everything that a step is to do."""
 
     segments: list[Segment]  # in order of arrival
     admitted: list[int]
@@ -200,7 +200,7 @@ def _run(plan: Plan, portions: Sequence[int]) -> Plan:
 
 
 def _advanced(text: Text, count: int) -> tuple[Text, Segment]:
-    """The text after it got `count` positions, and what it got."""
+    """The text with `count` more positions computed, and its segment."""
     start, end = text.computed, text.computed + count
     recomputed = max(0, min(end, text.again) - start)
     again = text.again if end < text.again else 0
@@ -215,7 +215,7 @@ def _preempted(text: Text, blocks: Blocks) -> Text:
 
 
 def _admit(plan: Plan, limits: Limits) -> Plan:
-    """Let those in that have waited longest, while there is room for them."""
+    """Admit the texts that have waited longest, while there is room for them."""
     texts, running, blocks = (
         list(plan.state.texts),
         plan.state.running,
@@ -246,18 +246,18 @@ def _admit(plan: Plan, limits: Limits) -> Plan:
 
 
 def arrived(state: State, text: Text) -> State:
-    """One more text waits."""
+    """Add a text to those that wait."""
     return state._replace(texts=(*state.texts, text))
 
 
 def replaced(state: State, *texts: Text) -> State:
-    """Some texts have changed: they have more tokens, say."""
+    """Replace texts that have changed: they have more tokens, for example."""
     new = {text.id: text for text in texts}
     return state._replace(texts=tuple(new.get(text.id, text) for text in state.texts))
 
 
 def left(state: State, ids: Collection[int]) -> State:
-    """Some texts have ended.
+    """Remove texts that have ended.
 
     Writes
     ------
@@ -272,7 +272,7 @@ def left(state: State, ids: Collection[int]) -> State:
 
 
 def stopped(state: State) -> State:
-    """All texts wait, without pages.
+    """Take all pages back; all texts wait again.
 
     Writes
     ------
@@ -283,7 +283,7 @@ def stopped(state: State) -> State:
 
 
 def forked(state: State, id: int, others: Sequence[int]) -> State:
-    """A running text has become several, which share its pages.
+    """Fork a running text into several that share its pages.
 
     Writes
     ------

@@ -33,7 +33,7 @@ Parents = Callable[[int], Sequence[int]]  # of how many beams -> the parent of e
 
 
 def saved_by_samples(trace: Traffic, n: int, page_size: int) -> float:
-    """Part of all pages that n samples per prompt save, averaged over their steps.
+    """The share of all pages that n samples per prompt save, averaged over their steps.
 
     In a text's r-th step it has prompt + r - 1 positions.
     """
@@ -88,7 +88,7 @@ def saved_by_forks(
 
 
 def turnover(rng: np.random.Generator, share: float) -> Parents:
-    """Parents of beams, each of which is replaced with a certain probability.
+    """The parents of beams, if each beam is replaced with a given probability.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ def turnover(rng: np.random.Generator, share: float) -> Parents:
 
 
 def distinct_lost(steps: Sequence[Sequence[int]]) -> float:
-    """Part of the beams that have no extension in the next step, on average.
+    """The share of beams that have no extension in the next step, on average.
 
     Parameters
     ----------

@@ -45,7 +45,7 @@ Clock = Callable[[Pieces], float]  # seconds that a pass takes
 
 
 class Run(NamedTuple):
-    """What has become of a trace."""
+    """The outcome of a simulation."""
 
     served: list[Served]
     passes: int
@@ -80,7 +80,7 @@ def roofline_clock(
 def continuous(
     trace: Traffic, clock: Clock, limits: Limits, pages: int, page_size: int
 ) -> Run:
-    """Serve a trace on pages, deciding anew before every pass.
+    """Serve a trace on pages; the scheduler decides before every pass.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def continuous(
 
 
 def check_fits(trace: Traffic, places: int) -> None:
-    """Raise ValueError for a text that could never be served to its end."""
+    """Raise ValueError for a text that the server could never finish."""
     longest = int((trace.prompt + trace.output).max()) - 1
     if longest > places:
         raise ValueError(f"a text has {longest} positions; there are {places} places")

@@ -109,7 +109,7 @@ def batched() -> Rows:
 
 
 def law() -> Rows:
-    """Max, by the law of renewal and step by step."""
+    """The scheme Max, by the law of renewal and step by step."""
     rows: Rows = [("Max", "token states", "reserved", "internal", "external, free")]
     trace = trace_of("sharegpt", TEXTS)
     laws = law_of_max(trace, PLACES, CONTEXT)
@@ -167,7 +167,7 @@ FORKED = {"alpaca": 120, "sharegpt": 24}  # requests whose beams are forked one 
 
 
 def samples() -> Rows:
-    """Part of all pages that n samples of a prompt save, in percent."""
+    """The share of all pages that n samples of a prompt save, in percent."""
     rows: Rows = [("n", *map(str, WIDTHS))]
     for name, published in PUBLISHED_SAMPLES.items():
         trace = trace_of(name, 2000)
@@ -177,7 +177,7 @@ def samples() -> Rows:
 
 
 def beams() -> Rows:
-    """Part of all pages that n beams save, in percent."""
+    """The share of all pages that n beams save, in percent."""
     rows: Rows = [("n", *map(str, WIDTHS))]
     for name, published in PUBLISHED_BEAMS.items():
         trace, saved = trace_of(name, FORKED[name]), []
@@ -218,7 +218,7 @@ TARGETS = Targets(ttft=1.0, tpot=0.03)
 
 
 class Scene(NamedTuple):
-    """A model on a machine, and who comes."""
+    """A model, a machine and its traffic."""
 
     config: Config
     machine: Hardware
@@ -275,12 +275,12 @@ def measured_runs() -> dict[str, tuple[Run, Latencies]]:
 
 
 def needed(trace: Traffic) -> int:
-    """Positions that have to be computed: all but the last token of each text."""
+    """The number of positions to compute: all but the last token of each text."""
     return int((trace.prompt + trace.output - 1).sum())
 
 
 def waiting(scene: Scene, runs: dict[str, tuple[Run, Latencies]]) -> Rows:
-    """Rows of latencies; milliseconds where nothing else is said."""
+    """Rows of latencies, in milliseconds unless the row says otherwise."""
     head = ("", "tokens/s", "TTFT, s", "TPOT", "ITL, 99%", "longest", "E2EL/token")
     rows: Rows = [(*head, "goodput", "in vain, %")]
     useful = needed(scene.trace)
@@ -301,7 +301,7 @@ def waiting(scene: Scene, runs: dict[str, tuple[Run, Latencies]]) -> Rows:
 
 
 def latency() -> Rows:
-    """Who waits how long; milliseconds where nothing else is said."""
+    """How long requests wait, in milliseconds unless the row says otherwise."""
     return waiting(published_scene(), measured_runs())
 
 

@@ -91,17 +91,17 @@ def averaged(sums: np.ndarray, places: int, window: Window) -> Waste:
 
 
 def reserve_all(prompt: int, output: int, context: int) -> int:
-    """Max: nobody knows how long it will be."""
+    """Max: reserve the whole context, since the length is unknown."""
     return context
 
 
 def reserve_power(prompt: int, output: int, context: int) -> int:
-    """Pow2: the new text is foretold, rounded up to a power of two."""
+    """Pow2: the length is known in advance, and rounded up to a power of two."""
     return min(prompt + block_for(output), context)
 
 
 def reserve_exactly(prompt: int, output: int, context: int) -> int:
-    """Oracle: every position that will be computed; that of the last token never is."""
+    """Oracle: reserve exactly the positions that will be computed."""
     return prompt + output - 1
 
 
@@ -159,7 +159,7 @@ def contiguous(
 
 
 def seen(prompt: int, output: int, size: int, begin: int, window: Window) -> np.ndarray:
-    """What one text adds to the sums over the window.
+    """Add one text to the sums over the window.
 
     In its r-th step, r = 1 ... output, it has prompt + r - 1 states.
 

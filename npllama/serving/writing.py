@@ -1,4 +1,4 @@
-"""A text that is being written: what the engine keeps of it, and how it goes on.
+"""A text while the engine writes it: its state, and how it decides its next tokens.
 
 A pass hands a text the logits of the positions that it asked for: the last of its
 tokens, and the guesses after it, if any.  These make a *round*: when all its logits are
@@ -45,7 +45,7 @@ class Event(NamedTuple):
 
 @dataclass
 class Writing:
-    """A text that is being written."""
+    """The state of a text that the engine is writing."""
 
     id: int
     request: int
@@ -76,7 +76,7 @@ class Writing:
 
     @property
     def known(self) -> list[int]:
-        """All tokens that can be run: the decided ones, then guesses."""
+        """All tokens that can be run: decided ones, then guesses."""
         return self.tokens + self.guessed
 
     @property
@@ -86,19 +86,19 @@ class Writing:
 
     @property
     def ready(self) -> bool:
-        """Whether all logits of the round are there."""
+        """Whether all logits of the round have come."""
         return self.draft is not None and len(self.logits) > len(self.guessed)
 
 
 def guess(text: Writing, pool: KVCache) -> None:
-    """Let the draft guess how the text goes on; writes into `text`."""
+    """Let the draft guess the next tokens; writes into `text`."""
     # One place is kept for the token that the target itself adds.
     most = min(text.guesses, text.last - len(text.tokens) - 1)
     text.draft = text.propose(text.tokens, most, pool) if most > 0 else Draft([])
 
 
 def see(text: Writing, rows: np.ndarray) -> None:
-    """Take the logits at the next positions that are of interest.
+    """Take the logits of the next positions.
 
     Writes
     ------
@@ -118,7 +118,7 @@ def see(text: Writing, rows: np.ndarray) -> None:
 
 
 def _see_prompt(text: Writing, row: np.ndarray) -> None:
-    """How likely the next token of the prompt was."""
+    """Keep the log-probability of the prompt's next token."""
     given, top = text.task.given, text.task.plan.config.logprobs or 0
     if text.seen < len(given):
         text.prompt_logprobs.append(token_logprob(row, given[text.seen], top))
@@ -127,7 +127,7 @@ def _see_prompt(text: Writing, row: np.ndarray) -> None:
 
 
 def decide(text: Writing) -> list[Event]:
-    """Decide the next tokens, one at least.
+    """Decide at least one token.
 
     Writes
     ------
@@ -156,7 +156,7 @@ def _event(
     logits: np.ndarray,
     processed: np.ndarray,
 ) -> Event:
-    """Tell of one token; writes into `text` that something was told."""
+    """The event of one token; writes into `text` that it has begun."""
     shown = text.shower.push(token, reason)
     event = Event(
         text.request,
@@ -181,7 +181,7 @@ def _event(
 def _logprob(
     text: Writing, token: int, logits: np.ndarray, processed: np.ndarray
 ) -> TokenLogprob | None:
-    """How likely the token was, if anybody asks, or several texts are compared."""
+    """The token's log-probability, if the config asks for it or compares texts."""
     config = text.task.plan.config
     compared = (config.best_of or 0) > config.num_return_sequences
     if config.logprobs is None and not compared:
