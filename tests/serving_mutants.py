@@ -162,7 +162,7 @@ MUTANTS = [
      SIMULATE + "preempted_texts_end_and_what_is_computed_again_is_counted"),
     ("serving/simulate.py", "                if r < trace.output[i]:", "                if True:",
      SIMULATE + "static_batches_pad_prompts_and_texts_to_the_longest"),
-    ("serving/simulate.py", "packed_pass(config, pieces, causal=c)", "packed_pass(config, [(0, new) for _, new in pieces], causal=c)",
+    ("serving/simulate.py", "packed_pass(config, pieces, causal=causal)", "packed_pass(config, [(0, new) for _, new in pieces], causal=causal)",
      SIMULATE + "a_pass_of_one_text_takes_what_the_roofline_says"),
     ("serving/simulate.py", "trace.output).max()) - 1", "trace.output).max())",
      SIMULATE + "a_text_that_no_pages_hold_is_refused"),
