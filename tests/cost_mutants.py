@@ -130,7 +130,7 @@ MUTANTS = [
      ROOFLINE + "an_interpreter_takes_its_time_in_every_layer_of_every_pass"),
     ("cost/roofline.py", "_replace(flops=half.flops, ", "_replace(",
      ROOFLINE + "fused_attention_multiplies_the_triangle_and_moves_no_score"),
-    ("cost/roofline.py", "whole.activations - pairs)", "whole.activations)",
+    ("cost/roofline.py", "whole.activations - whole.flops", "whole.activations + 0 * whole.flops",
      ROOFLINE + "fused_attention_is_the_bound_that_a_kernel_has"),
     ("cost/facts.py", "if held > machine.memory:", "if False:",
      "test_cli_cost.py::test_that_a_model_does_not_fit_is_said_before_any_speed"),
