@@ -10,6 +10,7 @@ from functools import cache
 import html5lib
 import numpy as np
 import pytest
+from needs import needs
 from test_book import plain as without_tags
 
 from npllama.book.figures import weights_of
@@ -29,6 +30,8 @@ from npllama.generation.options import GenerationConfig
 from npllama.generation.task import Helpers
 from npllama.ops import rowwise
 from npllama.sampling import draw, log_softmax, softmax
+from npllama.serving.fields import Refused
+from npllama.serving.offered import offered
 
 PROMPT = "Once upon a time"
 SCHEMA = {
@@ -269,8 +272,9 @@ def test_rounds_are_those_that_generate_counts(name):
 
 
 def test_a_guess_is_kept_by_the_numbers_on_the_page():
-    fates = set()
+    fates, chance = set(), np.random.default_rng(3).spawn(1)[0]
     for step in data_of("drawn drafts")["steps"]:
+        assert step["u"] == [chance.random() for _ in step["u"]]
         if step["q"] is None:
             continue
         kept = step["u"][0] * step["q"] < step["p"]
@@ -440,6 +444,52 @@ def test_tokens_are_shown_as_they_are_written():
     assert {"␣the", "⏎", "<s>"} <= told_
     assert all(text and text.isprintable() for text in told_)
     assert shown_token(None, 7) == "#7"
+
+
+# ---- the server's page --------------------------------------------------------------
+
+
+def test_server_answers_with_the_same_page():
+    needs("starlette", "serve")
+    from npllama.explain import served
+
+    offer = offered(stories(), "stories", "npllama-float32", 512)
+    options = {"max_new_tokens": str(TOKENS), "do_sample": "false"}
+    text = served.answered(offer, {"prompt": PROMPT, "seed": "3"} | options, 60)
+    data = read_back(text)
+    assert data["steps"] == data_of("greedy")["steps"] and data["server"] == ""
+    asked = {"prompt": PROMPT, "seed": 3, "first": [300], "options": {"top_k": 5}}
+    wanted = served.wanted_of(offer, {"asked": json.dumps(asked)}, 9)
+    assert wanted.first == [300] and wanted.config.top_k == 5
+    assert wanted.config.max_new_tokens == 60 and wanted.config.max_time == 9
+    asked["options"] = {"max_new_tokens": 10**6}
+    wanted = served.wanted_of(offer, {"asked": json.dumps(asked)}, 9)
+    assert wanted.config.max_new_tokens == served.MOST
+    parsed(served.form(offer))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"prompt": PROMPT, "top_q": "1"}, "did you mean top_p"),
+        ({"prompt": PROMPT, "top_p": "2"}, "top_p is 2"),
+        ({"prompt": PROMPT, "seed": "x"}, "invalid literal"),
+        ({"prompt": PROMPT, "lookahead_window": "3"}, "lookahead_window"),
+        ({"asked": "{"}, "Expecting"),
+        ({"asked": "[]"}, "an object with prompt"),
+        ({"asked": '{"prompt": 5}'}, "prompt"),
+        ({"asked": '{"prompt": "a", "seed": true, "first": [9999]}'}, "outside"),
+        ({"asked": '{"prompt": "a", "seed": -1}'}, "seed is -1"),
+        ({"asked": '{"prompt": [[1]]}'}, "token ids"),
+    ],
+)
+def test_what_the_server_cannot_show_is_refused_in_words(given, says):
+    needs("starlette", "serve")
+    from npllama.explain import served
+
+    offer = offered(stories(), "stories", "npllama-float32", 512)
+    with pytest.raises(Refused, match=says):
+        served.answered(offer, given, 60)
 
 
 # ---- the page ---------------------------------------------------------------------

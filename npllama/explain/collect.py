@@ -14,7 +14,7 @@ from npllama.explain.search import Level, levels_of, way
 from npllama.explain.watch import Decision, Drafted, Event, Listed, Pass, Watch
 from npllama.generation.generate import NO_HELPERS, Generation, generate, most_texts
 from npllama.generation.options import GenerationConfig
-from npllama.generation.task import Helpers, Prompt, encode_prompt
+from npllama.generation.task import Helpers, Prompt, encode_prompt, is_prompt
 from npllama.ops import observing
 from npllama.weights import Model
 
@@ -92,6 +92,8 @@ def explained(
         As `generate`; also for a strategy or an option that has no page.
     """
     check_shown(config)
+    if not is_prompt(prompt):
+        raise TypeError("a page is of one prompt: text, or a list of token ids")
     plain = replace(config, logprobs=None, prompt_logprobs=False, echo=False)
     plain = replace(plain, num_return_sequences=1)
     if first:
@@ -101,7 +103,7 @@ def explained(
     with observing(watch):
         found = generate(model, prompt, plain, rng, helpers)
     watch.settle()
-    assert isinstance(found, Generation)
+    assert isinstance(found, Generation)  # one prompt, one text
     return put_together(model, config, found, watch.events)
 
 

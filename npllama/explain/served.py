@@ -105,7 +105,7 @@ def wanted_of(served: Served, given: Mapping[str, str], seconds: float) -> Wante
     most = min(options.get("max_new_tokens") or MOST, MOST)
     options |= {"max_new_tokens": most, "max_time": seconds}
     prompt, seed = asked.get("prompt"), asked.get("seed", 0)
-    first = encode_prompt(served.model, asked.get("first", []))
+    first = encode_prompt(served.model, list(asked.get("first", [])))
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed is {seed!r:.40}; a whole number from 0 is needed")
     return Wanted(prompt, first, seed, GenerationConfig(**options))
