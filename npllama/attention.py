@@ -70,6 +70,18 @@ def naive(q: np.ndarray, k: np.ndarray, v: np.ndarray, start: np.ndarray) -> np.
     Returns
     -------
     (B, T, H, D) float
+
+    Examples
+    --------
+    Two query heads share one key head (H = 2, K = 1, D = 1).  Position 1 of head 0 scores
+    0 and ln 3, shares of 1/4 and 3/4.  Head 1 asks for nothing: it gets the average.
+
+    >>> k = np.array([0.0, math.log(3)]).reshape(1, 1, 2, 1)
+    >>> v = np.array([4.0, 8.0]).reshape(1, 1, 2, 1)
+    >>> q = np.array([[1.0, 0.0], [1.0, 0.0]]).reshape(1, 2, 2, 1)
+    >>> print(naive(q, k, v, np.array([0]))[0, :, :, 0].round(6))
+    [[4. 4.]
+     [7. 6.]]
     """
     B, T, H, D = q.shape
     G = H // k.shape[1]

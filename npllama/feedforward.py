@@ -36,6 +36,13 @@ def silu(x: np.ndarray) -> np.ndarray:
     References
     ----------
     Elfwing et al. 2017, arXiv:1702.03118 (also known as swish).
+
+    Examples
+    --------
+    Far above 0 it is x, far below 0; between, x times a share: 1 / (1 + e^-1) = 0.731.
+
+    >>> print(silu(np.array([-20.0, -1.0, 0.0, 1.0, 20.0])).round(3))
+    [-0.    -0.269  0.     0.731 20.   ]
     """
     # exp(-x) may overflow to infinity, and x / infinity = 0 is the right limit.
     with np.errstate(over="ignore"):

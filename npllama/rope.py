@@ -284,6 +284,15 @@ def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     Returns
     -------
     (B, T, H, D) float
+
+    Examples
+    --------
+    The first pair (x[0], x[2]) turns by a right angle, the second (x[1], x[3]) not at all.
+
+    >>> angle = np.array([[[math.pi / 2, 0.0]]])
+    >>> x = np.array([[[[1.0, 2.0, 0.0, 3.0]]]])
+    >>> print(rotate(x, np.cos(angle), np.sin(angle))[0, 0, 0].round(3))
+    [0. 2. 1. 3.]
     """
     half = x.shape[-1] // 2
     cos, sin = cos[:, :, None], sin[:, :, None]

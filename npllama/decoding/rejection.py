@@ -56,6 +56,14 @@ def accept(p: np.ndarray, q: np.ndarray, x: int, u: float) -> bool:
     ------
     ValueError
         If the two are of different sizes, or x cannot have been drawn from q.
+
+    Examples
+    --------
+    The guess 0 has 0.2 of p and 0.5 of q: it stays for u below 0.4.
+
+    >>> p, q = np.array([0.2, 0.5, 0.3]), np.array([0.5, 0.25, 0.25])
+    >>> accept(p, q, 0, 0.39), accept(p, q, 0, 0.4), accept(p, q, 1, 0.99)
+    (True, False, True)
     """
     if p.shape != q.shape:
         raise ValueError(
@@ -78,6 +86,15 @@ def residual(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     Returns
     -------
     (V,) float64
+
+    Examples
+    --------
+    What p has more than q, 0.25 and 0.05, of their sum 0.3.  So token 1 comes from a guess
+    with 0.25, and after a rejection (0.3) with 0.3 times 0.833: 0.5, as p says.
+
+    >>> p, q = np.array([0.2, 0.5, 0.3]), np.array([0.5, 0.25, 0.25])
+    >>> print(residual(p, q).round(3))
+    [0.    0.833 0.167]
     """
     more = np.maximum(p - q, 0)  # (V,)
     total = more.sum()

@@ -59,6 +59,13 @@ def sequence_bias(
     References
     ----------
     transformers, `SequenceBiasLogitsProcessor`.
+
+    Examples
+    --------
+    3 4 is favoured: the text ends in 3, so 4 gets the number.
+
+    >>> print(sequence_bias(np.zeros(5), [1, 3], {(3, 4): 2.0, (1, 2): 9.0}))
+    [0. 0. 0. 0. 2.]
     """
     size = checked(logits).shape[-1]
     for sequence, amount in bias.items():
@@ -86,6 +93,11 @@ def logit_bias(logits: ArrayLike, bias: Mapping[int, float]) -> Row:
     ------
     ValueError
         If a bias is NaN or +inf, or an id is no token.
+
+    Examples
+    --------
+    >>> print(logit_bias([4.0, -1.0, 2.0, 0.0, 1.0], {0: -3.0, 3: -np.inf}))
+    [  1.  -1.   2. -inf   1.]
     """
     out = checked(logits).copy()
     ids = token_ids(list(bias), out.shape[-1], "logit_bias")

@@ -134,6 +134,13 @@ def min_new_tokens(
     ------
     ValueError
         If min_new_tokens is below 0 or an id is no token.
+
+    Examples
+    --------
+    Token 2 would end the text after one new token of two.
+
+    >>> print(min_new_tokens(np.zeros(5), 4, 3, 2, 2))
+    [  0.   0. -inf   0.   0.]
     """
     if min_new_tokens < 0:
         raise ValueError(f"min_new_tokens must be 0 or more, got {min_new_tokens}")
@@ -218,6 +225,11 @@ def allowed_tokens(logits: ArrayLike, allowed_token_ids: ArrayLike) -> Row:
     ------
     ValueError
         If none is allowed or an id is no token.
+
+    Examples
+    --------
+    >>> print(allowed_tokens([4.0, -1.0, 2.0, 0.0, 1.0], [1, 4]))
+    [-inf  -1. -inf -inf   1.]
     """
     logits = checked(logits)
     ids = token_ids(allowed_token_ids, logits.shape[-1], "allowed_token_ids")

@@ -56,6 +56,13 @@ def softmax(logits: ArrayLike) -> Probs:
     ------
     ValueError
         If a row holds NaN, plus infinity, or no finite value at all.
+
+    Examples
+    --------
+    e, e and e squared are 2.72, 2.72 and 7.39 of 12.83.
+
+    >>> print(softmax([1.0, 1.0, 2.0]).round(3))
+    [0.212 0.212 0.576]
     """
     logits = checked(logits)
     probs = np.zeros(logits.shape, np.float64)
@@ -107,6 +114,13 @@ def greedy(logits: ArrayLike) -> NDArray[np.intp]:
     ------
     ValueError
         If a row holds NaN, plus infinity, or no finite value at all.
+
+    Examples
+    --------
+    Of equals the first.
+
+    >>> int(greedy([1.0, 3.0, 0.0, 3.0, 2.0]))
+    1
     """
     logits = checked(logits)
     if not (logits.max(axis=-1) > -np.inf).all():
@@ -149,6 +163,14 @@ def draw(probs: ArrayLike, u: ArrayLike) -> NDArray[np.intp]:
     ValueError
         If u lies outside [0, 1) or has another shape than the rows, if a
         probability is negative or NaN, or if a row is all 0.
+
+    Examples
+    --------
+    The line from 0 to 1 is cut at 0.4, 0.7, 0.85 and 0.95: 0.75 lies in the third part.
+
+    >>> five = [0.4, 0.3, 0.15, 0.1, 0.05]
+    >>> [int(draw(five, u)) for u in (0.0, 0.39, 0.4, 0.75, 0.99)]
+    [0, 0, 1, 2, 4]
     """
     probs, u = np.asarray(probs, np.float64), np.asarray(u, np.float64)
     if u.shape != probs.shape[:-1]:

@@ -91,6 +91,15 @@ def typical_p(
     References
     ----------
     Meister et al. 2023, arXiv:2202.00666, eq. 10.
+
+    Examples
+    --------
+    The surprise expected is 1.39 nats; 0.3 with 1.20 is nearest, 0.4 with 0.92 and
+    0.15 with 1.90 follow.
+
+    >>> five = np.log([0.4, 0.3, 0.15, 0.1, 0.05])
+    >>> print(softmax(typical_p(five, 0.6)).round(3))
+    [0.571 0.429 0.    0.    0.   ]
     """
     at_least_one(min_tokens_to_keep)
     if not 0 < mass <= 1:
@@ -128,6 +137,14 @@ def eta_cutoff(
     References
     ----------
     Hewitt, Manning and Liang 2022, arXiv:2210.15191, section 3.2.
+
+    Examples
+    --------
+    e^-H = 0.249 and sqrt(0.3) = 0.548: the threshold is 0.137, below 0.3.
+
+    >>> five = np.log([0.4, 0.3, 0.15, 0.1, 0.05])
+    >>> print(softmax(eta_cutoff(five, 0.3)).round(3))
+    [0.471 0.353 0.176 0.    0.   ]
     """
     at_least_one(min_tokens_to_keep)
     if not 0 < epsilon < 1:
@@ -204,6 +221,14 @@ def top_h(
     References
     ----------
     Baghaei Potraghloo et al. 2025, arXiv:2509.02510, algorithm 1.
+
+    Examples
+    --------
+    The entropy of the kept may be 0.4 times 1.39; 0.4 alone adds 0.37, 0.3 more 0.36.
+
+    >>> five = np.log([0.4, 0.3, 0.15, 0.1, 0.05])
+    >>> print(softmax(top_h(five, 0.4)).round(3))
+    [1. 0. 0. 0. 0.]
     """
     if not 0 < alpha <= 1:
         raise ValueError(f"top_h must lie in (0, 1], got {alpha}")
@@ -245,6 +270,13 @@ def top_n_sigma(logits: ArrayLike, n: float) -> Row:
     ----------
     Tang et al. 2024, arXiv:2411.07641, algorithm 1; llama.cpp,
     `llama_sampler_top_n_sigma_apply`. Not in transformers or vLLM.
+
+    Examples
+    --------
+    Within one standard deviation (1.41) of the largest logit.
+
+    >>> print(top_n_sigma([4.0, 3.0, 2.0, 1.0, 0.0], 1.0))
+    [  4.   3. -inf -inf -inf]
     """
     if not 0 < n < math.inf:
         raise ValueError(f"top_n_sigma must be above 0 and finite, got {n}")
@@ -314,6 +346,15 @@ def tail_free(
     ----------
     Phénix and Egan 2019, "Tail free sampling"; llama.cpp until its pull
     request 10071, which removed it. Not in transformers or vLLM.
+
+    Examples
+    --------
+    The probabilities fall by 0.1, 0.15, 0.05 and 0.05, and these falls change by 0.05, 0.1
+    and 0: shares 1/3, 2/3, 0.  The sum passes 0.9 at the second, so one token stays.
+
+    >>> five = np.log([0.4, 0.3, 0.15, 0.1, 0.05])
+    >>> print(softmax(tail_free(five, 0.9)).round(3))
+    [1. 0. 0. 0. 0.]
     """
     at_least_one(min_tokens_to_keep)
     if not 0 < z <= 1:

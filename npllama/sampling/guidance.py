@@ -49,6 +49,16 @@ def classifier_free_guidance(
     ----------
     Ho and Salimans 2022, arXiv:2207.12598; for text Sanchez et al. 2023,
     arXiv:2306.17806, eq. 7.
+
+    Examples
+    --------
+    What the prompt made likelier (0.1 to 0.4) gains again as much.
+
+    >>> from npllama.sampling.draw import softmax
+    >>> five = np.log([0.4, 0.3, 0.15, 0.1, 0.05])
+    >>> without = np.log([0.1, 0.3, 0.15, 0.4, 0.05])
+    >>> print(softmax(classifier_free_guidance(five, without, 2.0)).round(3))
+    [0.753 0.141 0.071 0.012 0.024]
     """
     logits, unconditional = checked(logits), checked(unconditional)
     if logits.shape != unconditional.shape:

@@ -75,6 +75,13 @@ def repetition_penalty(
     ----------
     Keskar et al. 2019, arXiv:1909.05858, section 4.1, who divide negative
     logits, too; every library multiplies those.
+
+    Examples
+    --------
+    What occurred is divided where it is above 0, multiplied where it is below.
+
+    >>> print(repetition_penalty([4.0, -1.0, 2.0, 0.0, 1.0], [0, 1, 0], 2.0))
+    [ 2. -2.  2.  0.  1.]
     """
     if not 0 < penalty < math.inf:
         raise ValueError(f"repetition_penalty must be above 0, got {penalty}")
@@ -142,6 +149,13 @@ def presence_penalty(
     ------
     ValueError
         If the penalty is not finite, or an id is no token.
+
+    Examples
+    --------
+    Once, however often.
+
+    >>> print(presence_penalty([4.0, -1.0, 2.0, 0.0, 1.0], [0, 1, 0], 0.5))
+    [ 3.5 -1.5  2.   0.   1. ]
     """
     if not math.isfinite(penalty):
         raise ValueError(f"presence_penalty must be finite, got {penalty}")
@@ -154,6 +168,13 @@ def frequency_penalty(
     """Lower the logit of every token by `penalty` for each time it occurred.
 
     Parameters, result and errors are those of `presence_penalty`.
+
+    Examples
+    --------
+    Token 0 occurred twice.
+
+    >>> print(frequency_penalty([4.0, -1.0, 2.0, 0.0, 1.0], [0, 1, 0], 0.5))
+    [ 3.  -1.5  2.   0.   1. ]
     """
     if not math.isfinite(penalty):
         raise ValueError(f"frequency_penalty must be finite, got {penalty}")

@@ -63,6 +63,13 @@ def no_repeat_ngram(logits: ArrayLike, tokens: Tokens, n: int) -> Row:
     ----------
     Paulus, Xiong and Socher 2017, arXiv:1705.04304, section 2.5; transformers,
     `NoRepeatNGramLogitsProcessor`.
+
+    Examples
+    --------
+    After 1 2 came 3; the text ends in 1 2 again.
+
+    >>> print(no_repeat_ngram(np.zeros(5), [1, 2, 3, 1, 2], 3))
+    [  0.   0.   0. -inf   0.]
     """
     _ngram_size("no_repeat_ngram_size", n)
     return per_history(logits, tokens, _without_repeats, n)
@@ -232,6 +239,14 @@ def dry(
     ----------
     p-e-w 2024, text-generation-webui pull request 5677; llama.cpp,
     `llama_sampler_dry_apply`. Not in transformers or vLLM.
+
+    Examples
+    --------
+    Before came 1 2 3 4; after 1 2 3 again, 4 would make four tokens, and each beyond two
+    multiplies: 1 x 1.75.
+
+    >>> print(dry(np.zeros(5), [1, 2, 3, 4, 0, 1, 2, 3], 1.0))
+    [ 0.    0.    0.    0.   -1.75]
     """
     size = checked(logits).shape[-1]
     breakers = [token_ids(b, size, "sequence_breakers") for b in sequence_breakers]

@@ -39,6 +39,15 @@ def temperature(logits: ArrayLike, t: float) -> Row:
     ------
     ValueError
         If t is not a finite number above 0, or so far from 1 that numbers overflow.
+
+    Examples
+    --------
+    Each probability is squared, then all are made to sum to 1: 0.16 of 0.285.
+
+    >>> from npllama.sampling.draw import softmax
+    >>> five = np.log([0.4, 0.3, 0.15, 0.1, 0.05])
+    >>> print(softmax(temperature(five, 0.5)).round(3))
+    [0.561 0.316 0.079 0.035 0.009]
     """
     if not 0 < t < math.inf:
         raise ValueError(
@@ -107,6 +116,13 @@ def dynamic_temperature(
     References
     ----------
     llama.cpp, `llama_sampler_temp_ext_apply`; not in transformers or vLLM.
+
+    Examples
+    --------
+    Five equal tokens are as unsure as five can be, so the temperature is 1 + 0.5.
+
+    >>> print(dynamic_temperature([3.0, 3.0, 3.0, 3.0, 3.0], 1.0, 0.5))
+    [2. 2. 2. 2. 2.]
     """
     if not (0 < t < math.inf and 0 <= spread < math.inf and exponent > 0):
         raise ValueError(

@@ -114,6 +114,10 @@ def top_k(
     References
     ----------
     Fan, Lewis and Dauphin 2018, arXiv:1805.04833, section 5.4.
+
+    >>> five = np.log([0.4, 0.3, 0.15, 0.1, 0.05])
+    >>> print(softmax(top_k(five, 2)).round(3))  # 0.4 and 0.3 of 0.7
+    [0.571 0.429 0.    0.    0.   ]
     """
     at_least_one(min_tokens_to_keep)
     if k < 1:
@@ -193,6 +197,10 @@ def top_p(
     References
     ----------
     Holtzman et al. 2020, arXiv:1904.09751, section 3.1.
+
+    >>> five = np.log([0.4, 0.3, 0.15, 0.1, 0.05])
+    >>> print(softmax(top_p(five, 0.6)).round(3))  # 0.4 does not reach 0.6
+    [0.571 0.429 0.    0.    0.   ]
     """
     at_least_one(min_tokens_to_keep)
     if not 0 <= p <= 1:
@@ -277,6 +285,10 @@ def min_p(logits: ArrayLike, p: float, *, min_tokens_to_keep: int = 1) -> Row:
     References
     ----------
     Nguyen et al. 2024, arXiv:2407.01082, section 3.
+
+    >>> five = np.log([0.4, 0.3, 0.15, 0.1, 0.05])
+    >>> print(softmax(min_p(five, 0.3)).round(3))  # 0.3 times 0.4 is the least
+    [0.471 0.353 0.176 0.    0.   ]
     """
     at_least_one(min_tokens_to_keep)
     if not 0 <= p <= 1:
@@ -318,6 +330,10 @@ def top_a(logits: ArrayLike, a: float) -> Row:
     ----------
     BlinkDL, RWKV-LM; the `top_a` of text-generation-webui. Not in
     transformers, vLLM or llama.cpp.
+
+    >>> five = np.log([0.4, 0.3, 0.15, 0.1, 0.05])
+    >>> print(softmax(top_a(five, 0.7)).round(3))  # 0.7 times 0.16 is the least
+    [0.471 0.353 0.176 0.    0.   ]
     """
     if not 0 <= a <= 1:
         raise ValueError(f"top_a must lie in [0, 1], got {a}")
@@ -378,6 +394,10 @@ def xtc(
     ----------
     p-e-w 2024, text-generation-webui pull request 6335; llama.cpp,
     `llama_sampler_xtc_apply`. Not in transformers or vLLM.
+
+    >>> five = np.log([0.4, 0.3, 0.15, 0.1, 0.05])
+    >>> print(softmax(xtc(five, 0.3, threshold=0.12)).round(3))  # 0.15 is the least above 0.12
+    [0.    0.    0.5   0.333 0.167]
     """
     at_least_one(min_tokens_to_keep)
     if not (0 <= probability <= 1 and 0 <= threshold <= 1):

@@ -235,6 +235,18 @@ def grow(
         Pages to be copied, in this order, before anything is written.
 
     None if too few pages are free.
+
+    Examples
+    --------
+    A text of 3 positions in pages of 2 is forked.  The other text writes position 3, into
+    page 1 that both hold: so page 1 is copied to page 2, and only page 0 is still shared.
+
+    >>> blocks = new_blocks(4, 2)
+    >>> table = take(blocks, (), 3)
+    >>> grow(blocks, fork(blocks, table), 3, 4)
+    ((0, 2), [(1, 2)])
+    >>> table
+    (0, 1)
     """
     pages_needed = pages_for(positions, blocks.page_size)
     written = range(start // blocks.page_size, min(pages_needed, len(table)))
