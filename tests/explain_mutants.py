@@ -42,10 +42,11 @@ MUTANTS = [
      "if new <= len(first) - 1 and new else every",
      E + "text_goes_on_from_a_token_that_is_put_in"),
     ("explain/search.py", "before is None or p in before", "True",
-     WAY + "[drawn beams]"),
+     E + "way_is_told_from_that_of_another_text_with_the_same_word"),
     # ---- numbers
     ("explain/choices.py", "(ends - p) / ends[-1]", "ends / ends[-1]", E + "line_is_that_of_draw"),
-    ("explain/choices.py", "        p = residual(p, q)\n", "", KEPT),
+    ("explain/choices.py", "        p = residual(p, q)\n", "",
+     E + "a_guess_that_is_thrown_away_is_drawn_again_from_what_the_draft_lacked"),
     ("explain/choices.py", "kept = float(shares(before)", "kept = float(shares(now)",
      E + "choice_shows_the_chosen_token_however_unlikely"),
     ("explain/choices.py", "{*map(int, top(first, SHOWN)), *map(int, left), *more}",

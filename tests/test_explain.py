@@ -22,6 +22,7 @@ from npllama.explain.choices import Drawn, choice_of, line_of
 from npllama.explain.collect import explained
 from npllama.explain.layers import packed
 from npllama.explain.page import page
+from npllama.explain.search import Level, way
 from npllama.explain.told import Asked, options_back, options_of, shown_token, told
 from npllama.explain.watch import put_together
 from npllama.files.checkpoint import load
@@ -427,6 +428,28 @@ def test_attention_is_the_same_row_by_row():
     assert found.found.tokens == generated("beams").tokens
     shown = np.frombuffer(weights, np.uint8).astype(int)
     assert np.abs(found.seen.weights.astype(int).ravel() - shown).max() <= 1
+
+
+def test_a_guess_that_is_thrown_away_is_drawn_again_from_what_the_draft_lacked():
+    p, q = np.array([0.5, 0.3, 0.2]), np.array([0.1, 0.8, 0.1])
+    choice = choice_of([("", np.log(p)[None])], 0, 0, Drawn([0.9, 0.3], 1, q))
+    assert (choice.q, choice.guess) == (0.8, 1) and math.isclose(choice.p, 0.3)
+    assert choice.line.rest and choice.tokens == [0, 1, 2]
+    assert np.allclose(choice.line.low, [0, 0.8, 0.8])
+    assert np.allclose(choice.line.wide, [0.8, 0, 0.2])
+    kept = choice_of([("", np.log(p)[None])], 0, 1, Drawn([0.2], 1, q))
+    assert kept.line is None and math.isclose(kept.p, 0.3)
+
+
+def test_way_is_told_from_that_of_another_text_with_the_same_word():
+    first = Level([], [], [(0, 5, -1.0), (0, 6, -2.0)], [], [])
+    second = Level([], [], [(1, 7, -3.0), (0, 7, -4.0)], [], [])
+    last = Level([(0, 8, -5.0), (1, 8, -6.0)], [], [], [], [])
+    levels = [first, second, last]
+    assert way(levels, [5, 7, 8]) == [0, 0, 1] and way(levels, [6, 7, 8]) == [0, 1, 0]
+    assert way(levels, [6, 7, 9]) == [0, 1, 0]  # forced, and so no candidate
+    with pytest.raises(LookupError, match="did not list"):
+        way(levels, [7, 7, 8])
 
 
 def test_attention_that_is_too_large_keeps_the_last_positions(monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
+from needs import needs  # noqa: E402
 from served import serving  # noqa: E402
 from test_book_browser import CHROMIUM, browser, opened  # noqa: E402, F401
 
@@ -210,6 +211,7 @@ def test_searches_and_drafts_and_formats_are_shown(browser, folder):  # noqa: F8
 
 
 def test_a_click_on_another_candidate_goes_on_from_there(browser, folder):  # noqa: F811
+    needs("starlette", "serve")
     with serving("stories") as server:
         out = folder / "linked.html"
         asked = ["explain", "Once upon a time", "-o", str(out), "--seed", "2",
