@@ -134,3 +134,16 @@ MUTANTS += [
     (SPARSE, "both = n // size * (cells * (cells + 1) // 2)", "both = 0",
      P + "pairs_of_merged_heads_are_in_closed_form"),
 ]  # fmt: skip
+
+KEEPING, K = "contexts/keeping.py", "tests/test_contexts_keeping.py::test_"
+
+MUTANTS += [
+    (KEEPING, "        make_room(kept, n, recent)\n", "        make_room(kept, 1, recent)\n",
+     K + "h2o_makes_room_before_every_token_and_reads_a_prompt_in_pieces"),
+    # positions are those of the cells; what was dropped stays in memory
+    (KEEPING, "held, kept.read\n", "held, held\n", K + "snapkv_gives_back_what_it_dropped"),
+    (KEEPING, "moved(self.model, whole, self.new)", "whole",
+     K + "snapkv_gives_back_what_it_dropped"),
+    (KEEPING, "if new < job.max_new_tokens:", "if False:",
+     K + "a_text_over_chosen_keys_ends_with_the_context"),
+]  # fmt: skip

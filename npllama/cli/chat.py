@@ -61,6 +61,7 @@ def run_chat(options: argparse.Namespace) -> None:
     """
     generation_config(options)  # if it is one
     streaming.check_stream_options(options)
+    streaming.check_talks_policy(options)
     check_memory_options(options)
 
     def running(model: Model) -> Running:

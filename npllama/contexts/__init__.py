@@ -9,6 +9,7 @@
 `sinks`       a stream in one pass: what each position sees of it
 `ring`        the same in a buffer that goes round
 `eviction`    H2O and SnapKV: keep the keys that were looked at
+`keeping`     a text that is written over such keys
 `forgetting`  every way to forget, on one text
 `sparse`      positions that look at some of those before them
 `reading`     where a model lies in its file, and a thread that reads ahead

@@ -126,7 +126,11 @@ class Watching:
 
 
 def read_on(
-    model: Model, tokens: np.ndarray, kept: Kept, watch: bool = True
+    model: Model,
+    tokens: np.ndarray,
+    kept: Kept,
+    watch: bool = True,
+    last: bool = False,
 ) -> np.ndarray:
     """Run more tokens of a text; its kept keys are all that they see before them.
 
@@ -141,17 +145,19 @@ def read_on(
     kept : Kept
         With room for them.
     watch : bool
+    last : bool
+        Return only the logits after the last token.
 
     Returns
     -------
-    (T, V) float
+    (T_or_1, V) float
         The logits after every token.
     """
     first = int(kept.read[0])
     positions = np.arange(first, first + len(tokens))[None]  # (1, T)
     attend = Watching(kept.weight) if watch else blocked
     logits = forward(
-        model, tokens[None], kept.cache, attend=attend, positions=positions
+        model, tokens[None], kept.cache, last=last, attend=attend, positions=positions
     )
     kept.read[0] += len(tokens)
     return logits[0]
@@ -362,5 +368,5 @@ def read_prompt(
     kept = new_kept(model.config, room, model.embed.dtype.name)
     for t in range(0, unwatched, PREFILL_CHUNK):
         part = text[t : min(t + PREFILL_CHUNK, unwatched)]
-        read_on(model, part, kept, watch=False)
-    return kept, read_on(model, text[unwatched:], kept)[-1]
+        read_on(model, part, kept, watch=False, last=True)
+    return kept, read_on(model, text[unwatched:], kept, last=True)[-1]

@@ -35,7 +35,7 @@ Xiao et al. 2023, arXiv:2309.17453, section 3 (positions in the cache, figure 4;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -268,6 +268,24 @@ def endless_pieces(
     ValueError
         As `endless` and `generate.pieces`; also for other ways of writing.
     """
+    task, job = one_task(model, prompt, config, rng, cache)
+    yield from shown(task, endless(job, stream, read))
+
+
+def one_task(
+    model: Model,
+    prompt: Prompt,
+    config: GenerationConfig,
+    rng: np.random.Generator,
+    cache: KVCache | None = None,
+) -> tuple[Task, Job]:
+    """What is to be written, token by token from one distribution after the other.
+
+    Raises
+    ------
+    ValueError
+        As `endless_pieces`.
+    """
     others = config.selected
     if others or most_texts(config) > 1 or config.token_healing:
         name = (others or ["several texts" if most_texts(config) > 1 else "healing"])[0]
@@ -282,13 +300,18 @@ def endless_pieces(
     limit = limit_of(config, len(given)) if limit is None else limit
     job = Job(model, given, limit, partial(reason_to_end, plan))
     task = Task(plan, given, job, len(given) + limit, None, "")
-    shower, (job,) = Shower(task), jobs_of([task], rng.spawn(1), cache)
+    return task, jobs_of([task], rng.spawn(1), cache)[0]
+
+
+def shown(task: Task, steps: Iterable[Step]) -> Iterator[Piece]:
+    """The text of a task, as its tokens come."""
+    shower = Shower(task)
     try:
-        for step in endless(job, stream, read):
+        for step in steps:
             text = shower.push(step.tokens[0], step.reason)
             yield Piece(step.tokens[0], text, step.reason)
     except NothingLeft as error:
-        raise naming_options(error, config) from None
+        raise naming_options(error, task.plan.config) from None
 
 
 def surprise_of_stream(
