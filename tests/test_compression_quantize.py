@@ -461,7 +461,7 @@ def test_values_of_their_own_need_no_text(method, path, tmp_path, capsys):
     found, model = load(tmp_path / "out.npz"), load(path)
     for word in MATRICES:
         packed = getattr(found.layers[1], word)
-        assert packed.format.startswith(f"{method}_")
+        assert packed.format.startswith(f"{method}_") and packed.group == 4
         w = matrix(model.layers[1], word)
         own = METHODS[method].round(w, None, Recipe(4, group=4))
         assert_same(packed.dense(), own.dense().reshape(packed.shape))
