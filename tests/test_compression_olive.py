@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import outliers
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -30,7 +31,8 @@ from npllama.compression.olive import (
 from npllama.files.checkpoint import load, save
 from npllama.ops import rowwise
 
-GOLDEN = np.load(Path(__file__).parent / "goldens" / "ant_olive.npz")
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = np.load(ROOT / "tests" / "goldens" / "ant_olive.npz")
 CASES = [
     (i, name, mode, int(bits), activations == "True")
     for i, (name, mode, bits, activations) in enumerate(GOLDEN["olive.cases"].tolist())
@@ -298,6 +300,23 @@ def test_published_order_of_errors():
         theirs = ((from_codes(ant.to_ant(flat, grid), grid) - flat) ** 2).sum()
         assert ours[8] * 5 < ours[4] and ours[4] * gain < theirs
         assert theirs * 2 < whole
+
+
+@pytest.mark.slow
+def test_the_tool_tells_what_outliers_cost(capsys):
+    weights, text = ROOT / "weights" / "stories.npz", ROOT / "README.md"
+    outliers.main([str(weights), str(text), "--blocks", "4", "--tokens", "24"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[1:5]] == list(outliers.NAMES)
+    for line in lines[1:5]:
+        whole, clipped, kinds, *_, eight = map(float, line.split()[4:])
+        assert whole >= clipped >= kinds > 10 * eight
+    assert [line[:10].strip() for line in lines[7:]] == [
+        "as it is",
+        "alpha 0.5",
+        "alpha 0.75",
+    ]
+    assert all(0 < float(x) < 0.1 for line in lines[7:] for x in line[10:].split())
 
 
 def test_without_outliers_it_gains_nothing():
