@@ -219,20 +219,25 @@ function ink() {
   return found;
 }
 
-// A head as a picture of N by N points.
-function paint(canvas, layer, h) {
-  canvas.width = canvas.height = N;
-  const context = canvas.getContext("2d"), image = context.createImageData(N, N);
+// A head as a picture of N by N points; of several weights in a point, the largest counts.
+function paint(canvas, layer, h, most = N) {
+  const n = Math.min(N, most);
+  canvas.width = canvas.height = n;
+  const context = canvas.getContext("2d"), image = context.createImageData(n, n);
   const [red, green, blue] = ink();
   for (let i = data.seen.first; i < N; i++) {
+    const row = Math.floor((i * n) / N) * n;
     for (let j = 0; j <= i; j++) {
-      const w = weight(layer, h, i, j);
+      const at = 4 * (row + Math.floor((j * n) / N));
       // Small weights are lifted, or they could not be told from nothing.
-      image.data.set([red, green, blue, 255 * Math.sqrt(w / 255)], 4 * (i * N + j));
+      const strength = 255 * Math.sqrt(weight(layer, h, i, j) / 255);
+      image.data.set([red, green, blue, Math.max(strength, image.data[at + 3])], at);
     }
   }
   context.putImageData(image, 0, 0);
 }
+
+const SMALL = 60; // points along the edge of a small picture
 
 function makeHeads() {
   const { L, H } = data.model;
@@ -243,7 +248,7 @@ function makeHeads() {
       const small = make("canvas");
       const button = make("button", { type: "button", "data-layer": layer, "data-head": h,
         "aria-label": `layer ${layer}, head ${h}`, title: `layer ${layer}, head ${h}`, "aria-pressed": "false" }, small);
-      paint(small, layer, h);
+      paint(small, layer, h, SMALL);
       button.addEventListener("click", () => pickHead(layer, h));
       by("heads").append(button);
     }
@@ -259,6 +264,7 @@ function pickHead(layer, h) {
   for (const button of by("heads").children) {
     const here = button.dataset.layer == layer && button.dataset.head == h;
     button.setAttribute("aria-pressed", here);
+    button.tabIndex = here ? 0 : -1; // one stop of the tab key for all of them
     if (here) by("heads").scrollTop = button.offsetTop - by("heads").offsetTop - 60;
   }
   paint(by("matrix"), layer, h);
@@ -393,6 +399,8 @@ function show(number, focus = false) {
   history.replaceState(null, "", "#token-" + (now.step + 1));
 }
 
+const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+
 function listen() {
   by("back").addEventListener("click", () => show(now.step - 1));
   by("on").addEventListener("click", () => show(now.step + 1));
@@ -411,16 +419,24 @@ function listen() {
   by("matrix").addEventListener("pointermove", squareAt);
   by("matrix").addEventListener("pointerdown", squareAt);
   by("matrix").addEventListener("keydown", (event) => {
-    const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+    const move = ARROWS[event.key];
     if (!move) return;
     event.preventDefault();
     pickSquare(now.row + move[0], now.column + move[1]);
+  });
+  by("heads").addEventListener("keydown", (event) => {
+    const move = ARROWS[event.key];
+    if (!move) return;
+    event.preventDefault();
+    const { L, H } = data.model, limit = (x, size) => Math.max(0, Math.min(size - 1, x));
+    pickHead(limit(now.layer + move[0], L), limit(now.head + move[1], H));
+    by("heads").querySelector('[aria-pressed="true"]').focus();
   });
   by("layer").addEventListener("change", (event) => pickHead(Number(event.target.value), now.head));
   by("head").addEventListener("change", (event) => pickHead(now.layer, Number(event.target.value)));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     for (const button of by("heads").children) {
-      paint(button.firstChild, Number(button.dataset.layer), Number(button.dataset.head));
+      paint(button.firstChild, Number(button.dataset.layer), Number(button.dataset.head), SMALL);
     }
     pickHead(now.layer, now.head);
   });

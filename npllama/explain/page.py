@@ -93,7 +93,8 @@ CHOICE = (
 SEEN = (
     "Attention weights: a row is a position that looks, a column one that it sees; "
     "more ink is more, and each row adds up to 1. Weights are kept to 1/255. Choose a "
-    "head, then point at a square, or go through them with the arrow keys."
+    "head (layers are rows, heads columns), then point at a square; the arrow keys go "
+    "through both."
 )
 UNSEEN = "This way to compute attention has no weights of the whole text."
 SAID = (

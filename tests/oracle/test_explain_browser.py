@@ -135,6 +135,15 @@ def test_attention_is_told_under_the_pointer_by_keys_and_by_touch(browser, folde
     page.keyboard.press("ArrowRight")
     assert "(4) looks at" in page.inner_text("#weight")
     assert f"(1) with {weight_of(page, 4, 1):.3f}" in page.inner_text("#weight")
+    page.locator('#heads [aria-pressed="true"]').focus()
+    for key, here in [
+        ("ArrowUp", (1, 3)),
+        ("ArrowRight", (1, 4)),
+        ("ArrowLeft", (1, 3)),
+    ]:
+        page.keyboard.press(key)
+        told = page.inner_text("#weight")
+        assert told.startswith("Layer {}, head {}:".format(*here))
     page.select_option("#layer", "0")
     assert page.inner_text("#weight").startswith("Layer 0, head 3")
     page.close()
