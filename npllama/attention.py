@@ -1,19 +1,19 @@
 r"""Chapter 7: attention.
 
 Every position compares its query q with the keys k of all positions up to
-itself.  The dot product of a query and a key is their *score*.  The softmax of
-the scores, divided by the square root of D, gives weights p, and the position
-receives the average of the values v with these weights:
+itself.  The dot product of a query and a key is their *score*.  It grows like the
+square root of D, so that is divided out: no softmax shall be sharp only because
+heads are large.  The softmax of these scores gives weights p, and the position
+receives the average of the values v with them:
 
 $$y_t = \sum_{s \le t} p_{ts} v_s, \quad
   p_{ts} = \mathrm{softmax}_s (q_t \cdot k_s / \sqrt{D})$$
 
 This happens in H heads side by side, each with D coordinates of its own.  In
 multi-head attention (MHA) every query head has its own keys and values; in
-grouped-query attention (GQA) a group of G = H / K query heads shares one key/value
-head, which makes the cache G times smaller; with K = 1 it is called multi-query
-(MQA).  Query head h belongs to key/value head h // G: neighbours share (repeat the
-keys as k1 k1 k2 k2, not k1 k2 k1 k2).
+grouped-query attention (GQA) a group of G = H / K query heads *shares* one
+key/value head, so the cache is G times smaller; with K = 1 it is multi-query (MQA).
+Query head h belongs to key/value head h // G: neighbours share (k1 k1 k2 k2).
 
 The chapter computes this in three ways.  `naive` is the formula in loops.
 `dense` is the same as a few array operations, with the whole T x S matrix of

@@ -1,7 +1,7 @@
 """Chapter 5: rotary position embedding (RoPE).
 
 Attention compares a query with keys by dot products, which know nothing of order.
-RoPE brings the position in by turning: it takes the coordinates of a head in
+RoPE brings the position in by *turning*: it takes the coordinates of a head in
 pairs, and turns pair number i of a vector at position t by the angle t * w_i.
 The dot product of two turned pairs depends only on the difference of their
 angles, so that of a query and a key depends on the two vectors and on their

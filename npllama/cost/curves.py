@@ -1,6 +1,6 @@
 """The speed of decoding over the batch, or over the context.
 
-A larger batch is free as long as memory is the bound and the weights are most of what
+A larger *batch* is free as long as memory is the bound and the weights are most of what
 is read: every row uses the same weights.  A longer context is not, since each row reads
 keys and values of its own.
 """

@@ -5,7 +5,7 @@ same time, so the product takes as long as the slower:
 
     time = max(FLOPs / (FLOP/s), bytes / (bytes/s))
 
-Its arithmetic intensity, FLOPs per byte, decides which.  Below the machine's ridge,
+Its arithmetic intensity, FLOPs per byte, decides which.  Below the machine's *ridge*,
 (FLOP/s) / (bytes/s), it is bound by memory and the processor waits; above, it is bound
 by computing.  Decode uses each weight for one position, and lies far below.  Prefill
 uses it for hundreds, and lies above.  A batch moves decode up, until most of the bytes

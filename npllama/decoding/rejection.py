@@ -5,7 +5,7 @@ Instead of throwing x away, keep it with probability
 
 $$\min(1,\; p(x) / q(x))$$
 
-If it is rejected, draw from the part of p that exceeds q:
+After a *rejection*, draw from the part of p that exceeds q:
 
 $$r = \max(0, p - q) \,/\, \textstyle\sum \max(0, p - q)$$
 

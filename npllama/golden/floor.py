@@ -2,7 +2,7 @@ r"""How wrong a right backend is: the noise floor of every tensor.
 
 How close to the exact numbers is close enough cannot be known in advance: rounding
 errors grow through the layers, shrink in a norm, and depend on the weights.  So the
-floor is measured.  The model runs in emulated arithmetic, in all the ways in which
+*floor* is measured.  The model runs in emulated arithmetic, in all the ways in which
 right backends differ (`emulation`).  The distance of these runs from the exact one,
 tensor by tensor, is the effect of rounding alone.  The tests of FlashAttention set the
 precedent: a kernel may have at most twice the error of a plain implementation of the

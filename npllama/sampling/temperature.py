@@ -2,7 +2,7 @@ r"""Temperature: how much chance there is in a draw.
 
 $$p_i \propto e^{l_i / t}$$
 
-Temperature 1 gives the model's own distribution. Below 1 probable tokens become
+*Temperature* 1 gives the model's own distribution. Below 1 probable tokens become
 more probable, and in the limit of 0 only the greedy choice is left. Above 1 all
 tokens approach equal chances. Temperature changes every value and removes no
 token.

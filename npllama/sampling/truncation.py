@@ -207,7 +207,7 @@ def top_p(
         raise ValueError(f"top_p must lie in [0, 1], got {p}")
     one_of("ties", ties, ("highest", "lowest"))
     one_of("crossing", crossing, ("exclusive", "inclusive"))
-    # At p = 1 rounding could complete the sum before the last token.
+    # In float32 the sum may reach 1 before the last token: p = 1 keeps all by name.
     if p == 1:
         return checked(logits).copy()
     enough = partial(_nucleus_size, p=p, crossing=crossing)
