@@ -307,7 +307,7 @@ def test_awq_keeps_what_large_inputs_meet():
     assert found * 5 < plain
 
 
-@settings(max_examples=20)  # each searches eight times
+@settings(max_examples=5)  # each searches eight times
 @given(configs(), seeds)
 @example(DISTINCT, 0)
 def test_awq_gives_the_same_function(config, seed):

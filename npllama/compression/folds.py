@@ -27,7 +27,15 @@ is moved to them, with
 
 $$s_j = \frac{\max |x_j|^\alpha}{\max |w_j|^{1 - \alpha}}$$
 
-where alpha = 1/2 shares it evenly.  It is folded into the two norms.
+where alpha = 1/2 shares it evenly.  It is folded into the two norms.  On 256 tokens of
+the README, SmolLM2-135M-Instruct is this far, in mean divergence, from itself with
+weights and inputs of 8 bits (``tools/outliers.py``):
+
+    a scale       as it is   smoothed
+    per token     0.030      0.014
+    per call      0.60       0.51
+
+The inputs of wo and w_down, which no norm makes, are as hard to round as before.
 
 *AWQ* rounds weights only.  Some channels matter more, because their inputs are large.
 A weight that is multiplied by s before rounding, and its input divided, errs s times
