@@ -1,7 +1,7 @@
 """Chapter 4: RMSNorm.
 
-A deep stack of blocks only trains if the numbers that flow through it keep *one
-scale*.  So before each half of a block, and before the last product, the model
+A deep stack of blocks only trains if the numbers that flow through it keep one
+scale.  So before each half of a block, and before the last product, the model
 divides every position's vector by its root mean square, and multiplies each
 coordinate by a learned gain.  LayerNorm would subtract the mean first; LLaMA
 leaves that out, at no loss.

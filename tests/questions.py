@@ -25,7 +25,7 @@ QUESTIONS = [
          "Query head h belongs to key/value head h // G"),
         ("Why does attention know distances, and not positions?", "turning", "rope",
          "depends only on the difference of their angles"),
-        ("Why does the model need a norm at all?", "one scale", "norm",
+        ("Why does the model need a norm at all?", "rms_norm", "norm",
          "only trains if the numbers that flow through it keep"),
         ("Why are a prompt and a new token so different in cost?", "prefill", "cache",
          "one more token costs the work of one position"),
