@@ -83,6 +83,11 @@ MUTANTS += [
 ]  # fmt: skip
 
 FAULTS, N = "golden/faults.py", "tests/test_compression_packed.py::test_"
+MUTANTS += [
+    ("files/packed.py", "for c in range(0, C, step):", "step = C\n        for c in range(0, C, step):",
+     N + "a_product_unpacks_little_at_once[1]"),
+]  # fmt: skip
+
 NAMES = N + "the_golden_reference_names_what_was_rounded_to_the_nearest"
 
 MUTANTS += [

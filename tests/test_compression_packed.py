@@ -1,6 +1,7 @@
 """Packed weights give the numbers of the weights that they stand for."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from npllama.contexts.reading import contents
 from npllama.cost import FlopCounter
 from npllama.files.checkpoint import load, save
 from npllama.files.npz import read_npz, write_array, write_text, writing
+from npllama.files.packed import Packed
 from npllama.golden.compare import compare
 from npllama.golden.diagnose import diagnose
 from npllama.golden.faults import packed as rounded
@@ -219,6 +221,21 @@ def test_blocks_are_those_of_plain_rows(monkeypatch):
     a = np.random.default_rng(1).standard_normal((3, 1030)).astype(np.float32)
     with rowwise():
         assert_same(weight.times(a), multiply(a, weight.dense().T))
+
+
+@pytest.mark.parametrize("M", [1, 16])
+def test_a_product_unpacks_little_at_once(M):
+    # the whole matrix would take 32 MB
+    codes = np.random.default_rng(0).integers(0, 256, (2048, 2048), dtype=np.uint8)
+    scale, table = np.ones((2048, 64), np.float16), byte_table(np.arange(16), 4)
+    weight = Packed("int4", 64, codes, scale, None, None, table, (2048, 4096))
+    a = np.ones((M, 4096), dtype=np.float32)
+    tracemalloc.start()
+    try:
+        weight.times(a)
+        assert tracemalloc.get_traced_memory()[1] < 3e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_bytes_are_counted_as_they_are_kept():

@@ -369,7 +369,9 @@ def test_the_command_writes_a_model_in_few_bits(path, corpus, tmp_path, capsys):
     assert "few bits already" in capsys.readouterr().err
 
 
-def test_the_command_goes_on_after_it_was_stopped(path, corpus, tmp_path, monkeypatch):
+def test_the_command_goes_on_after_it_was_stopped(
+    path, corpus, tmp_path, monkeypatch, capsys
+):
     words = ["--calibrate", str(corpus), "--group-size", "4"]
     assert command(path, tmp_path / "once.npz", *words) == 0
 
@@ -382,6 +384,7 @@ def test_the_command_goes_on_after_it_was_stopped(path, corpus, tmp_path, monkey
 
     monkeypatch.setattr(quantize, "in_few_bits", stopped)
     assert command(path, tmp_path / "out.npz", *words) == 130
+    assert "the same command goes on" in capsys.readouterr().err
     assert not (tmp_path / "out.npz").exists()
     assert (tmp_path / "out.npz.blocks" / "0.npz").exists()
     monkeypatch.setattr(quantize, "in_few_bits", in_few_bits)

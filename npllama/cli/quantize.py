@@ -30,6 +30,7 @@ from npllama.compression.quantize import (
 from npllama.convert.convert import megabytes
 from npllama.decoding import context_length
 from npllama.files.checkpoint import locate, lost_on_the_way, save
+from npllama.files.ending import Ended
 from npllama.files.npz import read_npz
 from npllama.files.whole import check_place
 from npllama.generation.task import encode_prompt
@@ -117,9 +118,15 @@ def run_quantize(options: argparse.Namespace) -> None:
         options.out.with_name(f"{options.out.name}.blocks"), mark_of(path, plan, rows)
     )
     tell = Teller(options.json, model.config.num_hidden_layers)
-    with tell.bar():
-        for report in quantised(model, rows, held_out, plan, kept):
-            tell.block(report)
+    try:
+        with tell.bar():
+            for report in quantised(model, rows, held_out, plan, kept):
+                tell.block(report)
+    except (KeyboardInterrupt, Ended):
+        if kept.folder.exists():
+            again = f"finished blocks are in {kept.folder}; the same command goes on"
+            print(f"npllama quantize: {again}", file=sys.stderr)
+        raise
     count = len(MATRICES) * model.config.num_hidden_layers
     if options.out.suffix == ".npz":
         write_npz(options.out, path, model, kept, said(plan, count))
