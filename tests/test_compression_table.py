@@ -15,26 +15,23 @@ from npllama.compression.table import Row, cells, draw, kept_in, plan_of, rows
 from npllama.files.checkpoint import load, locate
 
 
-def texts(seed, n, length=512):
+def texts(seed, n, length=192):
+    """The beginnings of stories, one in a row."""
     chance, tokenizer = np.random.default_rng(seed), load("stories").tokenizer
-    ids = [tokenizer.encode(stories.story(chance))[1:] for _ in range(n)]
+    ids = [tokenizer.encode(stories.story(chance))[1:length] for _ in range(n)]
     return rows_of(ids, tokenizer.front, length)
 
 
 @pytest.mark.slow
 def test_divergence_falls_from_rtn_to_gptq_to_act_order():
-    # the order of the published table, at 4 bits with a scale per row and in groups
-    fit, judged = texts(1, 12), texts(2, 8)
-    settings = [f"{m}-asym" for m in ("rtn4", "gptq4", "gptq4-act", "rtn4g64",
-                                      "gptq4g64", "gptq4g64-act")]  # fmt: skip
-    found = {row.setting: row for row in rows(locate("stories"), settings, fit, judged)}
-    exact, *others = found.values()
-    assert exact.quality.divergence == 0 and exact.quality.agreement == 1
-    kl = [row.quality.divergence for row in others]
-    assert kl[0] > 1.4 * kl[1] > 1.4**2 * kl[2]
-    assert kl[3] > 1.2 * kl[4] > 1.2**2 * kl[5]
-    assert kl[0] > 1.5 * kl[3]
-    assert [round(row.bits, 1) for row in others] == [4.1] * 3 + [4.4] * 3
+    # 4 bits in groups of 64, as in the published order.  (With a scale per row, which of
+    # the last two is better depends on the texts.)
+    settings = [f"{m}-asym" for m in ("rtn4g64", "gptq4g64", "gptq4g64-act")]
+    found = list(rows(locate("stories"), settings, texts(1, 32), texts(2, 24)))
+    assert found[0].quality.divergence == 0 and found[0].quality.agreement == 1
+    nearest, plain, ordered = (row.quality.divergence for row in found[1:])
+    assert nearest > 1.5 * plain > 1.5 * 1.2 * ordered
+    assert [round(row.bits, 1) for row in found[1:]] == [4.4, 4.4, 4.5]
 
 
 def test_settings_say_what_is_done():
@@ -54,7 +51,7 @@ def test_settings_say_what_is_done():
 
 def corpus(folder):
     path = folder / "texts.jsonl"
-    lines = [json.dumps({"tokens": row[0].tolist()}) for row in texts(3, 4, 24)[:6]]
+    lines = [json.dumps({"tokens": row[0].tolist()}) for row in texts(3, 6, 24)]
     path.write_text("\n".join(lines))
     return str(path)
 

@@ -10,9 +10,47 @@ it, a scale per row), and what else is asked for after hyphens:
     awq4g64            AWQ, and then to the nearest
     ant4g64, olive4    values of their own
 
-Every row of the table tells bits per weight (scales and zero points included), the bytes
-of all matrices, the three measures of `quality` on texts that no setting was fitted to,
-and tokens per second: decoding one text, and reading a prompt.
+Every row of the table tells bits per weight (scales, zero points and the order of
+act-order included; codes of 3 bits lie in half a byte, and so take 4), the bytes of all
+matrices, the three measures of `quality` on texts that no setting was fitted to, and
+tokens per second: decoding one text, and reading a prompt.
+
+The shipped model, fitted to 32 stories of its grammar, and judged on others:
+
+    setting         bits    MB       KL  perplexity  agreement
+    float32        32.00  7.86        0       1.295    100.00%
+    rtn8            8.07  1.98  1.4e-06       1.295     99.73%
+    rtn4            4.07  1.00  3.9e-04       1.295     95.31%
+    gptq4           4.07  1.00  1.4e-04       1.293     97.20%
+    gptq4-act       4.07  1.00  1.1e-04       1.295     98.01%
+    rtn4g64         4.25  1.04  2.5e-04       1.296     95.22%
+    rtn4g64-nf4     4.25  1.04  1.3e-04       1.295     97.47%
+    gptq4g64        4.25  1.04  1.2e-04       1.294     97.47%
+    gptq4g64-act    4.39  1.08  7.8e-05       1.296     98.56%
+    rtn3g64         4.25  1.04  2.9e-03       1.297     95.94%
+    gptq3g64        4.25  1.04  8.5e-04       1.299     95.76%
+
+SmolLM2-135M-Instruct, fitted to 8 rows of 256 tokens of Python's language reference and
+judged on 4 others:
+
+    setting         bits     MB       KL  perplexity  agreement
+    float32        32.00  424.7        0       15.56    100.00%
+    rtn8            8.02  106.5  3.5e-03       15.59     96.92%
+    rtn4            4.02   53.4  8.1e-01       30.12     58.95%
+    rtn4g64         4.25   56.4  4.6e-01       22.27     66.24%
+    rtn4g64-nf4     4.25   56.4  2.7e-01       20.81     75.15%
+    gptq4g64        4.25   56.4  2.5e-01       19.68     74.98%
+    gptq4g64-act    4.30   57.0  1.7e-01       17.61     80.89%
+
+What can be seen on which model: on both, the divergence orders the methods as theory
+does: GPTQ before rounding to the nearest, small groups before large ones, and
+act-order before none.  (On the shipped model, with a scale per row on an asymmetric
+grid, other stories showed the last two in the other order.)  On the shipped model
+perplexity says nothing: it is nearly the same for all settings, and for some lower than
+in floats.  There 4 bits cost little; SmolLM2 shows that this need not be so.  But its
+weights come from a file that had rounded them to 4 bits before, on other grids; a model
+that was never rounded may lose less.
+
 """
 
 from __future__ import annotations
