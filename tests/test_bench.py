@@ -8,10 +8,11 @@ import bench
 import children
 import numpy as np
 import pytest
-from benchmarks import cells, serving
+from benchmarks import attention, cells, serving
 from benchmarks.programs import Products
 from benchmarks.random_model import write_model
 from benchmarks.report import machine, table
+from needs import needs
 
 from npllama import config
 from npllama.ops import einsum, observing
@@ -83,6 +84,15 @@ def test_attention_alone_is_measured_in_time_and_memory():
     assert set(found["programs"]) == {"npllama"}
     assert found["programs"]["npllama"]["median"] > 0
     assert found["memory"]["positions"] == 128
+
+
+@pytest.mark.slow
+def test_llamacpps_attention_is_measured_by_difference():
+    needs("llama_cpp")
+    found = attention.LlamaCpp(1).time(1024, 1)
+    assert found["name"].endswith("by difference") and len(found["seconds"]) == 1
+    with pytest.raises(ValueError, match="a multiple of 256, from 512"):
+        attention.LlamaCpp(1).time(300, 1)
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ from npllama.config import PRESETS, preset
 
 SHORT = {"15m": "stories15m", "110m": "stories110m", "1.1b": "tinyllama-1.1b"}
 PEERS = ("torch", "llama.cpp")
-ALONE = ("torch", "jax")  # attention alone
+ALONE = ("torch", "jax", "llama.cpp")  # attention alone
 PREFILL, CONTEXT = 256, 64
 SAME = 5e-3  # Another function of the weights differs by more, as a part of the range.
 ATTENTION, ATTENTION_MEMORY = (4096, 16384), 8192

@@ -136,7 +136,8 @@ def turned_back(config: Config, drop: int | np.ndarray, dtype: str):
         T is 1 for an int.
     """
     cos, sin = rope_tables(config, -np.atleast_1d(drop)[None], dtype)
-    # YaRN's tables hold a factor, which the keys have already.
+    # YaRN's tables hold a factor, which the keys have already (llama.cpp's shift
+    # multiplies all keys by it once more, every time).
     size = np.sqrt(np.square(cos) + np.square(sin))
     return cos / size, sin / size
 

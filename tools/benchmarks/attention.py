@@ -5,6 +5,10 @@ Each program gets the layout of axes that it prefers.
 
 from __future__ import annotations
 
+import ctypes
+import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +16,7 @@ import numpy as np
 from benchmarks.worker import forget_peak, interleaved, memory
 
 H, D = 32, 64
+PIECE = 256  # tokens that llama.cpp reads at a time
 
 
 def inputs(S: int, *order: int) -> list[np.ndarray]:
@@ -88,9 +93,93 @@ class Jax:
         return {"name": f"jax {self.jax.__version__} jitted", "seconds": times}
 
 
+def nearly_attention_alone(path: Path) -> None:
+    """Write a model of one layer with these heads, and all else as small as it may be.
+
+    Its other products are 1 part in 60 of attention's at 16,384 positions.
+    """
+    from candidates.gguf_file import write_gguf
+
+    from benchmarks.random_model import random_tensors
+    from npllama.config import Config
+
+    config = Config(32, 64, 64, 1, H, H, D)
+    write_gguf(path, config, dict(random_tensors(config)))
+
+
+class LlamaCpp:
+    """llama.cpp, by difference: it offers no attention alone.
+
+    A model of one layer has these heads and next to nothing else.  It reads S positions
+    as one text, and as texts of PIECE; the difference is attention between the pieces,
+    which is a known part of all pairs.
+    """
+
+    def __init__(self, threads: int):
+        import llama_cpp
+
+        self.api, self.threads = llama_cpp, threads
+
+    def time(self, S: int, repeats: int) -> dict[str, Any]:
+        """Seconds of each call, by the faster of its two ways; a warm-up left out.
+
+        Raises
+        ------
+        ValueError
+            If S has no two pieces.
+        """
+        if S < 2 * PIECE or S % PIECE:
+            raise ValueError(f"{S} positions: a multiple of {PIECE}, from {2 * PIECE}")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "attention.gguf"
+            nearly_attention_alone(path)
+            ways = {way: self._seconds(path, way, S, repeats) for way in (0, 1)}
+        best = min(ways, key=lambda way: min(ways[way]))
+        name = f"llama-cpp-python {self.api.__version__} {('plain', 'flash')[best]}"
+        return {"name": f"{name}, by difference", "seconds": ways[best]}
+
+    def _seconds(self, path: Path, flash: int, S: int, repeats: int) -> list[float]:
+        api = self.api
+        model, context = self._opened(path, flash, S)
+        ids = (api.llama_token * PIECE)(*(t % 32 for t in range(PIECE)))
+
+        def read(forget: bool) -> None:
+            memory = api.llama_get_memory(context)
+            api.llama_memory_clear(memory, False)
+            for _ in range(S // PIECE):
+                if forget:
+                    api.llama_memory_clear(memory, False)
+                if api.llama_decode(context, api.llama_batch_get_one(ids, PIECE)):
+                    raise RuntimeError("llama_decode failed")
+            api.llama_synchronize(context)
+
+        calls = {"long": lambda: read(False), "short": lambda: read(True)}
+        times = interleaved(calls, repeats + 1)
+        api.llama_free(context)
+        api.llama_model_free(model)
+        pairs = 1 - (PIECE + 1) / (S + 1)  # those of two pieces, as a part of all
+        both = zip(times["long"][1:], times["short"][1:])
+        return [(long - short) / pairs for long, short in both]
+
+    def _opened(self, path: Path, flash: int, S: int):
+        api = self.api
+        self.quiet = api.llama_log_callback(lambda level, text, data: None)
+        api.llama_log_set(self.quiet, ctypes.c_void_p(0))
+        api.llama_backend_init()
+        options = api.llama_model_default_params()
+        options.n_gpu_layers = 0
+        model = api.llama_model_load_from_file(os.fsencode(path), options)
+        options = api.llama_context_default_params()
+        options.n_ctx, options.n_batch, options.n_ubatch = S, PIECE, PIECE
+        options.n_threads = options.n_threads_batch = self.threads
+        options.flash_attn_type = flash
+        options.type_k = options.type_v = api.GGML_TYPE_F32
+        return model, api.llama_init_from_model(model, options)
+
+
 def timed(call, repeats: int) -> list[float]:
     """Seconds of each of `repeats` calls, after one that warms up."""
     return interleaved({"": call}, repeats + 1)[""][1:]
 
 
-PROGRAMS = {"npllama": NpLlama, "torch": Torch, "jax": Jax}
+PROGRAMS = {"npllama": NpLlama, "torch": Torch, "jax": Jax, "llama.cpp": LlamaCpp}
