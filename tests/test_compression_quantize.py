@@ -443,7 +443,7 @@ def test_a_wrong_file_or_place_is_one_line(path, corpus, tmp_path, capsys):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"tokens": [1, 2]}\n{"prompt": 3}\n')
     for out, words, told in (
-        (tmp_path / "out.bin", ["--calibrate", str(corpus)], "should end in .npz"),
+        (tmp_path / "out.bin", ["--calibrate", str(corpus)], "an .npz, or a folder"),
         (path, ["--calibrate", str(corpus)], "is the model"),
         (tmp_path / "no" / "out.npz", ["--calibrate", str(corpus)], "no folder"),
         (tmp_path / "out.npz", ["--calibrate", str(corpus), "--model-seqlen", "1"],

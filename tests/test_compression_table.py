@@ -7,6 +7,7 @@ import pytest
 import stories
 
 from npllama.cli.main import main
+from npllama.compression import table
 from npllama.compression.calibrate import rows_of
 from npllama.compression.gptq import Recipe
 from npllama.compression.quality import Quality
@@ -56,7 +57,9 @@ def corpus(folder):
     return str(path)
 
 
-def test_a_row_for_each_setting(tmp_path, capsys):
+def test_a_row_for_each_setting(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(table, "PROMPT", 3)
+    monkeypatch.setattr(table, "STEPS", 2)
     words = ["--calibrate", corpus(tmp_path), "--settings", "rtn8 rtn3g64"]
     assert main(["bits", "stories-draft", *words]) == 0
     head, *lines = (line.split() for line in capsys.readouterr().out.splitlines())
@@ -78,6 +81,7 @@ def test_bytes_are_those_of_the_matrices_of_blocks():
     assert kept_in(model) == (4 * weights, weights)
 
 
+@pytest.mark.slow
 def test_a_picture_has_a_line_for_each_method(tmp_path):
     pytest.importorskip("matplotlib", reason="draws")
     found = [

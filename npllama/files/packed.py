@@ -19,11 +19,13 @@ weights, those of 2^17 (half a MiB) were the fastest or within a tenth of it, fo
 to 256; those of 2^19, which suit weights that are not packed, took 1.4 times as long
 for a single row.
 
-So what is gained is memory, not speed.  Of random weights in groups of 64 (see
-``tools/packed_speed.py``), on one core: at 110M a token was decoded at 0.4 of the speed
-of float32, and a prompt of 256 was read at 0.77 of it, with a peak of 218 MB instead of
-514.  In llama-2-7b's shape a prompt of 16 tokens took 4.06 GB, 0.5 of them the head in
-float32.
+So what is gained is memory, not speed.  Random weights in groups of 64, beside float32
+on one core (``tools/packed_speed.py``):
+
+                         decode  prompt, tokens     peak
+    110M                 x 0.40      x 0.77, 256     218 MB, of float32 514 MB
+    1.1B                 x 0.48      x 0.60, 64      875 MB, of float32 4,227 MB
+    llama-2-7b's shape                       16    4,057 MB, 524 of them the head
 
 Under `rowwise` the blocks are those of `ops.row_by_row`, so that the numbers are, bit
 for bit, those of the unpacked matrix.
