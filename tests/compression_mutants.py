@@ -257,3 +257,58 @@ MUTANTS += [
     (TEXTS, "return 8 * (cache.k.nbytes + cache.v.nbytes) / numbers",
      "return 8 * (cache.k.codes.nbytes + cache.v.codes.nbytes) / numbers", LOST),
 ]  # fmt: skip
+
+RANKS, FACTORED = "compression/ranks.py", "compression/factored_keys.py"
+R = "tests/test_compression_ranks.py::test_"
+BY_HAND, STUDY = (
+    R + "measures_of_a_spectrum_by_hand",
+    R + "a_study_has_random_matrices_beside",
+)
+BEST = R + "no_factors_give_better_scores_than_those_from_scores"
+UNSEEN = R + "losses_are_judged_on_tokens_that_were_not_fitted_to"
+
+MUTANTS += [
+    # energies of singular values instead of their squares; entropy of squares
+    (RANKS, "energy = np.cumsum(np.square(values))", "energy = np.cumsum(values)",
+     BY_HAND),
+    (RANKS, "share * energy[-1] * (1 - 1e-12))) + 1", "share * energy[-1])) + 1",
+     BY_HAND),
+    (RANKS, "share * energy[-1] * (1 - 1e-12))) + 1",
+     "share * energy[-1] * (1 - 1e-12)))", BY_HAND),
+    (RANKS, "shares = values[values > 0] / max(values.sum(), 1e-300)",
+     "shares = values[values > 0] ** 2 / max((values**2).sum(), 1e-300)", BY_HAND),
+    (RANKS, "np.square(values / values[0]).sum()", "(values / values[0]).sum()", BY_HAND),
+    # keys turned once more instead of back; the wrong key head; no mask; no root of D
+    (RANKS, "-sin / size", "sin / size", R + "keys_are_turned_back_to_what_they_were"),
+    (RANKS, "size = np.square(cos) + np.square(sin)", "size = 1",
+     R + "keys_are_turned_back_to_what_they_were"),
+    (RANKS, "(x[i, h // G] for x in found[1:])", "(x[i, h % 3] for x in found[1:])",
+     R + "heads_are_those_of_the_model"),
+    (RANKS, "softmax(np.where(np.tri(len(q), dtype=bool), scores, -np.inf))",
+     "softmax(scores)", R + "attention_has_rows_that_sum_to_one_and_no_future"),
+    (RANKS, "scores = multiply(q, k.T) / math.sqrt(q.shape[1])",
+     "scores = multiply(q, k.T)", R + "attention_has_rows_that_sum_to_one_and_no_future"),
+    # no random matrices beside
+    (RANKS, "for some in (own, noise)]", "for some in (own, own)]", STUDY),
+    # the pseudo-inverse of the wrong side; A and B swapped; directions in disorder
+    (FACTORED, "m = multiply(np.linalg.pinv(triangle), left[:, :r]) * values",
+     "m = multiply(triangle.T, left[:, :r]) * values", BEST),
+    (FACTORED, "return Factors(m.astype(k.dtype), p.astype(k.dtype))",
+     "return Factors(p.astype(k.dtype), m.astype(k.dtype))", BEST),
+    (FACTORED, "multiply(triangle.T, left[:, :r]) * inverse",
+     "multiply(triangle.T, left[:, -r:]) * inverse", BEST),
+    (FACTORED, "p = right[:r].T.astype(k.dtype)", "p = right[:, :r].astype(k.dtype)",
+     R + "keys_from_keys_are_the_best_of_their_rank"),
+    (FACTORED, "where=some)", "where=values > -1)",
+     R + "a_direction_without_scores_gets_none"),
+    # fitted and judged on one half; one layer's factors for all; one query head of two
+    (FACTORED, "attend = Factored(first, way, r)", "attend = Factored(found, way, r)",
+     UNSEEN),
+    (FACTORED, "i = self.calls % len(self.m)", "i = 0",
+     R + "layers_take_their_factors_in_turn"),
+    (FACTORED, "q = found.q[i, head * G : (head + 1) * G]",
+     "q = found.q[i, head * G : head * G + 1].repeat(G, axis=0)",
+     R + "every_layer_and_head_has_its_own_factors"),
+    (FACTORED, "return r * (positions + 2 * D) / positions",
+     "return r * (positions + D) / positions", UNSEEN),
+]  # fmt: skip

@@ -39,6 +39,7 @@ from npllama.cli import offload as offload_cli
 from npllama.cli import patterns as patterns_cli
 from npllama.cli import perplexity as perplexity_cli
 from npllama.cli import quantize as quantize_cli
+from npllama.cli import ranks as ranks_cli
 from npllama.cli import serve as serve_cli
 from npllama.cli import serve_sim as serve_sim_cli
 from npllama.cli import tiles as tiles_cli
@@ -59,7 +60,7 @@ COMMANDS = {
     "write": ("generate", "chat", "explain", "serve"),
     "models": ("info", "convert", "quantize", "bits", "perplexity", "offload"),
     "costs": ("flops", "roofline", "tiles", "patterns", "serve-sim"),
-    "long texts": ("forget", "endless", "kv-bits"),
+    "long texts": ("forget", "endless", "kv-bits", "ranks"),
     "trust": ("golden",),
     "read": ("book",),
 }
@@ -119,6 +120,7 @@ OTHERS = (
     patterns_cli,
     perplexity_cli,
     quantize_cli,
+    ranks_cli,
     serve_cli,
     serve_sim_cli,
     tiles_cli,
@@ -193,6 +195,7 @@ RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {
     **patterns_cli.RUN,
     **perplexity_cli.RUN,
     **quantize_cli.RUN,
+    **ranks_cli.RUN,
     "serve": serve_cli.run_serve,
     **serve_sim_cli.RUN,
     **tiles_cli.RUN,

@@ -5,6 +5,21 @@ all keys before a piece are rounded, the piece sees itself in floats, and that i
 by token, what KIVI's keys would be if the text were decoded.  (Values are rounded up to
 a piece later than in decoding.  With pieces of one token nothing differs, and it takes
 longer.)  The first piece sees nothing rounded, and does not count.
+
+On the first 512 tokens of the GPL, in groups of 32 with R = 32, SmolLM2 was this far
+from itself over a plain cache (mean KL in nats; part of tokens whose likeliest
+successor stayed the same), by what keys and values have scales for:
+
+    keys       values     8 bits     4 bits           2 bits
+    channel    token      6e-5       0.010    95%     0.33    69%
+    token      token      3e-5       0.008    95%     0.63    60%
+    channel    channel    1.5e-4     0.041    89%     1.0     54%
+    token      channel    1.3e-4     0.039    91%     1.7     44%
+
+Values per channel are worse at any number of bits.  Keys per channel halve the loss at
+2 bits, which is what KIVI is about; at 4 and 8 bits they do not (per token, the 32 keys
+before a piece are floats, too, which per channel are rounded).  On a story by the small
+model that ships, they did not even at 2 bits.  ``npllama kv-bits`` prints the table.
 """
 
 from __future__ import annotations
