@@ -169,14 +169,14 @@ def plan(
     def sizes(letters: list[str]) -> tuple[int, ...]:
         return tuple(size[c] for c in letters)
 
-    M, S, C = (math.prod(sizes(kind)) for kind in (rows, summed, columns))
+    M, Z, C = (math.prod(sizes(kind)) for kind in (rows, summed, columns))
     y = batch + rows + columns
     return Plan(
         kind=Kind(name, equation, shape_a, shape_b, dtype, kept),
         order_a=_order(word_a, batch + rows + summed),
-        shape_a=_unless(len(rows) == len(summed) == 1, (*sizes(batch), M, S)),
+        shape_a=_unless(len(rows) == len(summed) == 1, (*sizes(batch), M, Z)),
         order_b=_order(word_b, batch + summed + columns),
-        shape_b=_unless(len(summed) == len(columns) == 1, (*sizes(batch), S, C)),
+        shape_b=_unless(len(summed) == len(columns) == 1, (*sizes(batch), Z, C)),
         shape_y=_unless(len(rows) == len(columns) == 1, sizes(y)),
         order_y=_order("".join(y), list(out)),
         batched=bool(batch),
@@ -212,6 +212,8 @@ def _unless(same: bool, shape: tuple[int, ...]) -> tuple[int, ...] | None:
 
 #  ---- multiplying ------------------------------------------------------------
 
+# Below, a product has M rows and C columns, and sums over Z numbers.
+
 # A block of weights of this many elements stays in the processor's cache.
 BLOCK = 2**19
 
@@ -227,18 +229,18 @@ def row_by_row(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
     Parameters
     ----------
-    a : (M, S) float
-    b : (S, C) float
+    a : (M, Z) float
+    b : (Z, C) float
         The transpose of a weight matrix.
 
     Returns
     -------
     (M, C) float
     """
-    M, S = a.shape
+    M, Z = a.shape
     C = b.shape[1]
     y = np.empty((M, C), dtype=np.result_type(a, b))  # (M, C)
-    step = max(1, BLOCK // max(S, 1))
+    step = max(1, BLOCK // max(Z, 1))
     for c in range(0, C, step):
         block = b.T[None, c : c + step]
         np.matmul(block, a[:, :, None], out=y[:, c : c + step, None])
@@ -286,8 +288,8 @@ def multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
     Parameters
     ----------
-    a : (M, S) float
-    b : (S, C) float
+    a : (M, Z) float
+    b : (Z, C) float
 
     Returns
     -------
@@ -313,7 +315,7 @@ class Weight(Protocol):
     kept: tuple[str, int]  # the name of its format, and the bytes that it keeps
 
     def times(self, a: np.ndarray) -> np.ndarray:
-        """Multiply rows: (M, S), with the summed axes as S, to (M, C), the output."""
+        """Multiply rows: (M, Z), with the summed axes as Z, to (M, C), the output."""
 
 
 def einsum(equation: str, a: np.ndarray, b: Any, name: str) -> np.ndarray:

@@ -33,7 +33,7 @@ from npllama.cost.meetings import (
     in_decode,
     in_one_pass,
     in_packed_pass,
-    together,
+    rows_of_one_length,
 )
 from npllama.cost.product import LOOKUP
 
@@ -198,7 +198,7 @@ def check_pass(
     for name, size in (("batch", batch), ("new positions", new)):
         if size < 1:
             raise ValueError(f"{name}: {size}; it must be 1 or more")
-    groups = together(batch, cached)
+    groups = rows_of_one_length(batch, cached)
     if sum(rows for rows, _ in groups) != batch:
         raise ValueError(f"cached: {cached}, where the batch has {batch} rows")
     if min(start for _, start in groups) < 0:

@@ -112,7 +112,9 @@ def ceiling(n: int, size: int) -> int:
     return -(-n // size)
 
 
-def together(batch: int, cached: int | Iterable[int]) -> list[tuple[int, int]]:
+def rows_of_one_length(
+    batch: int, cached: int | Iterable[int]
+) -> list[tuple[int, int]]:
     """Rows that are multiplied together, and the positions that each of them holds.
 
     Rows of one length go together, others one by one.
@@ -133,7 +135,7 @@ def in_one_pass(
     sizes: Blocks = USUAL,
 ) -> Meetings:
     """Meetings in a layer when rows that hold `cached` positions get `new` more."""
-    groups = together(batch, cached)
+    groups = rows_of_one_length(batch, cached)
     if not isinstance(causal, str):
         starts = [start for rows, start in groups for _ in range(rows)]
         return causal(config, new, starts)

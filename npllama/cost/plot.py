@@ -24,7 +24,7 @@ BOUND_MARKS = {"memory": "s", "compute": "o", "link": "^", "overhead": "D"}
 XLABELS = {"batch": "rows", "context": "positions of the prompt"}
 
 
-def together(part: Phase) -> dict[tuple[float, float], list[str]]:
+def marks(part: Phase) -> dict[tuple[float, float], list[str]]:
     """{(FLOPs per byte, FLOP/s): names}; those near each other are one."""
     found: dict[float, tuple[tuple[float, float], list[str]]] = {}
     for op in part.operators:
@@ -38,7 +38,7 @@ def together(part: Phase) -> dict[tuple[float, float], list[str]]:
 def draw_operators(axes: Any, phases: dict[str, Phase]) -> None:
     """Draw one mark for similar operators, and list their names below it."""
     for name, part in phases.items():
-        groups = together(part)
+        groups = marks(part)
         x, y = zip(*groups)
         axes.scatter(x, y, marker=MARKS[name], label=name, zorder=3)
         for place, names in groups.items():
@@ -135,7 +135,7 @@ def draw_roofline(
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
     phases = {"prefill": found.prefill, "decode": found.decode}
-    reach = [x for part in phases.values() for x, _ in together(part)]
+    reach = [x for part in phases.values() for x, _ in marks(part)]
     draw_roof(axes, machine, kinds, reach)
     draw_operators(axes, phases)
     axes.set(xscale="log", yscale="log", title=title)

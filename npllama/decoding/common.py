@@ -205,7 +205,7 @@ def extend(
     return forward(model, tokens[:, None], cache, count, last=True)[:, 0]
 
 
-def begin(job: Job) -> tuple[KVCache, Stop]:
+def prefill_but_last(job: Job) -> tuple[KVCache, Stop]:
     """Run all tokens of a prompt except the last, and complete the stopping rule.
 
     This is for strategies that run guesses in the same pass as the text's last

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from npllama.config import Config
-from npllama.decoding.common import Job, Step, begin
+from npllama.decoding.common import Job, Step, prefill_but_last
 from npllama.decoding.layers import forward_with_layers
 from npllama.decoding.sample import choose
 from npllama.ops import einsum
@@ -174,7 +174,7 @@ def dola(
         raise ValueError(f"divergence {divergence!r}: {', '.join(DIVERGENCES)}")
     model, prompt = job.model, job.prompt
     layers = candidate_layers(model.config, dola_layers)
-    cache, ends = begin(job)
+    cache, ends = prefill_but_last(job)
     text, reason = list(prompt), None
     while reason is None:
         token = np.array([text[-1:]])  # (1, 1)

@@ -37,7 +37,7 @@ from itertools import chain
 import numpy as np
 
 from npllama.cache import KVCache, new_cache
-from npllama.decoding.common import Job, Step, begin
+from npllama.decoding.common import Job, Step, prefill_but_last
 from npllama.decoding.speculative import without_stretching
 from npllama.decoding.tree import follow, keep, run_tree
 from npllama.weights import Model
@@ -84,7 +84,7 @@ def lookahead(
     model, prompt = job.model, job.prompt
     capacity = job.capacity + (W + most) * (N - 1)
     cache = new_cache(model.config, 1, capacity, model.embed.dtype.name)
-    cache, ends = begin(job._replace(cache=cache))
+    cache, ends = prefill_but_last(job._replace(cache=cache))
     limit = without_stretching(model, cache)
     window = np.resize(np.array(prompt), (N - 1, W))  # (N - 1, W)
     pool = pool_of(prompt, N, most)

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 
 from npllama.cache import KVCache
-from npllama.decoding.common import Job, Step, Stop, begin, longest
+from npllama.decoding.common import Job, Step, Stop, longest, prefill_but_last
 from npllama.decoding.follower import Follower
 from npllama.decoding.rejection import verified
 from npllama.model import forward
@@ -145,7 +145,7 @@ def speculate(job: Job, propose: Propose, num_assistant_tokens: int) -> Iterator
     Leviathan et al. 2022, algorithm 1.
     """
     model, prompt = job.model, job.prompt
-    cache, ends = begin(job)
+    cache, ends = prefill_but_last(job)
     new: list[int] = []
     reason = None
     last = min(len(prompt) + job.max_new_tokens, without_stretching(model, cache))
@@ -157,7 +157,7 @@ def speculate(job: Job, propose: Propose, num_assistant_tokens: int) -> Iterator
         note("draft", np.array(draft.tokens, dtype=np.int64))
         block = np.array([[text[-1], *draft.tokens]])  # (1, 1 + guesses)
         logits = forward(model, block, cache)[0]  # (1 + guesses, V)
-        tokens, reason, _ = check(job, draft, logits, new, ends)
+        tokens, reason, _ = check_guesses(job, draft, logits, new, ends)
         new = new + tokens
         # All but the last token has been run; guesses that failed are forgotten.
         cache.length[0] = len(prompt) + len(new) - 1
@@ -165,7 +165,7 @@ def speculate(job: Job, propose: Propose, num_assistant_tokens: int) -> Iterator
         yield Step(tokens, reason, drafted=len(draft.tokens), accepted=kept)
 
 
-def check(
+def check_guesses(
     job: Job, draft: Draft, logits: np.ndarray, new: list[int], ends: Stop
 ) -> tuple[list[int], str | None, list[np.ndarray]]:
     """Check the guesses from the left, up to the first that is not kept.

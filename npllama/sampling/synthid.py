@@ -74,7 +74,7 @@ class SynthIDState(NamedTuple):
     calls: int
 
 
-def check(config: SynthID) -> None:
+def check_synthid(config: SynthID) -> None:
     """Raise ValueError if the configuration is out of range."""
     if not config.keys or config.ngram_len < 2:
         raise ValueError(
@@ -106,7 +106,7 @@ def synthid_start(config: SynthID, rows: tuple[int, ...] = ()) -> SynthIDState:
     ValueError
         If the configuration is out of range.
     """
-    check(config)
+    check_synthid(config)
     context = np.zeros((*rows, config.ngram_len - 1), np.int64)
     seen = np.zeros((*rows, config.context_history_size), np.int64)
     return SynthIDState(context, seen, 0)
@@ -188,7 +188,7 @@ def synthid(
     ValueError
         If the state belongs to other rows or the configuration is out of range.
     """
-    check(config)
+    check_synthid(config)
     logits = checked(logits)
     if state.context.shape != (*logits.shape[:-1], config.ngram_len - 1):
         raise ValueError(

@@ -31,14 +31,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from npllama.sampling.rows import token_ids
-from npllama.sampling.synthid import Ints, SynthID, check, g_values, hash_context
+from npllama.sampling.synthid import (
+    Ints,
+    SynthID,
+    check_synthid,
+    g_values,
+    hash_context,
+)
 
 Floats = NDArray[np.float64]
 
 
 def _ngrams(tokens: ArrayLike, config: SynthID) -> Ints:
     """Return the n-grams of a text, (T,) -> (T - ngram_len + 1, ngram_len)."""
-    check(config)
+    check_synthid(config)
     text = token_ids(tokens, np.iinfo(np.int64).max, "tokens")
     if text.size < config.ngram_len:
         raise ValueError(

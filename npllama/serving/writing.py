@@ -2,7 +2,7 @@
 
 A pass hands a text the logits of the positions that it asked for: the last of its
 tokens, and the guesses after it, if any.  These make a *round*: when all its logits are
-there, the text decides its next tokens by the rule of `speculative.check`; without
+there, the text decides its next tokens by the rule of `speculative.check_guesses`; without
 guesses that is plain decoding, one token a round.  A round that does not fit into one
 step continues in the next.
 
@@ -20,7 +20,7 @@ import numpy as np
 from npllama.cache import KVCache
 from npllama.decoding.common import Job, Stop
 from npllama.decoding.logprobs import TokenLogprob, token_logprob
-from npllama.decoding.speculative import Draft, Propose, check
+from npllama.decoding.speculative import Draft, Propose, check_guesses
 from npllama.generation.task import Shower, Task
 
 
@@ -139,7 +139,9 @@ def decide(text: Writing) -> list[Event]:
         One for each token; the last has the reason if the text ends.
     """
     rows = np.stack(text.logits)  # (1 + guesses, V)
-    tokens, reason, chosen_from = check(text.job, text.draft, rows, text.new, text.ends)
+    tokens, reason, chosen_from = check_guesses(
+        text.job, text.draft, rows, text.new, text.ends
+    )
     reasons = [None] * (len(tokens) - 1) + [reason]
     told = zip(tokens, reasons, rows, chosen_from)
     events = [_event(text, *each) for each in told]
