@@ -6,6 +6,7 @@ import ast
 import html
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from npllama.book import exercises, listing, names, prose, shapes
@@ -157,21 +158,25 @@ def body(page: Page, book: Book) -> str:
     if not page.name:  # the contents follow, with links
         doc = re.sub(r"^Part .*?(?=^Letters)", "", doc, flags=re.M | re.S)
     out = [heading(page), f'<div class="said">{prose.docstring(doc, find)}</div>']
-    readme = page.path.parent / "README.md"
-    if page.path.name == "__init__.py" and page.name and readme.is_file():
-        text = readme.read_text(encoding="utf-8")
-        text = re.sub(r"\]\((?!https?:)[^)#]*\)", "]()", text)  # to files
-        text = re.sub(r"\[([^\]]*)\]\(\)", r"\1", text)
-        shown = prose.markdown(text, find, links=True).replace(
-            "<table>", '<div class="wide"><table>'
-        )
-        shown = shown.replace("</table>", "</table></div>")
-        out.append(f'<div class="said">{shown}</div>')
+    if page.path.name == "__init__.py" and page.name:
+        papers = (page.path.parent / name for name in ("README.md", "TUTORIAL.md"))
+        out += [paper(path, find) for path in papers if path.is_file()]
     out += book.figures.get(page.name, [])
     if page.path.name != "__init__.py":
         out += pieces(page, source, book)
         out.append(exercise_list(page))
     return "\n".join(out)
+
+
+def paper(path: Path, find: prose.Find) -> str:
+    """A Markdown file of a chapter as HTML."""
+    text = path.read_text(encoding="utf-8")
+    text = re.sub(r"\]\((?!https?:)[^)#]*\)", "]()", text)  # to files
+    text = re.sub(r"\[([^\]]*)\]\(\)", r"\1", text)
+    shown = prose.markdown(text, find, links=True)
+    shown = shown.replace("<table>", '<div class="wide"><table>')
+    shown = shown.replace("</table>", "</table></div>")
+    return f'<div class="said">{shown}</div>'
 
 
 def pieces(page: Page, source: str, book: Book) -> list[str]:
