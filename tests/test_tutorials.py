@@ -22,7 +22,7 @@ def test_there_are_two():
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.parent.name)
 def test_tutorial_runs_and_prints_what_it_says(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    scope, told = {}, 0
+    scope, shown, told = {}, "", 0
     for kind, text in BLOCK.findall(path.read_text(encoding="utf-8")):
         if kind == "text":
             for line in text.splitlines():
