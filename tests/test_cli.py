@@ -546,6 +546,12 @@ def test_ctrl_c_stops_the_answer_not_the_chat():
     assert len(stopped) < len(whole) / 2
 
 
+def test_a_line_of_any_length_keeps_its_beginning_and_its_end(capsys):
+    code, _, err = called(capsys, "generate", "x", "--weights", "a" * 5000 + "/b")
+    assert code == 1 and err.startswith("npllama generate: ") and len(err) < 1100
+    assert " ... " in err and len(err.splitlines()) == 1
+
+
 # ---- beyond the positions that a model was made for -----------------------------------
 
 

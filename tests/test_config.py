@@ -200,11 +200,26 @@ def test_an_epsilon_of_zero_is_read():
     assert config_from_hf(data) == replace(DISTINCT, rms_norm_eps=0.0)
 
 
-def test_rope_scaling_beside_rope_parameters_is_the_one_used():
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+BESIDE = [
+    (LINEAR, {}, Rope("linear", factor=4.0)),
+    ({"type": "linear", "factor": 4.0}, {}, Rope("linear", factor=4.0)),
+    (LINEAR | {"rope_theta": 1e4}, {}, Rope("linear", factor=4.0)),
+    (LINEAR, {"rope_type": "dynamic", "factor": 2.0}, Rope("linear", factor=4.0)),
+    ({"type": "dynamic", "factor": 2.0}, LINEAR, Rope("dynamic", factor=2.0)),
+    ({"type": "default"}, LINEAR, Rope()),
+    (None, LINEAR, Rope("linear", factor=4.0)),
+    ({}, LINEAR, Rope("linear", factor=4.0)),
+]
+
+
+@pytest.mark.parametrize("scaling, parameters, rope", BESIDE)
+def test_rope_scaling_beside_rope_parameters_is_the_one_used(scaling, parameters, rope):
     data = config_to_hf(DISTINCT)
     assert data["rope_parameters"]["rope_type"] == "default"
-    data["rope_scaling"] = {"rope_type": "linear", "factor": 4.0}
-    assert config_from_hf(data).rope == Rope("linear", factor=4.0)
+    data["rope_parameters"] |= parameters
+    data["rope_scaling"] = scaling
+    assert config_from_hf(data).rope == rope
 
 
 @pytest.mark.parametrize("trained, stretched", [(None, 1.0), (64, 32.0)])

@@ -290,10 +290,26 @@ def test_a_tokenizer_larger_than_the_embedding_is_warned_of(
         generate(model, [1, size - 1], GenerationConfig(max_new_tokens=2))
 
 
+STRANGE = {
+    "of nothing": ("tokenizer.json", "{}"),
+    "not JSON": ("tokenizer.json", "<html>"),
+    "of WordPiece": ("tokenizer.json", '{"model": {"type": "WordPiece"}}'),
+    "of unigrams": ("tokenizer.json", '{"model": {"type": "Unigram", "vocab": []}}'),
+    "an unknown split": (
+        "tokenizer.json",
+        '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, '
+        '"pre_tokenizer": {"type": "BertPreTokenizer"}}',
+    ),
+    "no SentencePiece model": ("tokenizer.model", "version 2"),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
 def test_weights_are_converted_without_a_tokenizer_that_cannot_be_read(
-    folder, out, capsys
+    folder, out, capsys, kind, monkeypatch
 ):
-    (folder / "tokenizer.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    (folder / STRANGE[kind][0]).write_text(STRANGE[kind][1])
     (folder / "tokenizer_config.json").write_text('{"chat_template": "x"}')
     (folder / "generation_config.json").write_text('{"top_k": 3}')
     assert "--no-tokenizer converts the weights alone" in fails(capsys, folder, out)
@@ -970,6 +986,9 @@ def test_an_adapter_or_a_package_given_as_weights_is_told_its_command(
 WISHES = [
     ({"temperature": 0.0, "do_sample": False}, []),
     ({"top_p": 0.0}, []),
+    ({"top_k": 0, "do_sample": False}, []),
+    ({"min_p": 5.0, "typical_p": 0.0}, []),
+    ({"num_beams": 1, "length_penalty": 0.7, "early_stopping": True}, []),
     ({"top_p": 0.0, "do_sample": True}, ["--top-p", "0.9"]),
     ({"temperature": -1.0, "do_sample": True}, ["--temperature", "0.7"]),
 ]

@@ -436,6 +436,34 @@ def test_any_bytes_changed_in_a_header_give_a_model_or_one_line(tmp_path_factory
             assert tensor.read().shape == tensor.shape
 
 
+def test_a_type_that_gguf_knows_and_cannot_read_is_named(path, out, capsys):
+    write_gguf(path, TIED, "Q8_0")
+    data, name = bytearray(path.read_bytes()), b"blk.0.ffn_up.weight"
+    at = data.index(name) + len(name) + 4 + 2 * 8  # axes, and their lengths
+    assert data[at] == TYPES.Q8_0
+    data[at] = TYPES.Q8_1  # larger blocks: the last tensors would end beyond the file
+    path.write_bytes(data + bytes(10**5))
+    line = refused(path, out, capsys)
+    assert "up_proj.weight: dtype Q8_1; weights should be one of" in line
+
+
+COLUMNS = [
+    ({"tokenizer.ggml.token_type": "abc"}, "token_type is 'abc', not numbers"),
+    ({"tokenizer.ggml.token_type": 7}, "token_type is 7, not numbers"),
+    ({"tokenizer.ggml.token_type": ["a"]}, "token_type is ['a'], not numbers"),
+    ({"tokenizer.ggml.scores": "abc"}, "scores is 'abc', not numbers"),
+    ({"tokenizer.ggml.scores": [1.0]}, "scores has 1 entries for 37 tokens"),
+]
+
+
+@pytest.mark.parametrize("change, words", COLUMNS)
+def test_a_column_that_is_none_is_named(path, out, capsys, change, words):
+    fields = {"model": "llama", "tokens": [f"t{i}" for i in range(37)]}
+    fields = {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
+    write_gguf(path, TIED, **fields | change)
+    assert f"tokenizer.ggml.{words}" in refused(path, out, capsys)
+
+
 HEADERS = {
     "another file": (b"GGML", "should begin with GGUF"),
     "nothing": (b"", "empty"),

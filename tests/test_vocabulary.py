@@ -93,6 +93,10 @@ def spelled(tokenizer, text):
         {"stop_strings": ("never",)},
         {"logprobs": 1},
         {"echo": True},
+        {"penalty_alpha": 0.6, "top_k": 2},
+        {"prompt_lookup_num_tokens": 2},
+        {"num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 1.0},
+        {"prompt_logprobs": True},
     ],
     ids=str,
 )
@@ -111,6 +115,9 @@ def test_generation_goes_on_after_an_id_without_a_token(options):
     text = npllama.generate(model, "Once", config, np.random.default_rng(0))
     assert len(text.tokens) == 4 and set(text.tokens) <= set(allowed)
     assert text.text == ("Once" if options.get("echo") else "")
+    if not {"logprobs", "prompt_logprobs", "echo", "num_beams"} & set(options):
+        streamed = npllama.stream(model, "Once", config, np.random.default_rng(0))
+        assert "".join(streamed) == ""
 
 
 def test_token_of_a_text_that_has_no_row_in_the_embedding_is_refused():
@@ -197,15 +204,28 @@ def test_word_that_is_listed_only_by_name_is_a_word(legacy):
     assert back == ("a new !" if legacy else "a new!")
 
 
+THE = ENGINE.piece_to_id(SPACE + "the")
+CALLED = {"content": SPACE + "the", "special": True}
+# Where a file may say that a piece is special, beside a model or pieces in JSON.
+SAID = {
+    "decoder": {"tokenizer_config": {"added_tokens_decoder": {str(THE): CALLED}}},
+    "decoder, its name elsewhere, too": {
+        "tokenizer_config": {"added_tokens_decoder": {str(THE): CALLED}},
+        "added_tokens": {CALLED["content"]: THE},
+    },
+    "map": {"special_tokens_map": {"additional_special_tokens": [CALLED["content"]]}},
+    "config": {"tokenizer_config": {"additional_special_tokens": [CALLED["content"]]}},
+    "as an object": {"special_tokens_map": {"pad_token": CALLED}},
+    "the end": {"tokenizer_config": {"eos_token": CALLED["content"]}},
+}
+
+
+@pytest.mark.parametrize("said", SAID)
 @pytest.mark.parametrize("model", [MODEL, None], ids=["model", "json"])
-def test_piece_that_a_file_calls_special_is_special(model):
+def test_piece_that_a_file_calls_special_is_special(model, said):
     """Yi's ``<|im_start|>`` is a piece of its SentencePiece model."""
-    the = ENGINE.piece_to_id(SPACE + "the")
-    added = {str(the): {"content": SPACE + "the", "special": True}}
-    whole = pieces_json() if model is None else None
-    tokenizer = load_tokenizer(
-        files(model, whole, tokenizer_config={"added_tokens_decoder": added})
-    )
+    the, whole = THE, pieces_json() if model is None else None
+    tokenizer = load_tokenizer(files(model, whole, **SAID[said]))
     assert tokenizer.decode([the]) == "" and tokenizer.special[SPACE + "the"] == the
     assert the not in tokenizer.encode("the the")
     assert tokenizer.decode(tokenizer.encode("the the")) == "the the"
@@ -221,6 +241,39 @@ def test_gap_and_repeated_name_are_allowed():
     whole = json.loads(json.dumps(WHOLE))
     whole["added_tokens"][1]["content"] = "<|begin_of_text|>"
     assert load_tokenizer(files(whole=whole)).bos_id == whole["added_tokens"][0]["id"]
+
+
+@pytest.mark.parametrize(
+    "added, size",
+    [
+        ({SIZE + 9: "<a>"}, SIZE + 10),  # a gap before the only one
+        ({SIZE: "<a>", SIZE + 4: "<b>", SIZE + 8: "<c>"}, SIZE + 9),  # two gaps
+        ({SIZE + 3: "<b>", SIZE: "<a>"}, SIZE + 4),  # in no order
+        ({SIZE: "<unk>", SIZE + 1: "<s>", SIZE + 2: "</s>"}, SIZE + 3),  # all repeated
+        ({SIZE: "the", SIZE + 1: "</s>"}, SIZE + 2),  # a repeated piece
+        (
+            {0: "<unk>", 1: "<s>", 2: "</s>", SIZE + 1: "<a>"},
+            SIZE + 2,
+        ),  # the model's own
+    ],
+)
+@pytest.mark.parametrize("place", ["decoder", "added_tokens"])
+def test_ids_of_added_tokens_are_those_of_the_file(added, size, place):
+    decoder = {str(i): {"content": n, "special": False} for i, n in added.items()}
+    config = {"added_tokens_decoder": decoder}
+    given = {"tokenizer_config": config}
+    if place == "added_tokens":
+        given = {"added_tokens": {name: i for i, name in added.items()}}
+    tokenizer = load_tokenizer(files(MODEL, **given))
+    assert tokenizer.vocab_size == size
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (ENGINE.bos_id(), ENGINE.eos_id())
+    unused = set(range(SIZE, size)) - set(added)
+    assert tokenizer.decode(sorted(unused)) == ""
+    for i, name in added.items():
+        known = name in ("<unk>", "<s>", "</s>", "the")
+        assert known or tokenizer.encode(name)[-1] == i
+    assert tokenizer.decode(tokenizer.encode("a fox")) == "a fox"
+    assert tokenizer.encode("</s>", bos=False) == ENGINE.encode("</s>") or SIZE in added
 
 
 def test_name_outside_the_letters_of_bytes_is_its_own_text():

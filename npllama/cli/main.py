@@ -53,6 +53,7 @@ from npllama.cli.options import (
 from npllama.files.ending import INTERRUPTED, Ended, ending_tidily
 
 USAGE, FAILURE = 2, 1
+LONGEST_LINE = 1000
 
 
 # What the commands are for, in the order in which a newcomer meets them.
@@ -249,9 +250,11 @@ def _fail(command: str, message: str, code: int) -> int:
         sys.stdout.flush()
     except OSError:
         _write_nowhere()
-    name = f"npllama {command}".rstrip()
+    name, line = f"npllama {command}".rstrip(), " ".join(message.split())
+    if len(line) > LONGEST_LINE:  # a name in a file may have any length
+        line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
     with suppress(OSError):  # a terminal that was closed takes no more
-        print(f"{name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        print(f"{name}: {line}", file=sys.stderr, flush=True)
     return code
 
 

@@ -128,14 +128,16 @@ def _check(settings: dict[str, Any]) -> None:
     """Raise ValueError for an adapter that is merged in another way."""
     kind = settings.get("peft_type")
     if kind != "LORA":
-        raise ValueError(f"peft_type is {kind!r}; only 'LORA' can be merged")
+        raise ValueError(f"peft_type is {kind!r:.80}; only 'LORA' can be merged")
     for key in OTHERWISE:
         if settings.get(key):
-            raise ValueError(f"{key} is {settings[key]!r}; it cannot be merged here")
+            raise ValueError(
+                f"{key} is {settings[key]!r:.80}; it cannot be merged here"
+            )
     begin = str(settings.get("init_lora_weights", True)).lower()
     if begin.startswith(RESIDUAL):
         raise ValueError(
-            f"init_lora_weights is {begin!r}, which changed the weights before "
+            f"init_lora_weights is {begin!r:.80}, which changed the weights before "
             "training; save the adapter as an ordinary LoRA"
         )
 
@@ -206,9 +208,11 @@ def scaling(settings: dict[str, Any], module: str, rank: int) -> float:
     told = _own(settings, "rank_pattern", module, settings.get("r", 8))
     alpha = _own(settings, "alpha_pattern", module, settings.get("lora_alpha", 8))
     if told != rank or rank < 1:
-        raise ValueError(f"{module}: rank {rank}; adapter_config.json says {told!r}")
+        raise ValueError(
+            f"{module}: rank {rank}; adapter_config.json says {told!r:.80}"
+        )
     if type(alpha) not in (int, float) or not math.isfinite(alpha):
-        raise ValueError(f"{module}: lora_alpha {alpha!r} is not a number")
+        raise ValueError(f"{module}: lora_alpha {alpha!r:.80} is not a number")
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
@@ -216,15 +220,17 @@ def _own(settings: dict[str, Any], key: str, module: str, default: Any) -> Any:
     """A module's own value, by the first pattern that its name ends in."""
     patterns = settings.get(key) or {}
     if not isinstance(patterns, dict):
-        raise ValueError(f"{key} is {patterns!r}, not an object")
+        raise ValueError(f"{key} is {patterns!r:.80}, not an object")
     for pattern, value in patterns.items():
         if re.search(r"\)[*+{]", pattern) or len(pattern) > 200:
-            raise ValueError(f"{key}: {pattern!r} may take for ever to match")
+            raise ValueError(f"{key}: {pattern!r:.80} may take for ever to match")
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value
         except re.error as error:
-            raise ValueError(f"{key}: {pattern!r} is not a pattern: {error}") from None
+            raise ValueError(
+                f"{key}: {pattern!r:.80} is not a pattern: {error}"
+            ) from None
     return default
 
 

@@ -126,11 +126,15 @@ def config_of(header: Header) -> Config:
     fields, tensors = header.fields, header.tensors
     kind = fields.get("general.architecture")
     if kind != "llama":
-        raise ValueError(f"general.architecture is {kind!r}; only 'llama' can be read")
+        raise ValueError(
+            f"general.architecture is {kind!r:.80}; only 'llama' can be read"
+        )
     own = {k.removeprefix("llama."): v for k, v in fields.items() if k[:6] == "llama."}
     for key, harmless in CHANGES.items():
         if own.get(key, harmless[0]) not in harmless:
-            raise ValueError(f"llama.{key} is {own[key]!r}; LLaMAs have no such thing")
+            raise ValueError(
+                f"llama.{key} is {own[key]!r:.80}; LLaMAs have no such thing"
+            )
     if EMBED not in tensors or len(tensors[EMBED].shape) != 2:
         raise ValueError(f"{EMBED}: missing, or not a matrix")
     heads, width = _count(own, "attention.head_count"), _count(own, "embedding_length")
@@ -139,7 +143,7 @@ def config_of(header: Header) -> Config:
     for key in ("attention.value_length", "rope.dimension_count"):
         if own.get(key, D) != D:
             raise ValueError(
-                f"llama.{key} is {own[key]!r}; LLaMA's is its head size {D}"
+                f"llama.{key} is {own[key]!r:.80}; LLaMA's is its head size {D}"
             )
     data = {
         "vocab_size": tensors[EMBED].shape[0],
@@ -174,7 +178,7 @@ def _short(own: Fields, key: str, default: float | None = None) -> float:
     """A float32 as its author wrote it: the shortest decimal that rounds to it."""
     value = own.get(key, default)
     if type(value) not in (int, float):
-        raise ValueError(f"llama.{key} is {value!r}, not a number")
+        raise ValueError(f"llama.{key} is {value!r:.80}, not a number")
     return float(str(np.float32(value)))
 
 
@@ -202,7 +206,7 @@ def _rope(own: Fields) -> Fields:
     if kind == "linear":
         return rope | {"rope_type": "linear", "factor": factor}
     if kind != "yarn":
-        raise ValueError(f"llama.rope.scaling.type is {kind!r}; it cannot be read")
+        raise ValueError(f"llama.rope.scaling.type is {kind!r:.80}; it cannot be read")
     trained = own.get("rope.scaling.original_context_length", own["context_length"])
     rope |= {"rope_type": "yarn", "factor": factor}
     rope |= {"original_max_position_embeddings": trained}

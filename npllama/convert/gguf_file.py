@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,13 +101,13 @@ def _header(cursor: Cursor) -> Header:
     for _ in range(fields):
         name = _text(cursor)
         if name in values:
-            raise ValueError(f"{name!r} occurs twice")
+            raise ValueError(f"{name!r:.80} occurs twice")
         values[name] = _value(cursor, _number(cursor, "u4"))
     places: dict[str, tuple[tuple[int, ...], int, int]] = {}
     for _ in range(tensors):
         name = _text(cursor)
         if name in places:
-            raise ValueError(f"tensor {name!r} occurs twice")
+            raise ValueError(f"tensor {name!r:.80} occurs twice")
         places[name] = _place(cursor, name)
     return _described(cursor, values, places)
 
@@ -155,7 +155,7 @@ def _described(cursor: Cursor, fields: Fields, places: dict) -> Header:
     """The tensors, after a check that their data lies within the file."""
     alignment = fields.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-        raise ValueError(f"general.alignment is {alignment!r}, not a power of two")
+        raise ValueError(f"general.alignment is {alignment!r:.80}, not a power of two")
     start = -(-cursor.at // alignment) * alignment
     tensors, types = {}, {}
     for name, (shape, kind, offset) in places.items():
@@ -170,7 +170,7 @@ def _described(cursor: Cursor, fields: Fields, places: dict) -> Header:
                 f"{name}: ends at byte {end} of {len(cursor.data)}: the file is "
                 "truncated; fetch it again"
             )
-        dtype = PLAIN.get(kind, "float32")
+        dtype = PLAIN.get(kind, "float32" if _can_read(kind) else types[name])
         read = partial(_read, cursor.path, shape, kind, start + offset)
         tensors[name] = Tensor(cursor.path, shape, dtype, read)
     return Header(fields, tensors, types)
@@ -188,6 +188,20 @@ def _layout(name: str, kind: int) -> tuple[str, int, int]:
             "one may"
         ) from None
     return known.name, *gguf.GGML_QUANT_SIZES[known]
+
+
+@lru_cache
+def _can_read(kind: int) -> bool:
+    """Whether the installed gguf dequantises a type: it knows more than it can read."""
+    import gguf
+
+    known = gguf.GGMLQuantizationType(kind)
+    block = np.zeros((1, gguf.GGML_QUANT_SIZES[known][1]), np.uint8)
+    try:
+        gguf.dequantize(block, known)
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _read(path: Path, shape: tuple[int, ...], kind: int, start: int) -> np.ndarray:

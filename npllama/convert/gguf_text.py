@@ -21,6 +21,8 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from npllama.text.splits import LLAMA3 as LLAMA3_PATTERN
 from npllama.text.splits import QWEN2, SEED_CODER, TRAILING
 
@@ -45,7 +47,7 @@ def tokenizer_files(fields: Fields, notes: list[str]) -> dict[str, bytes]:
     if names is None:
         return {}
     if not isinstance(names, list) or kind not in ("llama", "gpt2"):
-        notes.append(f"tokenizer.ggml.model {kind!r} cannot be read")
+        notes.append(f"tokenizer.ggml.model {kind!r:.80} cannot be read")
         return {}
     kinds = _column(fields, "token_type", [NORMAL] * len(names))
     pre = fields.get("tokenizer.ggml.pre", "default")
@@ -58,7 +60,7 @@ def tokenizer_files(fields: Fields, notes: list[str]) -> dict[str, bytes]:
         files = {"tokenizer.json": data.encode()}
     else:
         raise ValueError(
-            f"tokenizer.ggml.pre is {pre!r}: how it splits a text is not known; "
+            f"tokenizer.ggml.pre is {pre!r:.80}: how it splits a text is not known; "
             "--no-tokenizer converts the weights alone"
         )
     text = json.dumps(settings, ensure_ascii=False, indent=1)
@@ -70,7 +72,9 @@ def _column(fields: Fields, key: str, default: list) -> list:
     values = fields.get(f"tokenizer.ggml.{key}")
     if values is None:
         return default
-    values = values if isinstance(values, list) else values.tolist()
+    if not isinstance(values, np.ndarray):  # texts are a list
+        raise ValueError(f"tokenizer.ggml.{key} is {values!r:.80}, not numbers")
+    values = values.tolist()
     if len(values) != len(default):
         raise ValueError(
             f"tokenizer.ggml.{key} has {len(values)} entries for {len(default)} tokens"
@@ -105,7 +109,7 @@ def _name(fields: Fields, key: str, names: Sequence[str]) -> str | None:
     if index is None:
         return None
     if type(index) is not int or not 0 <= index < len(names):
-        raise ValueError(f"tokenizer.ggml.{key}_token_id {index!r} is not a token")
+        raise ValueError(f"tokenizer.ggml.{key}_token_id {index!r:.80} is not a token")
     return names[index]
 
 

@@ -233,7 +233,7 @@ def _check_shard_name(index: Path, name: str, shard: Any) -> None:
     bare = isinstance(shard, str) and re.fullmatch(r"[^/\\\0]+", shard)
     if not bare or shard in (".", ".."):
         raise ValueError(
-            f"{index}: {name}: shard {shard!r} is not the bare name of a file in the "
+            f"{index}: {name}: shard {shard!r:.80} is not the bare name of a file in the "
             "folder"
         )
     if not (index.parent / shard).is_file():

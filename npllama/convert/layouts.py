@@ -64,7 +64,7 @@ def gptq_settings(settings: dict[str, Any]) -> Gptq:
     kind = settings.get("checkpoint_format", settings.get("format", "gptq"))
     if kind not in ("gptq", "gptq_v2"):
         raise ValueError(
-            f"config: GPTQ in the format {kind!r}; 'gptq' and 'gptq_v2' can be read"
+            f"config: GPTQ in the format {kind!r:.80}; 'gptq' and 'gptq_v2' can be read"
         )
     symmetric = settings.get("sym") is True
     return Gptq(
@@ -133,7 +133,7 @@ def awq_settings(settings: dict[str, Any]) -> Any:
     bits = settings.get("bits", settings.get("w_bit", 4))
     if version != "gemm" or bits != 4:
         raise ValueError(
-            f"config: AWQ {version!r} of {bits} bits; 'gemm' of 4 can be read"
+            f"config: AWQ {version!r:.80} of {bits} bits; 'gemm' of 4 can be read"
         )
     return settings.get("group_size", settings.get("q_group_size"))
 
@@ -185,7 +185,7 @@ def compressed_settings(settings: dict[str, Any]) -> Any:
     kind = settings.get("format")
     if kind != "pack-quantized":
         raise ValueError(
-            f"config: compressed-tensors in the format {kind!r}; 'pack-quantized' can "
+            f"config: compressed-tensors in the format {kind!r:.80}; 'pack-quantized' can "
             "be read"
         )
     groups, bits = settings.get("config_groups"), None
@@ -330,7 +330,7 @@ def _kind(settings: dict[str, Any], tensors: dict[str, Tensor]) -> str | None:
         method = "gptq"  # quantize_config.json of AutoGPTQ does not say it
     if method not in LAYOUTS:
         raise ValueError(
-            f"config: weights quantised by {method!r}; of quantised ones, {READABLE}"
+            f"config: weights quantised by {method!r:.80}; of quantised ones, {READABLE}"
         )
     return method
 

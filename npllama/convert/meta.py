@@ -137,7 +137,9 @@ def _vocab_size(params: dict, slices: list[dict[str, Tensor]]) -> int:
     found = rows * len(slices) if columns == params.get("dim") else rows
     told = params.get("vocab_size")
     if told not in (None, -1, found):
-        raise ValueError(f"params: vocab_size {told!r}, but {EMBED} has {found} rows")
+        raise ValueError(
+            f"params: vocab_size {told!r:.80}, but {EMBED} has {found} rows"
+        )
     return found
 
 

@@ -88,7 +88,7 @@ def _header(path: Path, size: int) -> tuple[dict[str, Any], int]:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, count in Counter(key for key, _ in pairs).items():
         if count > 1:
-            raise ValueError(f"{key!r} occurs {count} times")
+            raise ValueError(f"{key!r:.80} occurs {count} times")
     return dict(pairs)
 
 
@@ -98,9 +98,11 @@ def _place(entry: Any) -> tuple[int, int]:
         raise ValueError("its entry should have dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(ITEM_BYTES)}")
+        raise ValueError(f"dtype {dtype!r:.80} is not one of {', '.join(ITEM_BYTES)}")
     if not (_are_counts(shape) and _are_counts(offsets) and len(offsets) == 2):
-        raise ValueError(f"shape {shape} or data_offsets {offsets} are not counts")
+        raise ValueError(
+            f"shape {shape!s:.80} or data_offsets {offsets!s:.80} are not counts"
+        )
     begin, end = offsets
     expected = math.prod(shape) * ITEM_BYTES[dtype]
     if end - begin != expected:

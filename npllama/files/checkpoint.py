@@ -247,7 +247,9 @@ def _description(path, files: Mapping[str, bytes]) -> tuple[Config, str]:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(stored, str) or stored not in STORED:
-        raise ValueError(f"{path}: dtype {stored!r} is not one of {', '.join(STORED)}")
+        raise ValueError(
+            f"{path}: dtype {stored!r:.80} is not one of {', '.join(STORED)}"
+        )
     return config, stored
 
 

@@ -122,9 +122,9 @@ def _check_directory(
     """Refuse a directory with a name twice, with bytes used twice, or a damaged one."""
     for name, count in Counter(info.filename for info in members).items():
         if count > 1:
-            raise ValueError(f"{path}: {name!r} occurs {count} times")
+            raise ValueError(f"{path}: {name!r:.80} occurs {count} times")
         if not name.isprintable():
-            raise ValueError(f"{path}: {name!r} is not a name of a tensor or file")
+            raise ValueError(f"{path}: {name!r:.80} is not a name of a tensor or file")
     # A wrong length makes an entry swallow those after it, and they would be gone.
     if any(b"PK\x01\x02" in info.comment + info.extra for info in members):
         raise ValueError(f"{path}: its directory is damaged")

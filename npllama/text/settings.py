@@ -156,8 +156,11 @@ def _special_names(data: Json) -> Iterator[str]:
     """Names of the tokens that the file lists as special."""
     more = data.get("additional_special_tokens") or data.get("extra_special_tokens")
     more = more.values() if isinstance(more, dict) else more or ()
+    others = {name_of(data.get(f"{key}_token")) for key in "pad cls sep mask".split()}
+    # The text of the unknown token is shown, though LLaMA 2 pads with it.
+    others -= {"<unk>", name_of(data.get("unk_token"))}
     ends = (data.get("bos_token"), data.get("eos_token"))
-    yield from filter(None, map(name_of, (*ends, *more)))
+    yield from filter(None, (*map(name_of, (*ends, *more)), *others))
 
 
 def _template(written: Any) -> str:
@@ -266,6 +269,15 @@ def assemble(
     **rest
         The other fields of `Tokenizer`.
     """
+    # A list of names may repeat those of special tokens (LLaMA 2's often does).
+    settings = settings._replace(
+        added=tuple(
+            t._replace(special=True, normalized=False)
+            if t.id in tokens and tokens[t.id][::2] == (t.name, True)
+            else t
+            for t in settings.added
+        )
+    )
     added = {t.id: _token(t.name, t.special) for t in settings.added}
     table = dict(tokens) | added
     for i, token in table.items():

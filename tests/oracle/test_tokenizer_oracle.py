@@ -6,6 +6,7 @@ A plain run compares a few hundred texts, the profile `ci` some thousands.
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from unicodedata import category
 
 import numpy as np
 import pytest
@@ -124,7 +125,10 @@ def test_added_words_are_found_as_the_library_finds_them(kind):
     tokenizer = load_tokenizer({"tokenizer.json": content.encode()})
     rng = np.random.default_rng(5)
     names = [w["content"] for w in WORDS] + ["cafe\u0301"]
-    for text in nasty_texts(COUNT, 6):
+    # Python's tables of Unicode may be older than the library's: whether a character
+    # that is not in them yet is a letter, and "the" before it a word, is not known.
+    known = (t for t in nasty_texts(COUNT, 6) if "Cn" not in map(category, t))
+    for text in known:
         cut = rng.integers(len(text) + 1)
         text = text[:cut] + str(rng.choice(names)) + text[cut:]
         found = tokenizer.encode(text, bos=False)
