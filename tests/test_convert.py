@@ -340,7 +340,7 @@ def test_a_share_of_turning_pairs_that_llamas_ignore_is_warned_of(folder, out, c
     assert load(out).config == DISTINCT
     write_config(folder, DISTINCT, partial_rotary_factor=1.0)
     assert main([str(folder), str(out)]) == 0
-    assert capsys.readouterr().err == ""
+    assert "partial_rotary_factor" not in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -949,6 +949,8 @@ def test_another_format_given_as_weights_is_told_its_command(
     if begin is not None:
         (tmp_path / name).write_bytes(begin)
     for command in (["generate", "x"], ["chat"], ["info"], ["perplexity", __file__]):
+        if command == ["info"] and name.endswith(".json"):
+            continue  # it tells a config, too
         assert npllama([*command, "--weights", name]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert f"; npllama convert {source} OUT.npz makes one" in line, command
@@ -974,10 +976,10 @@ def test_an_adapter_or_a_package_given_as_weights_is_told_its_command(
         "npllama convert some-model OUT.npz makes one",
         "some_model": "npllama convert some_model OUT.npz makes one",
     }.items():
-        for command in (["generate", "x"], ["golden", "compare", "x", "y"]):
+        for command in (["generate", "x"], ["chat"], ["info"]):
             assert npllama([*command, "--weights", name]) == 1
             (line,) = capsys.readouterr().err.splitlines()
-            assert words in line or command[0] == "golden"
+            assert words in line, command
     (info / "RECORD").write_text("some_model/__init__.py,,\n")
     assert npllama(["info", "some-model"]) == 1
     assert "no weights file some-model" in capsys.readouterr().err
