@@ -96,6 +96,12 @@ MUTANTS = [
     ),
     (
         "golden/diagnose.py",
+        "left > BETTER * right",
+        "left > right",
+        NAMES + "what_predicts_no_more_than_the_right_operation_explains_nothing",
+    ),
+    (
+        "golden/diagnose.py",
         "block_of(module, 0) + whole)",
         "block_of(module, 0))",
         DIAGNOSE + "output_of_a_block_clears_it_and_its_inner_tensors_do_not",

@@ -1,5 +1,7 @@
 """A hundred faults, and what they are called: the right name, or none."""
 
+import math
+
 import faulty
 import faulty_blind
 import numpy as np
@@ -126,3 +128,16 @@ def test_an_operation_is_not_right_for_inputs_that_are_right(traced):
         change, _ = faulty.FAULTS[fault]
         finding = diagnose(scene_of(traced, change, "bfloat16"))
         assert finding is not None and finding.fault != "inputs"
+
+
+@pytest.mark.parametrize("by", [0.985, 0.98, 0.975, 0.97])
+def test_what_predicts_no_more_than_the_right_operation_explains_nothing(traced, by):
+    """As a mask does that hides nothing of this text, where scores are a little short."""
+
+    def short(parts):
+        parts.scale = lambda config: by / math.sqrt(config.head_dim)
+
+    scene = scene_of(traced, short, "bfloat16")
+    assert scene.row.name == "prefill/model.layers.0.self_attn.scores"
+    finding = diagnose(scene)
+    assert finding is None or finding.fault == "scaled"

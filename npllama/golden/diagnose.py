@@ -18,6 +18,7 @@ The verdict lists the faults that the first two conditions ruled out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -81,18 +82,35 @@ class Diagnosis(NamedTuple):
 
 
 def recomputed(scene: Scene) -> Iterator[tuple[Finding, bool]]:
-    """Every suspicion that explains the tensor, and whether other steps refute it."""
-    y = candidate_of(scene)
-    for suspicion in suspicions(scene):
+    """Every suspicion that explains the tensor, and whether other steps refute it.
+
+    A fault must explain it better than the right operation on the same inputs does: a
+    window wider than the text, for one, predicts the same numbers.
+    """
+    y, every = candidate_of(scene), list(suspicions(scene))
+    right = left_by_right_operation(scene, y, every)
+    for suspicion in every:
         if suspicion.fault == "inputs" and not inputs_are_off(scene):
             continue
         with np.errstate(all="ignore"):
             left, before = left_by(suspicion.tensor(scene), y, scene)
+        if suspicion.fault != "inputs" and left > BETTER * right:
+            continue
         limit = limit_of(scene, before)
         finding = explained(suspicion.fault, suspicion.text, left, before, limit)
         if finding:
             describes = suspicion.fault in DESCRIPTIONS
             yield finding, not describes and refuted_elsewhere(scene, suspicion, limit)
+
+
+def left_by_right_operation(
+    scene: Scene, y: np.ndarray, every: list[Suspicion]
+) -> float:
+    """Error that is left if only the inputs are wrong; infinite if that is not known."""
+    right = [suspicion for suspicion in every if suspicion.fault == "inputs"]
+    with np.errstate(all="ignore"):
+        left = [left_by(one.tensor(scene), y, scene)[0] for one in right]
+    return min(left, default=math.inf)
 
 
 def inputs_are_off(scene: Scene) -> bool:
