@@ -2,6 +2,7 @@
 
 import json
 import re
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -462,6 +463,17 @@ def test_a_column_that_is_none_is_named(path, out, capsys, change, words):
     fields = {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
     write_gguf(path, TIED, **fields | change)
     assert f"tokenizer.ggml.{words}" in refused(path, out, capsys)
+
+
+@pytest.mark.parametrize("sizes", [(), (0,), (0, 4), (31, 2), (33,), (1,)])
+def test_rows_that_are_not_blocks_are_refused(path, out, capsys, sizes):
+    write_gguf(path, TIED, "Q8_0")
+    data, name = path.read_bytes(), b"blk.0.attn_q.weight"
+    at = data.index(name) + len(name)  # a number of sizes, innermost first; two of them
+    said = struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes)
+    path.write_bytes(data[:at] + said + data[at + 20 :])
+    width = sizes[0] if sizes else 1
+    assert f"rows of {width} are not whole blocks of 32" in refused(path, out, capsys)
 
 
 HEADERS = {

@@ -160,10 +160,9 @@ def _described(cursor: Cursor, fields: Fields, places: dict) -> Header:
     tensors, types = {}, {}
     for name, (shape, kind, offset) in places.items():
         types[name], block, size = _layout(name, kind)
-        if shape and shape[-1] % block:
-            raise ValueError(
-                f"{name}: rows of {shape[-1]} are not whole blocks of {block}"
-            )
+        width = shape[-1] if shape else 1
+        if width % block or width < block > 1:
+            raise ValueError(f"{name}: rows of {width} are not whole blocks of {block}")
         end = start + offset + math.prod(shape) // block * size
         if end > len(cursor.data):
             raise ValueError(
