@@ -185,8 +185,8 @@ def longrope_frequencies(rope: Rope, D: int, dtype: str, S: int) -> np.ndarray:
 
     A search found these factors.  The long ones apply once the text is longer
     than the trained context; as with `dynamic_frequencies`, keys in the cache
-    keep the speed at which they were turned.  transformers lets the longest
-    row of a batch decide for all rows.
+    keep the speed at which they were turned.  transformers 5 lets the longest
+    row of a batch decide for all rows; 4.49 never takes the long factors.
 
     Parameters
     ----------
