@@ -277,7 +277,7 @@ def test_what_cannot_be_asked_for_is_said_in_a_line(capsys, tmp_path, words, say
 
 @pytest.mark.slow
 def test_spectra_are_drawn(capsys, tmp_path):
-    needs("matplotlib")
+    needs("matplotlib", "plot")
     text = tmp_path / "text.txt"
     text.write_text("Once there was a little dog. He ran to the park.")
     words = ["ranks", str(text), "--length", "9", "--rank", "4", "--plot"]

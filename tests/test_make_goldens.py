@@ -36,4 +36,4 @@ def test_an_unknown_golden_is_a_usage_error_that_lists_the_known(capsys):
         main(["sampler"])
     assert end.value.code == 2
     message = capsys.readouterr().err.splitlines()[-1]
-    assert "no golden 'sampler'; there are beam," in message
+    assert "no golden 'sampler'; there are ant_olive, beam," in message

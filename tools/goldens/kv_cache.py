@@ -179,7 +179,8 @@ def q8_0(x: np.ndarray) -> dict[str, np.ndarray]:
 def make(folder: Path) -> None:
     """Write kv_cache.npz."""
     if "KIVI" not in os.environ:
-        sys.exit("kv_cache: KIVI must name a checkout of jy-yuan/KIVI")
+        print("kv_cache: skipped, KIVI must name a checkout of jy-yuan/KIVI")
+        return
     made = numbers()
     found = q8_0(made["x"])
     new_pack, cls = kivi(os.environ["KIVI"])
