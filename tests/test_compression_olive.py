@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import outliers
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -308,6 +307,8 @@ def rounded_by_ant(w, grid):
 
 @pytest.mark.slow
 def test_the_tool_tells_what_outliers_cost(capsys):
+    import outliers  # here, since it puts this project's folder on the path
+
     weights, text = ROOT / "weights" / "stories.npz", ROOT / "README.md"
     outliers.main([str(weights), str(text), "--blocks", "4", "--tokens", "24"])
     lines = capsys.readouterr().out.splitlines()

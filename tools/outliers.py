@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT))  # after what is installed
 
 import npllama  # noqa: E402
 from npllama.compression.ant import ant, points, search, to_ant  # noqa: E402
