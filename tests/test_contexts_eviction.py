@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import DISTINCT, random_model, seeds, token_ids
 
@@ -58,6 +58,7 @@ class Masked:
         return y
 
 
+@settings(max_examples=settings.default.max_examples // 3)
 @given(seeds, st.integers(3, 9), st.integers(0, 8))
 @example(0, 6, 3)
 @example(1, 5, 1)

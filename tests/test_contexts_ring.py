@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import DISTINCT, random_model, seeds, token_ids
 from test_contexts_sinks import YARN, in_pieces, model_of, streams
@@ -34,6 +34,7 @@ def by_ring(model, tokens, parts, stream, longest):
     return np.concatenate(found)
 
 
+@settings(max_examples=settings.default.max_examples // 3)
 @given(seeds, streams(), st.lists(st.integers(1, 9), min_size=1, max_size=4))
 @example(0, Stream(5, 0, 1), [1])
 @example(1, Stream(6, 2, 1), [4, 3])

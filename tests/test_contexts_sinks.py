@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import DISTINCT, random_model, seeds, token_ids
 
@@ -45,6 +45,7 @@ def streams(draw):
 pieces = st.lists(st.integers(1, 12), min_size=1, max_size=4)
 
 
+@settings(max_examples=settings.default.max_examples // 3)
 @given(seeds, streams(), pieces, st.integers(1, 6), st.sampled_from([PLAIN, YARN]))
 @example(0, Stream(7, 3, 1), [24], 24, PLAIN)
 @example(1, Stream(7, 0, 1), [24], 5, PLAIN)
