@@ -14,6 +14,7 @@ needs("markdown_it", "book")
 from npllama.book import build  # noqa: E402
 from npllama.book.contents import pages  # noqa: E402
 from npllama.book.page import Book, body  # noqa: E402
+from npllama.book.words import LOOKED_UP, STRESSED  # noqa: E402
 
 
 class Entries(HTMLParser):
@@ -58,3 +59,19 @@ def test_there_are_twenty_and_no_two_alike():
     assert len(QUESTIONS) >= 20
     assert len({q.asked for q in QUESTIONS}) == len(QUESTIONS)
     assert len({q.page for q in QUESTIONS}) >= 18
+
+
+@pytest.mark.parametrize("words, name", LOOKED_UP.items())
+def test_word_of_the_index_stands_on_its_page(words, name):
+    page = {p.name: p for p in pages()}[name]
+    assert page.file in entries()[words]
+    text = page.path.read_text(encoding="utf-8").lower()
+    shown = " ".join(text.replace("-", " ").split())
+    apart = re.split(r"[ ,-]+", words.lower())
+    assert any(word.rstrip("s") in shown for word in apart if len(word) > 2)
+
+
+def test_no_word_is_stressed_in_vain():
+    docs = (p.path.read_text(encoding="utf-8") for p in pages())
+    every = " ".join(" ".join(docs).split()).lower()
+    assert [word for word in STRESSED if f"*{word}*" not in every] == []

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import html
+import re
 from itertools import groupby
 from pathlib import Path
 
 from npllama.book import page, prose, shapes
 from npllama.book.contents import Page, docstring, pages
 from npllama.book.page import Book, anchor_of, framed
+from npllama.book.words import LOOKED_UP, STRESSED
 from npllama.files.whole import check_place, write_file
 
 
@@ -50,16 +52,23 @@ def index(book: Book) -> str:
         tree = ast.parse(one.path.read_text(encoding="utf-8"))
         nodes = [n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
         docs = [docstring(one.path), *(ast.get_docstring(n) or "" for n in nodes)]
-        for term in (t for doc in docs for t in prose.terms(doc)):
-            terms.setdefault(" ".join(term.split()).lower(), one)
+        found = (" ".join(t.split()) for doc in docs for t in prose.terms(doc))
+        for term in (t.lower() for t in found):
+            if term not in STRESSED:
+                terms.setdefault(term, one)
         for node in nodes:
             if not node.name.startswith("_") and one.name:
                 said = (ast.get_docstring(node) or "").partition("\n\n")[0]
                 defined.setdefault(node.name, []).append((one, " ".join(said.split())))
+    looked_up = {p.name: p for p in pages()}
+    # The title page only names what a chapter explains.
+    known = {word for words in LOOKED_UP for word in re.split(r", ", words)}
+    terms = {term: p for term, p in terms.items() if term not in known or p.name}
+    terms |= {word: looked_up[name] for word, name in LOOKED_UP.items()}
     words = "".join(
         f'<li><a href="{book.address(p)}">{html.escape(term)}</a>'
         f" <small>{p.number or 'title page'}</small></li>"
-        for term, p in sorted(terms.items())
+        for term, p in sorted(terms.items(), key=lambda row: row[0].lower())
     )
     rows = "".join(
         f'<tr><td><a href="{book.address(p, f"{p.name}.{name}")}"><code>{name}</code></a>'
