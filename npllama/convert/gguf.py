@@ -130,21 +130,12 @@ def config_of(header: Header) -> Config:
             f"general.architecture is {kind!r:.80}; only 'llama' can be read"
         )
     own = {k.removeprefix("llama."): v for k, v in fields.items() if k[:6] == "llama."}
-    for key, harmless in CHANGES.items():
-        if own.get(key, harmless[0]) not in harmless:
-            raise ValueError(
-                f"llama.{key} is {own[key]!r:.80}; LLaMAs have no such thing"
-            )
     if EMBED not in tensors or len(tensors[EMBED].shape) != 2:
         raise ValueError(f"{EMBED}: missing, or not a matrix")
     heads, width = _count(own, "attention.head_count"), _count(own, "embedding_length")
     kv_heads = own.get("attention.head_count_kv", heads)
     D = own.get("attention.key_length", width // max(1, heads))
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if own.get(key, D) != D:
-            raise ValueError(
-                f"llama.{key} is {own[key]!r:.80}; LLaMA's is its head size {D}"
-            )
+    _check_fields(own, D)
     data = {
         "vocab_size": tensors[EMBED].shape[0],
         "hidden_size": width,
@@ -164,6 +155,20 @@ def config_of(header: Header) -> Config:
     if ROPE in tensors:
         rope = _from_divisors(tensors[ROPE].read(), data["head_dim"], rope)
     return config_from_hf(data | {"rope_parameters": rope})
+
+
+def _check_fields(own: Fields, D: int) -> None:
+    """Raise ValueError for a field that asks for what LLaMAs do not do."""
+    for key, harmless in CHANGES.items():
+        if own.get(key, harmless[0]) not in harmless:
+            raise ValueError(
+                f"llama.{key} is {own[key]!r:.80}; LLaMAs have no such thing"
+            )
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if own.get(key, D) != D:
+            raise ValueError(
+                f"llama.{key} is {own[key]!r:.80}; LLaMA's is its head size {D}"
+            )
 
 
 def _count(own: Fields, key: str) -> int:

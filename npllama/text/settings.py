@@ -269,15 +269,7 @@ def assemble(
     **rest
         The other fields of `Tokenizer`.
     """
-    # A list of names may repeat those of special tokens (LLaMA 2's often does).
-    settings = settings._replace(
-        added=tuple(
-            t._replace(special=True, normalized=False)
-            if t.id in tokens and tokens[t.id][::2] == (t.name, True)
-            else t
-            for t in settings.added
-        )
-    )
+    settings = settings._replace(added=_added(tokens, settings))
     added = {t.id: _token(t.name, t.special) for t in settings.added}
     table = dict(tokens) | added
     for i, token in table.items():
@@ -305,6 +297,16 @@ def assemble(
         back=back,
         chat_template=settings.chat_template,
         **rest,
+    )
+
+
+def _added(tokens: Mapping[int, Token], settings: Settings) -> tuple[Added, ...]:
+    """What was added; a list of names may repeat special tokens (LLaMA 2's often does)."""
+    return tuple(
+        t._replace(special=True, normalized=False)
+        if t.id in tokens and tokens[t.id][::2] == (t.name, True)
+        else t
+        for t in settings.added
     )
 
 
