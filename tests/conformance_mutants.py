@@ -38,8 +38,8 @@ SEEN = {
     ],
     "top_a": [("truncation", "probs >= a * probs.max()")],
     "xtc-ties=highest-throw=u": [
-        ("truncation", "~largest(values, good,"),
-        ("truncation", "acts = (u <= probability)"),
+        ("xtc", "~largest(values, good,"),
+        ("xtc", "acts = (u <= probability)"),
     ],
     "eta": [
         ("draw", "below - np.exp(below).sum()"),

@@ -9,6 +9,7 @@ DRAW = "npllama/sampling/draw.py"
 ROWS = "npllama/sampling/rows.py"
 TEMPERATURE = "npllama/sampling/temperature.py"
 TRUNCATION = "npllama/sampling/truncation.py"
+XTC = "npllama/sampling/xtc.py"
 ENTROPY = "npllama/sampling/entropy.py"
 MIROSTAT = "npllama/sampling/mirostat.py"
 PENALTIES = "npllama/sampling/penalties.py"
@@ -225,13 +226,13 @@ MUTANTS = [
         IS_DEFINITION,
     ),
     (
-        TRUNCATION,
+        XTC,
         "~largest(values, good - 1,",
         "~largest(values, good,",
         T_TRUNCATION + "test_xtc_leaves_one_of_the_good_tokens",
     ),
     (
-        TRUNCATION,
+        XTC,
         "acts = (u < probability)",
         "acts = (u <= probability)",
         IS_DEFINITION,

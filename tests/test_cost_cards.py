@@ -59,7 +59,7 @@ def ring(parts):
     parts = [np.array_split(part.copy(), n) for part in parts]
     for step in range(2 * (n - 1)):
         grows = step < n - 1
-        moving = [(card, (card - step + (not grows)) % n) for card in range(n)]
+        moving = [(card, (card - step) % n) for card in range(n)]
         chunks = [parts[card][chunk].copy() for card, chunk in moving]
         for (card, chunk), data in zip(moving, chunks):
             right = parts[(card + 1) % n]

@@ -42,8 +42,8 @@ WORKED = {
         "top_p",
         "min_p",
         "top_a",
-        "xtc",
     ],
+    "sampling.xtc": ["xtc"],
     "sampling.entropy": [
         "typical_p",
         "eta_cutoff",

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from sampling_strategies import batches, distinct_rows, kept, rows, seeds, shares
 
 from npllama import sampling as s
-from npllama.decoding.rejection import verified
-from npllama.decoding.speculative import Draft, check
+from npllama.decoding.common import Job
+from npllama.decoding.speculative import Draft, check_guesses
 
 
 @given(rows(), st.integers(1, 80))
@@ -81,16 +81,14 @@ def test_xtc_fires_as_often_as_it_should():
 @given(st.floats(0.05, 0.95), st.integers(1, 5), st.integers(0, 100))
 def test_a_round_brings_the_tokens_that_the_formula_says(b, guesses, seed):
     # Two words: the draft always says the first, the target with probability b.
-    rng = np.random.default_rng(seed)
+    job = Job(None, [0], guesses + 1, rng=np.random.default_rng(seed))
     logits = np.log(np.tile([b, 1 - b], (guesses + 1, 1)))
     sure = [np.array([1.0, 0.0])] * guesses
 
-    def decide(new, row, x, q):
-        return verified(row, x, q, rng)
-
     draft, N = Draft([0] * guesses, sure), 400
     brought = [
-        len(check(draft, logits, [], decide, lambda new: None)[0]) for _ in range(N)
+        len(check_guesses(job, draft, logits, [], lambda new: None)[0])
+        for _ in range(N)
     ]
     expected = (1 - b ** (guesses + 1)) / (1 - b)
     spread = np.std(brought) / math.sqrt(N) + 1e-2

@@ -19,6 +19,7 @@ value. A sampler that needs the text so far takes `tokens`, one history of shape
     `draw`         the greedy choice; chance
     `temperature`  how much chance
     `truncation`   cut off the tail: by rank, by mass, by probability
+    `xtc`          cut off the top
     `entropy`      cut off the tail: by the shape of the distribution
     `mirostat`     truncation with feedback
     `penalties`    tokens that occurred already
@@ -155,8 +156,9 @@ from npllama.sampling.synthid_detector import (
     weighted_mean_score,
 )
 from npllama.sampling.temperature import dynamic_temperature, temperature
-from npllama.sampling.truncation import epsilon_cutoff, min_p, top_a, top_k, top_p, xtc
+from npllama.sampling.truncation import epsilon_cutoff, min_p, top_a, top_k, top_p
 from npllama.sampling.watermark import Detection, GreenList, detect_watermark, watermark
+from npllama.sampling.xtc import xtc
 
 __all__ = [
     "Detection",

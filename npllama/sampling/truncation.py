@@ -9,7 +9,7 @@ Truncation removes improbable tokens and leaves the others unchanged. It cuts
 - at a probability: fixed (`epsilon_cutoff`), or relative to the most probable
   token (`min_p`, `top_a`),
 
-and `xtc` cuts off the top instead. The next chapter holds the samplers that look
+The next sections hold the samplers that cut off the top instead, and those that look
 at the shape of the whole distribution.
 
 Every sampler sees only the tokens that earlier ones left; their probabilities
@@ -343,76 +343,3 @@ def top_a(logits: ArrayLike, a: float) -> Row:
         return probs >= a * probs.max() ** 2
 
     return keep_only(logits, kept)
-
-
-def _throws(u: ArrayLike, logits: Row) -> Probs:
-    """Return u as numbers in [0, 1), one per row of the logits."""
-    u = np.asarray(u, np.float64)
-    if u.shape != logits.shape[:-1] or not ((u >= 0) & (u < 1)).all():
-        raise ValueError(f"xtc needs one u in [0, 1) per row, got {u}")
-    return u
-
-
-def xtc(
-    logits: ArrayLike,
-    u: ArrayLike,
-    *,
-    probability: float = 0.5,
-    threshold: float = 0.1,
-    min_tokens_to_keep: int = 1,
-) -> Row:
-    """Exclude top choices: sometimes remove all good tokens except the least good.
-
-    If two or more tokens reach the threshold, all of them except the least
-    probable are removed, so the text takes a less expected turn that is still
-    sensible.
-
-    Parameters
-    ----------
-    logits : (..., V) float
-    u : (...) float64
-        Uniform numbers in [0, 1), one per row; the sampler acts on a row if
-        u < probability.
-    probability : float
-        In [0, 1]: how often it acts.
-    threshold : float
-        In [0, 1]; above 0.5 two tokens cannot reach it, and nothing happens.
-    min_tokens_to_keep : int
-        If fewer would remain, nothing is removed.
-
-    Returns
-    -------
-    (..., V) float
-        Of equally least probable tokens the one with the highest id stays.
-
-    Raises
-    ------
-    ValueError
-        If an option is out of range or u has another shape than the rows.
-
-    References
-    ----------
-    p-e-w 2024, text-generation-webui pull request 6335; llama.cpp,
-    `llama_sampler_xtc_apply`. Not in transformers or vLLM.
-
-    >>> five = np.log([0.4, 0.3, 0.15, 0.1, 0.05])
-    >>> print(softmax(xtc(five, 0.3, threshold=0.12)).round(3))  # 0.15 is the least above 0.12
-    [0.    0.    0.5   0.333 0.167]
-    """
-    at_least_one(min_tokens_to_keep)
-    if not (0 <= probability <= 1 and 0 <= threshold <= 1):
-        raise ValueError(
-            "xtc needs probability and threshold in [0, 1], "
-            f"got {probability} and {threshold}"
-        )
-    logits = checked(logits)
-    u = _throws(u, logits)
-
-    def kept(values: Row) -> Mask:
-        good = np.count_nonzero(softmax(values) >= threshold)
-        if good < 2 or values.size - good + 1 < min_tokens_to_keep:
-            return np.ones(values.size, np.bool_)
-        return ~largest(values, good - 1, "lowest")
-
-    acts = (u < probability)[..., None]
-    return np.where(acts, keep_only(logits, kept), logits)
