@@ -8,7 +8,7 @@ from needs import needs
 
 import npllama
 from npllama.cli.main import main
-from npllama.contexts.forgetting import cuts_compared, streams_compared
+from npllama.contexts.forgetting import cuts_compared, cuts_of, streams_compared
 from npllama.contexts.perplexity import Window, surprise
 from npllama.contexts.sparse import Pattern, attending
 from npllama.contexts.steady import Tick, draw_steady, slope, ticks, written
@@ -58,8 +58,8 @@ def test_rows_of_streams_are_the_streams(model):
     for way, (sinks, discard) in {
         "0 sinks + last 16": (0, 1),
         "2 sinks + last 14": (2, 1),
-        "0 kept, half of the rest at once": (0, 8),
-        "2 kept, half of the rest at once": (2, 7),
+        "context shift: 0 first + last 9 to 16": (0, 8),
+        "context shift: 2 first + last 8 to 14": (2, 7),
     }.items():
         expected = surprise_of_stream(model, tokens, 16, sinks, discard)[15:]
         assert np.allclose(rows[way].nats, expected, atol=1e-3)
@@ -73,6 +73,15 @@ def test_a_prompt_from_which_nothing_is_cut_is_read_as_the_text(model):
     others = [found.nats for way, found in rows.items() if way != "nothing"]
     assert all(not np.allclose(nats, expected, atol=1e-3) for nats in others)
     assert len({nats.tobytes() for nats in others}) == 5
+
+
+def test_only_snapkv_looks_at_what_the_last_queries_saw():
+    cuts = cuts_of(12, 1, 6)
+    assert [cut.way for cut in cuts if cut.from_last] == [
+        "SnapKV, 6 queries, mean",
+        "SnapKV, 6 queries, max",
+    ]
+    assert cuts[2].way == "all but 1 sink and the last 11"
 
 
 def test_a_prompt_that_is_cut_is_read_on_with_the_rest_hidden(model):
@@ -171,6 +180,22 @@ def test_a_slope_is_told_per_thousand_tokens_and_a_slow_tick_does_not_move_it():
     assert slope(noted) == pytest.approx(expected)
     noted[7] = noted[7]._replace(seconds=9.0)
     assert slope(noted) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (
+            lambda model: next(written(model, Stream(8, 1), 9, "rings")),
+            "ways are all kept",
+        ),
+        (lambda _: slope([Tick(10, 0.1, 1)]), "a slope of 1 ticks; 2 or more"),
+        (lambda _: draw_steady("x.svg", {"ring": []}, ""), "ring: no tick was noted"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(model, make, line):
+    with pytest.raises(ValueError, match=line):
+        make(model)
 
 
 def test_a_text_too_short_to_measure_is_refused(capsys):

@@ -187,3 +187,16 @@ def test_what_cannot_be_asked_for_is_said_in_a_line(capsys, words, says):
     assert main(words) == 2
     err = capsys.readouterr().err
     assert says in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("read", "line"),
+    [
+        (lambda m: surprise_rounded(m, [], kivi(2, 2, 2)), "the text has 0 tokens"),
+        (lambda m: surprise_rounded(m, [1, 2], kivi(2, 2, 2), 0), "pieces of 0 tokens"),
+        (lambda m: losses(m, [1, 2, 3], [kivi(2, 2, 2)], 0), "pieces of 0 tokens"),
+    ],
+)
+def test_a_text_or_a_piece_without_a_token_is_refused(read, line):
+    with pytest.raises(ValueError, match=line):
+        read(random_model(DISTINCT, 0))

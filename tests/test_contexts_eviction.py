@@ -10,6 +10,7 @@ from strategies import DISTINCT, random_model, seeds, token_ids
 
 from npllama.cache import new_cache
 from npllama.config import Rope
+from npllama.contexts import eviction
 from npllama.contexts.eviction import (
     heaviest,
     make_room,
@@ -20,7 +21,10 @@ from npllama.contexts.eviction import (
     snap,
     surprise_of_h2o,
 )
+from npllama.contexts.keeping import SnapKV, h2o_streamed
 from npllama.contexts.perplexity import Window, surprise
+from npllama.contexts.ring import new_ring, ring_streamed, surprise_in_ring
+from npllama.contexts.streaming import Stream, streamed, surprise_of_stream
 from npllama.model import forward
 
 
@@ -159,6 +163,43 @@ def test_a_cut_prompt_is_read_on_as_if_the_rest_had_never_been_seen():
     forward(model, np.array([tokens[:12]]), cache)
     expected = forward(model, np.array([tokens[12:]]), cache, attend=masked)[0]
     assert np.allclose(found, expected)
+
+
+def test_the_watched_part_of_a_prompt_is_read_in_pieces(monkeypatch):
+    model = model_of(6)
+    tokens = token_ids(model.config, 6, 16).tolist()
+    whole, logits = read_prompt(model, tokens, 11, 16)
+    longest, plain = [], eviction.weights_of
+    monkeypatch.setattr(eviction, "PREFILL_CHUNK", 4)
+    monkeypatch.setattr(
+        eviction, "weights_of", lambda q, *a: longest.append(len(q)) or plain(q, *a)
+    )
+    pieces, same = read_prompt(model, tokens, 11, 16)
+    assert max(longest) == 4 and sum(longest) == 11 * model.config.num_hidden_layers
+    assert np.allclose(pieces.weight, whole.weight) and np.allclose(same, logits)
+
+
+NO_TOKEN, NO_PIECE = "the text has 0 tokens; 1 or more", "pieces of 0 tokens: 1 or more"
+
+
+@pytest.mark.parametrize(
+    ("read", "line"),
+    [
+        (lambda m: streamed(m, [], new_cache(m.config, 1, 4), 1), NO_TOKEN),
+        (lambda m: surprise_of_stream(m, [], 4, 1), NO_TOKEN),
+        (lambda m: ring_streamed(m, [], new_ring(m.config, Stream(4, 1))), NO_TOKEN),
+        (lambda m: surprise_in_ring(m, [], Stream(4, 1)), NO_TOKEN),
+        (lambda m: surprise_in_ring(m, [1, 2], Stream(4, 1), 0), NO_PIECE),
+        (lambda m: h2o_streamed(m, [], new_kept(m.config, 4)), NO_TOKEN),
+        (lambda m: SnapKV(m, 4, 2)([]), NO_TOKEN),
+        (lambda m: read_prompt(m, [], 2, 4), NO_TOKEN),
+        (lambda m: surprise_of_h2o(m, [], 4, 2), NO_TOKEN),
+        (lambda m: surprise_of_h2o(m, [1, 2], 4, 2, 0), NO_PIECE),
+    ],
+)
+def test_a_text_or_a_piece_without_a_token_is_refused(read, line):
+    with pytest.raises(ValueError, match=line):
+        read(model_of(0))
 
 
 def test_a_prompt_that_fits_is_not_cut():

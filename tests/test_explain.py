@@ -21,9 +21,16 @@ from npllama.decoding.json_schema import schema_machine
 from npllama.explain.choices import Drawn, choice_of, line_of
 from npllama.explain.collect import explained
 from npllama.explain.layers import packed
-from npllama.explain.page import page
+from npllama.explain.page import page, tree
 from npllama.explain.search import Level, way
-from npllama.explain.told import Asked, options_back, options_of, shown_token, told
+from npllama.explain.told import (
+    Asked,
+    ids_in,
+    options_back,
+    options_of,
+    shown_token,
+    told,
+)
 from npllama.explain.watch import put_together
 from npllama.files.checkpoint import load
 from npllama.generation.generate import generate
@@ -492,6 +499,38 @@ def test_server_answers_with_the_same_page():
 
 
 @pytest.mark.parametrize(
+    ("options", "new", "whole"),
+    [
+        ({"max_length": 6}, None, 6),
+        ({"max_length": 9999}, None, 4 + 256),
+        ({"max_length": 6, "max_new_tokens": 9}, 9, 6),
+        ({"max_new_tokens": 9999}, 256, None),
+    ],
+)
+def test_a_length_that_was_asked_for_holds_up_to_a_limit(options, new, whole):
+    needs("starlette", "serve")
+    from npllama.explain import served
+
+    offer = offered(stories(), "stories", "npllama-float32", 512)
+    asked = json.dumps({"prompt": [1, 300, 301, 302], "options": options})
+    config = served.wanted_of(offer, {"asked": asked}, 9).config
+    assert (config.max_new_tokens, config.max_length) == (new, whole)
+
+
+def test_a_search_whose_lists_do_not_lead_to_its_text_is_refused(monkeypatch):
+    needs("starlette", "serve")
+    from npllama.explain import served
+
+    def lost(*_, **__):
+        return way([Level([], [], [(0, 7, -1.0)], [], [])], [8, 9])
+
+    monkeypatch.setattr(served, "explained", lost)
+    offer = offered(stories(), "stories", "npllama-float32", 512)
+    with pytest.raises(Refused, match="the search did not list this text"):
+        served.answered(offer, {"prompt": PROMPT}, 60)
+
+
+@pytest.mark.parametrize(
     ("given", "says"),
     [
         ({"prompt": PROMPT, "top_q": "1"}, "did you mean top_p"),
@@ -504,6 +543,8 @@ def test_server_answers_with_the_same_page():
         ({"asked": '{"prompt": "a", "seed": true, "first": [9999]}'}, "outside"),
         ({"asked": '{"prompt": "a", "seed": -1}'}, "seed is -1"),
         ({"asked": '{"prompt": [[1]]}'}, "token ids"),
+        ({"asked": '{"options": {"max_length": 9}}'}, "prompts: NoneType found"),
+        ({"asked": '{"prompt": [[1]], "options": {"max_length": 9}}'}, "one prompt"),
     ],
 )
 def test_what_the_server_cannot_show_is_refused_in_words(given, says):
@@ -526,6 +567,26 @@ def test_page_of_a_hundred_tokens_is_small_and_fetches_nothing():
     assert len(found.steps) == 100 and len(text.encode()) < 1e6
     assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
     assert "https://" not in text and "default-src 'none'" in text
+
+
+def test_a_tree_is_high_enough_for_beams_that_were_forced():
+    going = [(0, 5, -2.0), (0, 6, -3.0), (0, 7, -4.0)]
+    level = {"candidates": [(0, 4, -1.0)], "going": going, "ended": []}
+    names = dict.fromkeys(range(4, 8), "x")
+    drawn = tree(
+        {"levels": [level], "way": [0], "steps": [{"token": 5}], "names": names}
+    )
+    places = [float(y) for y in re.findall(r'cy="([0-9.]+)"', drawn)]
+    assert len(places) == 5
+    assert max(places) < float(re.search(r'height="([0-9.]+)"', drawn)[1])
+
+
+def test_tokens_are_named_only_if_they_occur():
+    step = {"tokens": [5, 6], "guess": None, "said": []}
+    data = {"tokens": [5], "steps": [step], "levels": [], "rounds": []}
+    assert ids_in(data) == {5, 6}
+    for step in data_of("early exit")["steps"]:
+        assert step["guess"] is None or step["guess"] in step["tokens"]
 
 
 def test_a_text_cannot_break_out_of_the_page():

@@ -33,6 +33,7 @@ from npllama.cache import KVCache, new_cache
 from npllama.compression.kv_cache import forward_rounded, new_rounded
 from npllama.compression.kv_rounding import Rules
 from npllama.compression.quality import Quality, divergence
+from npllama.contexts.perplexity import text_of
 from npllama.decoding.common import PREFILL_CHUNK, Job, Step, ending
 from npllama.decoding.sample import choose
 from npllama.generation.generate import Piece, most_texts, naming_options
@@ -153,19 +154,25 @@ def surprise_rounded(
     -------
     (S - 1,) float64
         In nats.
+
+    Raises
+    ------
+    ValueError
+        If the text or a piece has no token.
     """
-    S = len(tokens)
-    cache, nats = cache_for(model, max(S - 1, 1), rules), [np.empty(0)]
-    for t in range(0, S - 1, piece):
-        part, after = _at(tokens, t, piece)
+    text = text_of(tokens, piece)  # (S,)
+    cache = cache_for(model, max(len(text) - 1, 1), rules)
+    nats = [np.empty(0, dtype=np.float64)]
+    for t in range(0, len(text) - 1, piece):
+        part, after = _at(text, t, piece)
         logp = log_softmax(forward_rounded(model, part[None], cache)[0])  # (T, V)
         nats.append(-logp[np.arange(len(after)), after])
     return np.concatenate(nats)
 
 
-def _at(tokens: Sequence[int], t: int, piece: int) -> tuple[np.ndarray, np.ndarray]:
+def _at(text: np.ndarray, t: int, piece: int) -> tuple[np.ndarray, np.ndarray]:
     """The tokens of a piece that have one after them, and those."""
-    some = np.array(tokens[t : t + piece + 1], dtype=np.int64)
+    some = text[t : t + piece + 1]
     return some[:-1], some[1:]
 
 
@@ -194,9 +201,9 @@ def losses(
     Raises
     ------
     ValueError
-        If no token is left to count.
+        If no token is left to count, or a piece has none.
     """
-    S = len(tokens)
+    text, S = text_of(tokens, piece), len(tokens)
     if S < piece + 2:
         raise ValueError(f"the text has {S} tokens; {piece + 2} or more are needed")
     plain = new_cache(model.config, 1, S - 1, model.embed.dtype.name)
@@ -204,7 +211,7 @@ def losses(
     before: list[np.ndarray] = []
     found: list[list[np.ndarray]] = [[] for _ in several]
     for t in range(0, S - 1, piece):
-        part, after = _at(tokens, t, piece)
+        part, after = _at(text, t, piece)
         exact = forward(model, part[None], plain)[0]  # (T, V)
         nats = -log_softmax(exact)[np.arange(len(after)), after]  # (T,)
         before.append(nats)

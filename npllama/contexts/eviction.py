@@ -46,6 +46,7 @@ import numpy as np
 from npllama.attention import blocked, softmax
 from npllama.cache import KVCache, new_cache
 from npllama.config import BY_LENGTH, Config
+from npllama.contexts.perplexity import text_of
 from npllama.contexts.states import by_key_head, in_the_future, scores_among
 from npllama.decoding.common import PREFILL_CHUNK
 from npllama.model import forward
@@ -294,8 +295,13 @@ def surprise_of_h2o(
     -------
     (S - 1,) float64
         In nats; see `perplexity`.
+
+    Raises
+    ------
+    ValueError
+        As `new_kept` and `make_room`, or if the text or a piece has no token.
     """
-    text = np.array(tokens, dtype=np.int64)  # (S,)
+    text = text_of(tokens, piece)  # (S,)
     kept = new_kept(model.config, room, model.embed.dtype.name)
     nats = np.empty(len(text) - 1, dtype=np.float64)  # (S - 1,)
     for t in range(0, len(nats), piece):
@@ -353,6 +359,7 @@ def read_prompt(
     ----------
     model : Model
     tokens : sequence of int
+        At least one.
     window : int
         Queries that are watched, all of them if there are no more.
     room : int
@@ -363,10 +370,17 @@ def read_prompt(
     kept : Kept
     logits : (V,) float
         After the last token.
+
+    Raises
+    ------
+    ValueError
+        As `new_kept`, or if there is no token.
     """
-    text, unwatched = np.array(tokens), max(0, len(tokens) - window)
+    text, unwatched = text_of(tokens), max(0, len(tokens) - window)
     kept = new_kept(model.config, room, model.embed.dtype.name)
-    for t in range(0, unwatched, PREFILL_CHUNK):
-        part = text[t : min(t + PREFILL_CHUNK, unwatched)]
-        read_on(model, part, kept, watch=False, last=True)
-    return kept, read_on(model, text[unwatched:], kept, last=True)[-1]
+    begins = [*range(0, unwatched, PREFILL_CHUNK)]
+    begins += range(unwatched, len(text), PREFILL_CHUNK)
+    for t, end in zip(begins, [*begins[1:], len(text)]):
+        watch = t >= unwatched
+        logits = read_on(model, text[t:end], kept, watch, last=True)[0]  # (V,)
+    return kept, logits

@@ -69,20 +69,34 @@ def streams_compared(
     yield counted("all in view", surprise(model, tokens, Window(0, 1, len(tokens))))
     for c in sinks:
         nats = surprise_in_ring(model, tokens, Stream(W, c))
-        yield counted(f"{c} sinks + last {W - c}", nats)
+        yield counted(f"{sinks_named(c)} + last {W - c}", nats)
     for c in sorted({0, max(sinks)}):
         shift = context_shift(W, c)
         nats = surprise_in_ring(model, tokens, shift)
-        yield counted(f"{c} kept, half of the rest at once", nats)
+        last = f"last {W - c - shift.discard + 1} to {W - c}"
+        yield counted(f"context shift: {c} first + {last}", nats)
     nats = surprise_of_h2o(model, tokens, W, W // 2)
     yield counted(f"H2O: {W - W // 2} heaviest + last {W // 2}", nats)
+
+
+def sinks_named(c: int) -> str:
+    """So many sinks, in words."""
+    return f"{c} sink" if c == 1 else f"{c} sinks"
 
 
 #  ---- a prompt that is cut once ---------------------------------------------------
 
 
-def cuts_of(W: int, sinks: int, watched: int) -> dict[str, Callable[[Kept], None]]:
-    """Ways to cut a prompt to W keys; each writes into what it is given.
+class Cut(NamedTuple):
+    """A way to cut a prompt."""
+
+    way: str
+    from_last: bool  # weights are those of the prompt's last queries, not of all
+    cut: Callable[[Kept], None]  # writes into what it is given
+
+
+def cuts_of(W: int, sinks: int, watched: int) -> list[Cut]:
+    """Ways to cut a prompt to W keys.
 
     Parameters
     ----------
@@ -101,18 +115,19 @@ def cuts_of(W: int, sinks: int, watched: int) -> dict[str, Callable[[Kept], None
         held = int(kept.cache.length[0])
         keep(kept, heaviest(kept.weight[..., :held], W - W // 2, W // 2))
 
-    return {
-        "nothing": lambda kept: None,
-        f"all but the last {W}": lambda kept: last(kept, 0),
-        f"all but {sinks} sinks and the last {W - sinks}": lambda kept: last(
-            kept, sinks
-        ),
-        "H2O": heavy,
-        f"SnapKV, {watched} queries, mean": lambda kept: snap(kept, W, watched),
-        f"SnapKV, {watched} queries, max": lambda kept: snap(
-            kept, W, watched, 7, "max"
-        ),
-    }
+    first, half = sinks_named(sinks), W // 2
+    most = f"all but the {W - half} heaviest and the last {half}, by all queries"
+    by = f"SnapKV, {watched} queries"
+    return [
+        Cut("nothing", False, lambda kept: None),
+        Cut(f"all but the last {W}", False, lambda kept: last(kept, 0)),
+        Cut(f"all but {first} and the last {W - sinks}", False,
+            lambda kept: last(kept, sinks)),
+        # H2O's choice, made once; H2O itself drops keys while it reads.
+        Cut(most, False, heavy),
+        Cut(f"{by}, mean", True, lambda kept: snap(kept, W, watched)),
+        Cut(f"{by}, max", True, lambda kept: snap(kept, W, watched, 7, "max")),
+    ]  # fmt: skip
 
 
 def cuts_compared(
@@ -138,8 +153,8 @@ def cuts_compared(
     n, text = len(tokens), np.array(tokens, dtype=np.int64)
     by_all, _ = read_prompt(model, tokens[:prompt], prompt, n)
     by_last, _ = read_prompt(model, tokens[:prompt], watched, n)
-    for way, cut in cuts_of(W, sinks, watched).items():
-        kept = _copy(by_last if way.startswith("SnapKV") else by_all)
+    for way, from_last, cut in cuts_of(W, sinks, watched):
+        kept = _copy(by_last if from_last else by_all)
         cut(kept)
         logp = log_softmax(read_on(model, text[prompt:-1], kept, watch=False))  # (T, V)
         nats = -logp[np.arange(len(logp)), text[prompt + 1 :]]  # (T,)

@@ -23,6 +23,7 @@ from npllama.contexts.eviction import (
     read_prompt,
     snap,
 )
+from npllama.contexts.perplexity import text_of
 from npllama.contexts.streaming import Run, Stream, endless, one_task, shown
 from npllama.decoding.common import PREFILL_CHUNK, Job, Stop, context_length
 from npllama.generation.generate import Piece
@@ -41,12 +42,24 @@ def h2o_streamed(model: Model, tokens: Sequence[int], kept: Kept) -> np.ndarray:
     ------
     Into `kept`.
 
+    Parameters
+    ----------
+    model : Model
+    tokens : sequence of int
+        At least one.
+    kept : Kept
+
     Returns
     -------
     (V,) float
         The logits after the last token.
+
+    Raises
+    ------
+    ValueError
+        If there is no token.
     """
-    N, text, t = kept.weight.shape[-1], np.array(tokens), 0
+    N, text, t = kept.weight.shape[-1], text_of(tokens), 0
     recent = N // 2
     while t < len(text):
         free = N - int(kept.cache.length[0])
@@ -76,7 +89,7 @@ class SnapKV:
 
     def __call__(self, tokens: Sequence[int]) -> np.ndarray:
         if self.kept is not None:
-            some = np.array(tokens)
+            some = text_of(tokens)
             return read_on(self.model, some, self.kept, watch=False, last=True)[0]
         window = min(WATCHED, self.capacity // 2)
         whole, logits = read_prompt(self.model, tokens, window, len(tokens))

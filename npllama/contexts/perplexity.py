@@ -144,6 +144,20 @@ def _at_least(n: int, least: int) -> None:
         raise ValueError(f"the text has {n} tokens; {least} or more are needed")
 
 
+def text_of(tokens: Sequence[int], piece: int = 1) -> np.ndarray:
+    """A text to be read in pieces, (S,) int64.
+
+    Raises
+    ------
+    ValueError
+        If it has no token, or a piece has none.
+    """
+    _at_least(len(tokens), 1)
+    if piece < 1:
+        raise ValueError(f"pieces of {piece} tokens: 1 or more are needed")
+    return np.array(tokens, dtype=np.int64)
+
+
 def surprise(
     model: Model, tokens: Sequence[int], window: Window, bos: int | None = None
 ) -> np.ndarray:

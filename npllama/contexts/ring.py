@@ -41,6 +41,7 @@ import numpy as np
 from npllama.attention import QUERY_BLOCK
 from npllama.cache import KVCache, new_cache
 from npllama.config import Config
+from npllama.contexts.perplexity import text_of
 from npllama.contexts.sinks import a_row
 from npllama.contexts.streaming import Stream, check_stream
 from npllama.decoding.common import PREFILL_CHUNK
@@ -178,12 +179,24 @@ def ring_streamed(model: Model, tokens: Sequence[int], ring: Ring) -> np.ndarray
     ------
     Into the ring.
 
+    Parameters
+    ----------
+    model : Model
+    tokens : sequence of int
+        At least one.
+    ring : Ring
+
     Returns
     -------
     (V,) float
         The logits after the last token.
+
+    Raises
+    ------
+    ValueError
+        If there is no token.
     """
-    piece, text = ring.k.shape[3] - ring.stream.window + 1, np.array(tokens)
+    piece, text = ring.k.shape[3] - ring.stream.window + 1, text_of(tokens)
     for t in range(0, len(text), piece):
         logits = forward_ring(model, text[t : t + piece], ring, last=True)[0]  # (V,)
     return logits
@@ -202,11 +215,11 @@ def surprise_in_ring(
     Raises
     ------
     ValueError
-        As `new_ring`, or if a token is outside the vocabulary.
+        As `new_ring`, if there is no token, or if one is outside the vocabulary.
     """
-    text = np.array(tokens, dtype=np.int64)  # (S,)
+    text = text_of(tokens, piece)  # (S,)
     nats = np.empty(len(text) - 1, dtype=np.float64)  # (S - 1,)
-    piece = max(1, min(piece, len(nats)))
+    piece = min(piece, max(1, len(nats)))
     ring = new_ring(model.config, stream, piece, model.embed.dtype.name)
     for t in range(0, len(nats), piece):
         part = text[t : min(t + piece, len(nats))]  # (T,)

@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from npllama.cache import new_cache
+from npllama.cache import KVCache, new_cache
 from npllama.contexts.offload import resident_bytes
 from npllama.contexts.ring import new_ring, ring_streamed
-from npllama.contexts.streaming import Stream, endless
-from npllama.cost.plot import FORMATS
+from npllama.contexts.streaming import Run, Stream, endless
+from npllama.cost.plot import ending_of
 from npllama.decoding.common import Job, Step
-from npllama.files.whole import check_place, new_file
+from npllama.files.whole import new_file
 from npllama.model import forward
 from npllama.weights import Model
 
@@ -43,26 +42,44 @@ class Tick(NamedTuple):
 def written(model: Model, stream: Stream, tokens: int, way: str) -> Iterator[Step]:
     """A text of so many tokens, drawn from the model's distribution.
 
+    Parameters
+    ----------
+    model : Model
+    stream : Stream
+    tokens : int
+    way : "all kept", "moved up" or "ring"
+
     Raises
     ------
     ValueError
-        As `check_stream`.
+        As `check_stream`, or for another way.
     """
-    dtype, run = model.embed.dtype.name, None
-    if way == ALL_KEPT:
-        whole = new_cache(model.config, 1, tokens + 1, dtype)
-
-        def run(new):
-            return forward(model, np.array([new]), whole, last=True)[0, 0]
-
-    elif way == RING:
-        ring = new_ring(model.config, stream, 1, dtype)
-        run = partial(ring_streamed, model, ring=ring)
+    run = run_for(model, stream, tokens, way)
     first = model.tokenizer.bos_id if model.tokenizer else None
     begin = [1 if first is None else first]
     return endless(
         Job(model, begin, tokens, rng=np.random.default_rng(0)), stream, run=run
     )
+
+
+def run_for(model: Model, stream: Stream, tokens: int, way: str) -> Run | None:
+    """How tokens go through a cache; None for the way of `streaming`."""
+    dtype = model.embed.dtype.name
+    if way == ALL_KEPT:
+        cache = new_cache(model.config, 1, tokens + 1, dtype)
+        return partial(all_kept, model, cache=cache)
+    if way == RING:
+        return partial(
+            ring_streamed, model, ring=new_ring(model.config, stream, 1, dtype)
+        )
+    if way != MOVED:
+        raise ValueError(f"{way!r}: the ways are {', '.join(WAYS)}")
+    return None
+
+
+def all_kept(model: Model, tokens: Sequence[int], cache: KVCache) -> np.ndarray:
+    """Run more tokens as plain decoding does; (V,) float, the logits after them."""
+    return forward(model, np.array([tokens]), cache, last=True)[0, 0]
 
 
 def ticks(steps: Iterable[Step], every: int) -> Iterator[Tick]:
@@ -80,7 +97,14 @@ def slope(found: list[Tick]) -> float:
 
     By the median of the slopes between all pairs of ticks (Theil and Sen), which a
     few slow ticks do not move.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two ticks.
     """
+    if len(found) < 2:
+        raise ValueError(f"a slope of {len(found)} ticks; 2 or more are needed")
     t = np.array([tick.tokens for tick in found], dtype=np.float64)  # (n,)
     y = np.array([tick.seconds for tick in found], dtype=np.float64)  # (n,)
     a, b = np.triu_indices(len(found), 1)
@@ -97,12 +121,13 @@ def draw_steady(
     ImportError
         If matplotlib is not installed.
     ValueError
-        If the name ends in no format that can be drawn, or its folder is missing.
+        If the name ends in no format that can be drawn, its folder is missing, or
+        a way has no tick.
     """
-    ending = Path(path).suffix.removeprefix(".").lower()
-    if ending not in FORMATS:
-        raise ValueError(f"{path}: the name must end in .png, .svg or .pdf")
-    check_place(path)
+    ending = ending_of(path)
+    for way, noted in found.items():
+        if not noted:
+            raise ValueError(f"{way}: no tick was noted, so there is nothing to draw")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 7), layout="constrained")

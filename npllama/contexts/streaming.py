@@ -43,6 +43,7 @@ import numpy as np
 
 from npllama.cache import KVCache, new_cache
 from npllama.config import BY_LENGTH, Config
+from npllama.contexts.perplexity import text_of
 from npllama.decoding.common import PREFILL_CHUNK, Job, Step, context_length
 from npllama.decoding.sample import choose
 from npllama.generation.generate import Piece, most_texts, naming_options
@@ -166,16 +167,21 @@ def streamed(
     -------
     (V,) float
         The logits after the last token.
+
+    Raises
+    ------
+    ValueError
+        If there is no token.
     """
-    W, t = cache.k.shape[3], 0
+    text, W, t = text_of(tokens), cache.k.shape[3], 0
     # Half of a window at a time: the first of them sees the other half.
     half = max(1, (W - sinks) // 2)
-    while t < len(tokens):
-        left, room = len(tokens) - t, W - int(cache.length[0])
+    while t < len(text):
+        left, room = len(text) - t, W - int(cache.length[0])
         n = min(left, PREFILL_CHUNK, room or half)
         if not room:
             forget(cache, model.config, max(n, discard), sinks)
-        part = np.array([tokens[t : t + n]])  # (1, n)
+        part = text[None, t : t + n]  # (1, n)
         logits = forward(model, part, cache, last=True)[0, 0]  # (V,)
         t += n
     return logits
@@ -328,13 +334,13 @@ def surprise_of_stream(
     Raises
     ------
     ValueError
-        As `check_stream`.
+        As `check_stream`, or if there is no token.
     """
-    stream = Stream(window, sinks, discard)
+    stream, text = Stream(window, sinks, discard), text_of(tokens)
     check_stream(model.config, stream)
     cache = new_stream_cache(model, stream)
-    nats = np.empty(len(tokens) - 1, dtype=np.float64)  # (S - 1,)
+    nats = np.empty(len(text) - 1, dtype=np.float64)  # (S - 1,)
     for i in range(len(nats)):
         logits = streamed(model, tokens[i : i + 1], cache, sinks, discard)  # (V,)
-        nats[i] = -log_softmax(logits)[tokens[i + 1]]
+        nats[i] = -log_softmax(logits)[text[i + 1]]
     return nats

@@ -192,7 +192,7 @@ WIDE, HIGH, LEFT, TOP = 120, 34, 16, 30
 def tree(data: Mapping[str, Any]) -> str:
     """All candidates of a search, a column for each step, and the way to the text."""
     levels, way = data["levels"], data["way"]
-    most = max(len(level["candidates"]) for level in levels)
+    most = max(len(ranked(level)) for level in levels)
     spots = {0: (LEFT, TOP + HIGH * (most - 1) / 2)}  # of each row that went on
     spots |= {row: spots[0] for row in range(len(levels[0]["candidates"]))}
     parts = [disc(*spots[0], 5)]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from html import escape
 from typing import Any, NamedTuple
 
@@ -28,11 +29,12 @@ from npllama.explain.page import framed, page
 from npllama.explain.told import Asked, options_back, told
 from npllama.generation.options import OPTIONS, GenerationConfig
 from npllama.generation.options import options_of as model_options
-from npllama.generation.task import encode_prompt
+from npllama.generation.task import Prompt, encode_prompt, is_prompt
 from npllama.ops import rowwise
 from npllama.serving.clients import ready
 from npllama.serving.fields import Refused
 from npllama.serving.offered import Served
+from npllama.weights import Model
 
 MOST, USUAL = 256, 60  # new tokens
 
@@ -71,7 +73,7 @@ def answered(served: Served, given: Mapping[str, str], seconds: float) -> str:
             found = explained(
                 served.model, wanted.prompt, wanted.config, chance, first=wanted.first
             )
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
         raise Refused(f"explain: {error}") from None
     asked = Asked(wanted.prompt, wanted.seed, served.name, first=wanted.first)
     return page(told(found, asked), server="")
@@ -102,13 +104,24 @@ def wanted_of(served: Served, given: Mapping[str, str], seconds: float) -> Wante
     options = model_options(served.model, options) | options
     if options.get("max_length") is None:
         options.setdefault("max_new_tokens", USUAL)
-    most = min(options.get("max_new_tokens") or MOST, MOST)
-    options |= {"max_new_tokens": most, "max_time": seconds}
+    config = replace(GenerationConfig(**options), max_time=seconds)
     prompt, seed = asked.get("prompt"), asked.get("seed", 0)
     first = encode_prompt(served.model, list(asked.get("first", [])))
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed is {seed!r:.40}; a whole number from 0 is needed")
-    return Wanted(prompt, first, seed, GenerationConfig(**options))
+    return Wanted(prompt, first, seed, shortened(config, served.model, prompt))
+
+
+def shortened(
+    config: GenerationConfig, model: Model, prompt: Prompt
+) -> GenerationConfig:
+    """The config with room for `MOST` new tokens at most."""
+    if config.max_length is None or config.max_new_tokens is not None:
+        return replace(config, max_new_tokens=min(config.max_new_tokens or MOST, MOST))
+    if not is_prompt(prompt):
+        raise TypeError("a page is of one prompt: text, or a list of token ids")
+    begin = len(encode_prompt(model, prompt, config.allowed_special))
+    return replace(config, max_length=min(config.max_length, begin + MOST))
 
 
 def read(name: str, value: str) -> Any:

@@ -98,7 +98,7 @@ def ids_in(data: Mapping[str, Any]) -> set[int]:
     """Every token that is named anywhere."""
     ids = set(data["tokens"])
     for step in data["steps"]:
-        ids |= {*step["tokens"], step["guess"] or 0}
+        ids |= set(step["tokens"])  # a draft's guess is one of them
         ids |= {token for said in step["said"] for token, _ in said["top"]}
     for level in data["levels"]:
         for beams in level.values():
