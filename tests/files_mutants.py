@@ -9,7 +9,7 @@ MUTANTS = [
     ("files/whole.py", "        if stat.S_ISLNK(kind):\n", "        if False:\n",
      WHOLE + "no_link_is_followed"),
     ("files/whole.py", '"xb+"', '"wb+"', WHOLE + "no_link_is_followed"),
-    ("files/whole.py", "            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+    ("files/whole.py", "                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
      "", WHOLE + "a_part_that_was_left_is_removed_and_one_that_grows_is_not"),
     ("files/whole.py", "if not part.exists():", "if False:",
      WHOLE + "a_part_that_is_taken_for_a_left_one_is_begun_again"),

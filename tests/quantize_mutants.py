@@ -47,13 +47,17 @@ MUTANTS = [
      C + "blocks_of_another_run_do_not_count"),
     (QUANTIZE, "digest.update(row.tobytes())", "pass",
      C + "blocks_of_another_run_do_not_count"),
+    (QUANTIZE, "digest.update(str(row.shape).encode())", "pass",
+     C + "blocks_of_another_run_do_not_count"),
     (QUANTIZE, "if path.stem.isdecimal():", "if True:",
      C + "what_is_kept_comes_back_as_it_was"),
     (QUANTIZE, "same = np.array_equal(w.ravel()", "same = not np.array_equal(w.ravel()",
      C + "a_prepared_norm_reaches_the_file"),
     # quality
-    ("compression/quality.py", "(np.exp(logp) * (logp - logq))",
-     "(np.exp(logq) * (logp - logq))", C + "divergence_by_hand"),
+    ("compression/quality.py", "p = np.exp(logp)",
+     "p = np.exp(logq)", C + "divergence_by_hand"),
+    ("compression/quality.py", "np.zeros_like(logp), where=p > 0)",
+     "np.zeros_like(logp))", C + "divergence_by_hand"),
     ("compression/quality.py", "logits[0, :-1]", "logits[0, 1:]",
      C + "a_verdict_by_hand"),
 ]  # fmt: skip
@@ -77,8 +81,10 @@ MUTANTS += [
     (FOLDER, "codes, groups = codes[:, back], groups[back]",
      "codes, groups = codes[:, back], groups", NPZ),
     (FOLDER, "back = np.argsort(weight.order)", "back = weight.order", NPZ),
-    (FOLDER, "        shutil.rmtree(part, ignore_errors=True)\n", "        pass\n",
+    ("files/whole.py", "        shutil.rmtree(part, ignore_errors=True)\n", "        pass\n",
      W + "a_folder_that_fails_leaves_nothing"),
+    (FOLDER, 'recipe.act_order and plan.method == "gptq"', "recipe.act_order",
+     W + "only_gptq_has_an_order"),
     (FOLDER, "2 ** (bits - 1), dtype=np.uint8", "2**bits - 1, dtype=np.uint8", HAND),
 ]  # fmt: skip
 

@@ -13,7 +13,13 @@ from test_compression_packed import tensors_of as named
 from test_convert_packed import dense, load_tensors
 
 from npllama.cli.main import main
-from npllama.compression.folder import as_gptq, parts_of, words_of, write_folder
+from npllama.compression.folder import (
+    as_gptq,
+    parts_of,
+    settings_of,
+    words_of,
+    write_folder,
+)
 from npllama.compression.gptq import Recipe, gptq
 from npllama.compression.packed import packed
 from npllama.compression.quantize import METHODS, Plan
@@ -73,6 +79,20 @@ def test_a_format_without_a_place_is_refused():
         weight = METHODS["rtn"].round(w, None, recipe)
         with pytest.raises(ValueError, match=f"no {weight.format}"):
             as_gptq(weight)
+
+
+def test_one_scale_for_the_whole_matrix_has_no_place():
+    w = np.float32(np.random.default_rng(0).normal(size=(3, 8)))
+    weight = METHODS["rtn"].round(w, None, Recipe(4, "symmetric"))
+    with pytest.raises(ValueError, match="a scale for each row, not one for the whole"):
+        as_gptq(weight._replace(scale=weight.scale[:1]))
+
+
+def test_only_gptq_has_an_order():
+    recipe = Recipe(4, "symmetric", 4, act_order=True, static_groups=True)
+    found = {name: settings_of(Plan(name, recipe)) for name in ("gptq", "rtn", "awq")}
+    assert [x["desc_act"] for x in found.values()] == [True, False, False]
+    assert [x["meta"]["static_groups"] for x in found.values()] == [True, False, False]
 
 
 # ---- a model ---------------------------------------------------------------------
@@ -166,3 +186,11 @@ def test_a_folder_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_folder(tmp_path / "q", CONFIG, broken(), Plan())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):
+    left = tmp_path / f"q.{'0' * 16}.part"
+    left.mkdir()
+    (left / "config.json").write_text("{")
+    write_folder(tmp_path / "q", CONFIG, named(random_model(CONFIG, 0)), Plan())
+    assert [p.name for p in tmp_path.iterdir()] == ["q"]

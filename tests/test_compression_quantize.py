@@ -153,6 +153,15 @@ def test_divergence_by_hand():
     by_hand = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
     np.testing.assert_allclose(divergence(p, q), [by_hand])
     assert divergence(p, p + 3).tolist() == pytest.approx([0])
+    # A token that neither model can have, and one that only the first can.
+    never = np.array([[0.0, -np.inf]])
+    assert divergence(never, never).tolist() == [0]
+    assert divergence(p, never).tolist() == [np.inf]
+
+
+def test_a_verdict_on_no_text_is_refused():
+    with pytest.raises(ValueError, match="no text was judged"):
+        Judge().verdict()
 
 
 def test_a_verdict_by_hand():
@@ -319,6 +328,10 @@ def test_blocks_of_another_run_do_not_count(path, tmp_path):
     marks = {mark_of(path, plan, texts(2)) for plan in plans}
     marks |= {mark_of(path, Plan(), texts(3)), mark_of(path, Plan(), texts(2, 5))}
     assert len(marks) == 6
+    # The same tokens in rows of another length.
+    (row,) = texts(1, T=8)
+    marks = {mark_of(path, Plan(), some) for some in ([row], [row[:, :4], row[:, 4:]])}
+    assert len(marks) == 2
     (tmp_path / "b" / "0.npz").write_bytes(b"half of it")
     assert Kept(tmp_path / "b", "one").get(0, CONFIG) is None
 

@@ -27,6 +27,7 @@ from npllama.compression.factored_keys import (
 )
 from npllama.compression.ranks import (
     MATRICES,
+    _energy,
     attended,
     effective_rank,
     energy_rank,
@@ -39,7 +40,7 @@ from npllama.compression.ranks import (
     stable_rank,
     study,
 )
-from npllama.config import Rope
+from npllama.config import BY_LENGTH, Rope
 from npllama.model import forward
 
 WIDE = replace(DISTINCT, attention_bias=False)
@@ -94,6 +95,20 @@ def test_keys_are_turned_back_to_what_they_were(rope):
     plain = np.einsum("te,kde->ktd", x, model.layers[0].wk)
     assert_close(found.before[0], plain, 100)
     assert found.q.shape == (2, 6, 9, 4) and found.v.shape == (2, 3, 9, 4)
+
+
+@pytest.mark.parametrize("kind", BY_LENGTH)
+def test_keys_that_turn_by_the_texts_length_are_refused(kind):
+    long = (2.0, 4.0) if kind == "longrope" else None
+    rope = Rope(kind, 1e4, 4.0, 16, short_factor=long, long_factor=long)
+    with pytest.raises(ValueError, match=f"rope_type {kind} turns by a text's length"):
+        read(random_model(replace(WIDE, rope=rope), 2), tokens_of(9))
+
+
+@pytest.mark.filterwarnings("error")
+def test_matrices_of_zeros_have_no_energy():
+    found = _energy(np.array([[3.0, 1.0], [0.0, 0.0]]))
+    assert found == pytest.approx([0.45, 0.5])
 
 
 def test_heads_are_those_of_the_model():

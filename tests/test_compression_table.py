@@ -50,6 +50,21 @@ def test_settings_say_what_is_done():
             plan_of(wrong)
 
 
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("rtn4-nf4-asym", "nf4 is a grid of its own"),
+        ("rtn4-act", "act is for gptq"),
+        ("awq4-static", "static is for gptq"),
+        ("rtn4-float", "float is for methods that need texts: gptq, awq"),
+    ],
+)
+def test_what_a_method_would_drop_is_refused(setting, told):
+    with pytest.raises(ValueError, match=f"'{setting}': {told}"):
+        plan_of(setting)
+    assert plan_of("awq4-float").float_inputs
+
+
 def corpus(folder):
     path = folder / "texts.jsonl"
     lines = [json.dumps({"tokens": row[0].tolist()}) for row in texts(3, 6, 24)]

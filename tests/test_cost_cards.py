@@ -187,6 +187,11 @@ def test_a_curve_ends_where_nothing_fits_any_more(over):
     assert steps == sorted(steps)
 
 
+def test_a_curve_over_anything_else_is_refused():
+    with pytest.raises(ValueError, match="over 'prompt': batch or context"):
+        curve(preset("llama-2-7b"), H100, HALF, Text(1, 512, 128), "fused", "prompt")
+
+
 def test_a_curve_is_printed_and_in_json(capsys):
     asked = ["roofline", "--config", "llama-2-7b", "--hardware", "a100-80g"]
     assert main([*asked, "--over", "batch"]) == 0

@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 
 from npllama.files import whole
 from npllama.files.ending import Ended, end, ending_tidily
-from npllama.files.whole import check_place, new_file, parts_of, write_file
+from npllama.files.whole import (
+    check_place,
+    new_file,
+    new_folder,
+    parts_of,
+    write_file,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -184,6 +190,47 @@ def test_a_part_that_is_taken_for_a_left_one_is_begun_again(tmp_path, monkeypatc
     monkeypatch.setattr(whole, "_lock", another_writer_comes_first)
     write(path)
     assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_folder_appears_when_it_is_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "folder"
+    with pytest.raises(KeyboardInterrupt), new_folder(path) as part:
+        write_file(part / "one", b"half")
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
+    with new_folder(path) as part:
+        write_file(part / "one", b"new")
+        assert not path.exists()
+    assert os.listdir(tmp_path) == ["folder"] and os.listdir(path) == ["one"]
+    with pytest.raises(ValueError, match="is there already"), new_folder(path):
+        pass
+
+
+def test_a_folder_that_was_left_is_removed_and_one_that_grows_is_not(tmp_path):
+    path, left = tmp_path / "folder", tmp_path / f"folder.{'0' * 16}.part"
+    left.mkdir()
+    (left / "one").write_bytes(b"half")
+    with new_folder(path) as part:
+        assert parts_of(path) == [part]
+        with pytest.raises(OSError), new_folder(path):
+            assert part.exists() and len(parts_of(path)) == 2
+            raise OSError
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_folder_that_is_taken_for_a_left_one_is_begun_again(tmp_path, monkeypatch):
+    path, lock, left = tmp_path / "folder", whole._lock, [1]
+
+    def another_writer_comes_first(handle):
+        if left:
+            left.pop()
+            os.rmdir(*parts_of(path))
+        lock(handle)
+
+    monkeypatch.setattr(whole, "_lock", another_writer_comes_first)
+    with new_folder(path) as part:
+        write_file(part / "one", b"new")
+    assert os.listdir(tmp_path) == ["folder"] and os.listdir(path) == ["one"]
 
 
 def test_many_writers_at_once_leave_one_whole_file(tmp_path):

@@ -15,7 +15,7 @@ import numpy as np
 from npllama.cli.options import UsageError
 from npllama.cli.perplexity import read_text
 from npllama.compression.calibrate import MATRICES, rows_of
-from npllama.compression.folder import BITS, check_folder, settings_of, write_folder
+from npllama.compression.folder import BITS, settings_of, write_folder
 from npllama.compression.gptq import Recipe
 from npllama.compression.quantize import (
     METHODS,
@@ -32,7 +32,7 @@ from npllama.decoding import context_length
 from npllama.files.checkpoint import locate, lost_on_the_way, save
 from npllama.files.ending import Ended
 from npllama.files.npz import read_npz
-from npllama.files.whole import check_place
+from npllama.files.whole import check_folder, check_place
 from npllama.generation.task import encode_prompt
 from npllama.golden.streamed import StreamedModel
 from npllama.weights import LAYER_NAMES, Model

@@ -19,9 +19,6 @@ The folder appears when it is whole.
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +30,7 @@ from npllama.compression.packed import byte_table
 from npllama.compression.quantize import METHODS, Plan
 from npllama.config import Config, config_to_hf
 from npllama.files.packed import Packed
-from npllama.files.whole import check_place, write_file
+from npllama.files.whole import new_folder, write_file
 
 BITS = (2, 3, 4, 8)  # that readers know
 WORD = 32
@@ -91,7 +88,11 @@ def as_gptq(weight: Packed) -> Gptq:
         (b for b in BITS if weight.format in (f"int{b}", f"uint{b}")),
         None,
     )
-    if bits is None or len(weight.scale) != C:
+    if bits is not None and len(weight.scale) != C:
+        raise ValueError(
+            "GPTQ's layout has a scale for each row, not one for the whole matrix"
+        )
+    if bits is None:
         known = ", ".join(map(str, BITS))
         raise ValueError(f"GPTQ's layout has {known} bits, and no {weight.format}")
     table = byte_table(np.arange(2**bits), bits)
@@ -135,7 +136,7 @@ def settings_of(plan: Plan) -> dict[str, Any]:
     version = "gptq" if recipe.kind == "symmetric" else "gptq_v2"
     more = {
         "damp_percent": recipe.damping,
-        "static_groups": recipe.static_groups,
+        "static_groups": recipe.static_groups and plan.method == "gptq",
         "true_sequential": plan.sequential,
     }
     return {
@@ -144,7 +145,7 @@ def settings_of(plan: Plan) -> dict[str, Any]:
         "format": version,
         "bits": recipe.bits,
         "group_size": -1 if recipe.group == "channel" else recipe.group,
-        "desc_act": recipe.act_order,
+        "desc_act": recipe.act_order and plan.method == "gptq",
         "sym": recipe.kind == "symmetric",
         "lm_head": False,
         "pack_dtype": "int32",
@@ -205,12 +206,9 @@ def write_folder(
     """
     import safetensors.numpy
 
-    check_folder(out)
     settings = settings_of(plan)
     less_one = settings["checkpoint_format"] == "gptq"
-    part = out.with_name(f"{out.name}.{secrets.token_hex(8)}.part")
-    try:
-        part.mkdir()
+    with new_folder(out) as part:
         for name, content in (files or {}).items():
             if name not in OWN_FILES:
                 write_file(part / name, content)
@@ -220,13 +218,3 @@ def write_folder(
         found = gptq_tensors(tensors, less_one, kind)
         data = safetensors.numpy.save(found, metadata={"format": "pt"})
         write_file(part / "model.safetensors", data)
-        os.rename(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def check_folder(out: Path) -> None:
-    """Raise an error unless a new folder can be made there."""
-    if out.exists() or out.is_symlink():
-        raise ValueError(f"{out}: is there already; name a folder to make")
-    check_place(out)

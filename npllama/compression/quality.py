@@ -49,7 +49,10 @@ def divergence(exact: np.ndarray, rounded: np.ndarray) -> np.ndarray:
     array([0.143841])
     """
     logp, logq = log_softmax(exact), log_softmax(rounded)  # (*B, V)
-    return (np.exp(logp) * (logp - logq)).sum(axis=-1)
+    p = np.exp(logp)
+    # What never comes costs nothing, though log 0 - log 0 is no number.
+    cost = np.subtract(logp, logq, out=np.zeros_like(logp), where=p > 0)  # (*B, V)
+    return (p * cost).sum(axis=-1)
 
 
 def surprises(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -83,7 +86,15 @@ class Judge:
         self.nats.append((surprises(exact, tokens), surprises(rounded, tokens)))
 
     def verdict(self) -> Quality:
-        """The means over all positions that were taken in."""
+        """The means over all positions that were taken in.
+
+        Raises
+        ------
+        ValueError
+            If there were none.
+        """
+        if not self.nats:
+            raise ValueError("no text was judged")
         before, after = map(np.concatenate, zip(*self.nats))
         return Quality(
             float(np.concatenate(self.apart).mean()),

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import npllama
 from npllama.compression.ant import ant, packed_ant
 from npllama.compression.calibrate import (
     HALVES,
@@ -278,8 +279,9 @@ def mark_of(path: Path, plan: Plan, rows: Sequence[np.ndarray]) -> str:
     """A SHA-256 of all that the blocks of a run depend on."""
     stat = path.stat()
     told = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {plan}"
-    digest = hashlib.sha256(told.encode())
+    digest = hashlib.sha256(f"{npllama.__version__} {told}".encode())
     for row in rows:
+        digest.update(str(row.shape).encode())
         digest.update(row.tobytes())
     return digest.hexdigest()
 

@@ -51,6 +51,7 @@ import numpy as np
 
 from npllama.attention import softmax
 from npllama.cache import KVCache, new_cache
+from npllama.config import BY_LENGTH
 from npllama.cost.plot import FORMATS
 from npllama.decoding.common import PREFILL_CHUNK
 from npllama.files.whole import check_place, new_file
@@ -175,7 +176,17 @@ def read(model: Model, tokens: Sequence[int], cache: KVCache | None = None) -> R
     tokens : T token ids
     cache : KVCache
         Empty, of one row; a new one, if None.
+
+    Raises
+    ------
+    ValueError
+        If the model turns keys by the text's length: each chunk has another table.
     """
+    kind = model.config.rope.rope_type
+    if kind in BY_LENGTH:
+        raise ValueError(
+            f"rope_type {kind} turns by a text's length: keys cannot be turned back"
+        )
     L, T = len(model.layers), len(tokens)
     cache = cache or new_cache(model.config, 1, T, model.embed.dtype.name)
     chunks = []
@@ -185,7 +196,7 @@ def read(model: Model, tokens: Sequence[int], cache: KVCache | None = None) -> R
             part = np.array([tokens[t : t + PREFILL_CHUNK]])
             forward(model, part, cache, last=True)
         chunks.append(np.stack(queries.found)[:, 0])  # (L, T, H, D)
-    q = np.concatenate(chunks, axis=1).swapaxes(1, 2)
+    q = np.concatenate(chunks, axis=1).swapaxes(1, 2)  # (L, H, T, D)
     k, v = (store[:, 0, :, :T].copy() for store in (cache.k, cache.v))
     cos, sin = rope_tables(model.config, np.arange(T)[None], k.dtype.name)
     # Turned back, and without the factor that YaRN's tables have.
@@ -193,7 +204,7 @@ def read(model: Model, tokens: Sequence[int], cache: KVCache | None = None) -> R
     back = [
         rotate(k[i][None].swapaxes(1, 2), cos / size, -sin / size) for i in range(L)
     ]
-    before = np.concatenate(back).swapaxes(1, 2)
+    before = np.concatenate(back).swapaxes(1, 2)  # (L, K, T, D)
     return Read(q, k, v, before)
 
 
@@ -292,8 +303,9 @@ def _means(spectra: np.ndarray) -> Ranks:
 
 def _energy(spectra: np.ndarray) -> list[float]:
     """The mean share of the first r singular values' squares, r from 1 on."""
-    squares = np.square(spectra)
-    shares = np.cumsum(squares, axis=1) / squares.sum(axis=1, keepdims=True)
+    sums = np.cumsum(np.square(spectra), axis=1)  # (matrices, size)
+    # A matrix of zeros has no share in any direction.
+    shares = sums / np.where(sums[:, -1:] > 0, sums[:, -1:], 1)
     return shares.mean(axis=0).tolist()
 
 

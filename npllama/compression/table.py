@@ -59,7 +59,7 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,7 +104,7 @@ def plan_of(setting: str) -> Plan:
     Raises
     ------
     ValueError
-        If it is none, or of a method that does not exist.
+        If it is none, or of a method that does not exist or drops a part of it.
 
     >>> plan_of("gptq4g64-act").recipe
     Recipe(bits=4, kind='symmetric', group=64, exponent=None, act_order=True, static_groups=False, damping=0.01)
@@ -118,6 +118,7 @@ def plan_of(setting: str) -> Plan:
         )
     if "nf4" in more and found[2] != "4":
         raise ValueError(f"{setting!r}: nf4 has 4 bits")
+    refuse_dropped(setting, found[1], more)
     kind = "nf4" if "nf4" in more else "asymmetric" if "asym" in more else "symmetric"
     recipe = Recipe(
         int(found[2]),
@@ -133,6 +134,19 @@ def plan_of(setting: str) -> Plan:
     except ValueError as error:
         raise ValueError(f"{setting!r}: {error}") from None
     return plan
+
+
+def refuse_dropped(setting: str, method: str, more: Set[str]) -> None:
+    """Raise ValueError if the method would take no notice of a part of the setting."""
+    if {"nf4", "asym"} <= more:
+        raise ValueError(f"{setting!r}: nf4 is a grid of its own, and not asymmetric")
+    for word in ("act", "static"):
+        if word in more and method != "gptq":
+            raise ValueError(f"{setting!r}: {word} is for gptq")
+    fitted = [name for name, one in METHODS.items() if one.needs_inputs]
+    if "float" in more and method not in fitted:
+        known = ", ".join(fitted)
+        raise ValueError(f"{setting!r}: float is for methods that need texts: {known}")
 
 
 #  ---- measuring ---------------------------------------------------------------

@@ -50,7 +50,14 @@ def texts(text: Text, over: str) -> Iterator[Text]:
     ----------
     over : "batch" or "context"
         Up to 4,096 rows, or from 128 positions to 1,048,576.
+
+    Raises
+    ------
+    ValueError
+        If `over` is neither.
     """
+    if over not in ("batch", "context"):
+        raise ValueError(f"over {over!r}: batch or context")
     size = 1 if over == "batch" else 128
     while size <= (LARGEST_BATCH if over == "batch" else LONGEST):
         here = {"batch": size} if over == "batch" else {"prompt": size}

@@ -29,6 +29,7 @@ import errno
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -83,6 +84,19 @@ def check_place(
         raise PermissionError(denied, os.strerror(denied), str(path))
 
 
+def check_folder(path: Path) -> None:
+    """Check, before the work, that a new folder can be made; errors of `check_place`.
+
+    Raises
+    ------
+    ValueError
+        Also if there is anything at `path`.
+    """
+    if path.exists() or path.is_symlink():
+        raise ValueError(f"{path}: is there already; name a folder to make")
+    check_place(path)
+
+
 @contextmanager
 def new_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Open a new file for writing and reading; it appears when the block is done.
@@ -97,7 +111,7 @@ def new_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     check_place(path)
     path = Path(path)
     _remove_left_parts(path)
-    part = path.with_name(f"{path.name[:KEPT]}.{secrets.token_hex(8)}.part")
+    part = _new_part(path)
     try:
         with open(part, "xb+") as file:
             _lock(file)
@@ -118,6 +132,33 @@ def new_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Make a new folder; it appears, with what was written in it, after the block.
+
+    Yields
+    ------
+    path
+        Of the folder as it grows, under another name.
+
+    Raises
+    ------
+    ValueError, OSError
+        As `check_folder`, or if the disk is full.
+    """
+    path = Path(path)
+    check_folder(path)
+    _remove_left_parts(path)
+    part, handle = _locked_folder(path)
+    try:
+        yield part
+        os.rename(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
 
 
 def write_file(path: str | os.PathLike, content: str | bytes) -> None:
@@ -142,14 +183,35 @@ def stamp_of(path: str | os.PathLike) -> Stamp | None:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """The parts of all writers of a file, those that were left included."""
+    """The parts of all writers of a file or folder, those that were left included."""
     shape = re.compile(rf"{re.escape(path.name[:KEPT])}\.[0-9a-f]{{16}}\.part")
     with os.scandir(path.parent) as entries:
         names = [entry.name for entry in entries if shape.fullmatch(entry.name)]
     return [path.with_name(name) for name in sorted(names)]
 
 
-def _lock(file: BinaryIO) -> None:
+def _new_part(path: Path) -> Path:
+    """A name that no other writer has."""
+    return path.with_name(f"{path.name[:KEPT]}.{secrets.token_hex(8)}.part")
+
+
+def _locked_folder(path: Path) -> tuple[Path, int | None]:
+    """A new part that is a folder, and the handle that holds its lock, if any."""
+    while True:
+        part = _new_part(path)
+        part.mkdir()
+        if fcntl is None:  # Windows, which opens no folder
+            return part, None
+        with suppress(FileNotFoundError):
+            handle = os.open(part, os.O_RDONLY)
+            _lock(handle)
+            if part.exists():
+                return part, handle
+            os.close(handle)
+        # Taken for one that was left, in the moment before it was locked.
+
+
+def _lock(file: BinaryIO | int) -> None:
     """Hold a lock until the file is closed, where the file system has locks."""
     if fcntl is not None:
         with suppress(OSError):
@@ -163,6 +225,11 @@ def _remove_left_parts(path: Path) -> None:
     for part in parts_of(path):
         # Neither a link is followed here, nor a pipe waited for.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-        with suppress(OSError), open(os.open(part, flags), "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            part.unlink()
+        with suppress(OSError):
+            handle = os.open(part, flags)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                folder = stat.S_ISDIR(os.fstat(handle).st_mode)
+                (shutil.rmtree if folder else os.unlink)(part)
+            finally:
+                os.close(handle)
