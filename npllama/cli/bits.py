@@ -14,11 +14,11 @@ from npllama.compression.table import (
     SETTINGS,
     Row,
     cells,
-    check_picture,
     draw,
     plan_of,
     rows,
 )
+from npllama.cost.plot import ending_of
 from npllama.files.checkpoint import locate
 from npllama.golden.streamed import StreamedModel
 
@@ -60,7 +60,7 @@ def run_bits(options: argparse.Namespace) -> None:
         for setting in settings:
             plan_of(setting)
         if options.plot is not None:
-            check_picture(options.plot)
+            ending_of(options.plot)
     except ValueError as error:
         raise UsageError(str(error)) from None
     path = locate(options.model)

@@ -44,7 +44,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -52,9 +51,9 @@ import numpy as np
 from npllama.attention import softmax
 from npllama.cache import KVCache, new_cache
 from npllama.config import BY_LENGTH
-from npllama.cost.plot import FORMATS
+from npllama.cost.plot import ending_of
 from npllama.decoding.common import PREFILL_CHUNK
-from npllama.files.whole import check_place, new_file
+from npllama.files.whole import new_file
 from npllama.model import forward
 from npllama.ops import Observer, multiply, observing
 from npllama.rope import rope_tables, rotate
@@ -319,10 +318,7 @@ def draw_spectra(path: str | os.PathLike, rows: Sequence[Row], title: str) -> No
     ValueError
         If the name ends in no format that can be drawn, or its folder is missing.
     """
-    ending = Path(path).suffix.removeprefix(".").lower()
-    if ending not in FORMATS:
-        raise ValueError(f"{path}: the name must end in .png, .svg or .pdf")
-    check_place(path)
+    ending = ending_of(path)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")

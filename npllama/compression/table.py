@@ -71,9 +71,9 @@ from npllama.compression.gptq import Recipe
 from npllama.compression.grid import GPTQ_EXPONENT
 from npllama.compression.quality import Judge, Quality
 from npllama.compression.quantize import METHODS, Kept, Plan, check, quantised
-from npllama.cost.plot import FORMATS
+from npllama.cost.plot import ending_of
 from npllama.files.checkpoint import load
-from npllama.files.whole import check_place, new_file
+from npllama.files.whole import new_file
 from npllama.golden.streamed import StreamedModel
 from npllama.model import forward
 from npllama.weights import Model
@@ -261,7 +261,7 @@ def draw(path: Path, found: Sequence[Row], title: str) -> None:
     ValueError
         If the name ends in no format that can be drawn, or its folder is missing.
     """
-    check_picture(path)
+    ending = ending_of(path)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -280,11 +280,4 @@ def draw(path: Path, found: Sequence[Row], title: str) -> None:
     axes.set(yscale="log", xlabel="bits per weight", ylabel="KL in nats", title=title)
     axes.legend()
     with new_file(path) as file:
-        figure.savefig(file, format=path.suffix.removeprefix(".").lower())
-
-
-def check_picture(path: Path) -> None:
-    """Raise ValueError unless a picture can be written there."""
-    if path.suffix.removeprefix(".").lower() not in FORMATS:
-        raise ValueError(f"{path}: the name must end in .png, .svg or .pdf")
-    check_place(path)
+        figure.savefig(file, format=ending)

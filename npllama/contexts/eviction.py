@@ -22,9 +22,9 @@ cache whose cells are no longer positions: `forward` is told where new tokens st
 Keys keep the angles of the text's positions, so unlike a stream such a text still ends
 with the model's context; what is saved is memory.
 
-Attention itself is `blocked`, and weights are computed beside it: they cost a second
-product with the keys, and in return nothing changes, to the bit, as long as everything
-fits.  The weights of three keys, for two queries that share a key head:
+`blocked` computes attention; weights are computed separately and cost a second product
+with the keys.  As long as all keys fit, the logits are bit for bit those of a plain
+cache.  The weights of three keys, for two queries that share a key head:
 
     query 1    0.7  0.3   -
     query 2    0.5  0.1  0.4
@@ -152,7 +152,7 @@ def read_on(
     Returns
     -------
     (T_or_1, V) float
-        The logits after every token.
+        The logits after every token, or only the last.
     """
     first = int(kept.read[0])
     positions = np.arange(first, first + len(tokens))[None]  # (1, T)
@@ -198,7 +198,7 @@ def pooled(weight: np.ndarray, kernel: int, how: str = "mean") -> np.ndarray:
     Parameters
     ----------
     weight : (..., S) float
-        None is negative.  Beyond both ends it counts as 0, in a mean, too.
+        No weight is negative; places beyond either end count as 0, also in a mean.
     kernel : int
         Odd: how many places.
     how : "mean" or "max"
@@ -258,7 +258,7 @@ def make_room(kept: Kept, new: int, recent: int) -> None:
     ----------
     kept : Kept
     new : int
-        At most what is left beside the recent ones.
+        At most room - recent.
     recent : int
         Last keys that stay in any case.
 

@@ -5,8 +5,8 @@ the tokens after the first W count.  In the second a prompt is read in full, cut
 W keys, and the text goes on; the tokens after it count.  There SnapKV, which only cuts
 once, can be compared.
 
-A model's own text, or one that it nearly knows by heart, shows little: look at what the
-text costs with all of it in view.
+A text that the model wrote, or nearly knows by heart, tells little.  Compare each way
+with the first row, where all keys are in view.
 """
 
 from __future__ import annotations

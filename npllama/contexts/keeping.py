@@ -1,4 +1,4 @@
-"""A text that is written over the keys that were looked at.
+"""Writing a text while the cache holds only the keys that were looked at.
 
 `eviction` says which keys stay; here a text goes on over them.  H2O makes room before
 every token.  SnapKV reads the prompt, cuts it, and gives back the memory of what it

@@ -1,8 +1,8 @@
 r"""A stream in one pass: what each position sees of it, and from how far.
 
-`streaming` reads a text token by token, and moves what is kept.  But it is known
-beforehand which positions a token will see, so a whole text can be read at once.  With
-a window of W positions, c of them sinks, and d forgotten at a time, the stream has
+`streaming` reads a text token by token, and moves what is kept.  We can compute
+beforehand which positions each token will see, so one pass can read the whole text.
+With a window of W positions, c of them sinks, and d forgotten at a time, the stream has
 forgotten
 
 $$e(i) = d \lceil \max(0,\; i + 1 - W) / d \rceil$$
@@ -77,7 +77,7 @@ def stream_pairs(stream: Stream, n: int) -> int:
     """Pairs of a query and a key in a stream of n tokens, in each head.
 
     The first W see what is there; then, over and over, d tokens see W - d + 1 ... W.
-    Forward passes count 4 L H D FLOPs for each.
+    Each pair costs 4 D FLOPs in every head of every layer: 4 L H D in all.
 
     >>> stream_pairs(Stream(window=4, sinks=1, discard=1), 6)  # the picture above
     18

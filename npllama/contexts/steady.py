@@ -2,9 +2,9 @@
 
 One text is written three ways: with *all kept*, as plain decoding does, whose cache
 and whose attention grow; with what is kept *moved up*, as `streaming`; and in a *ring*.
-Every so many tokens it is noted how long a token took, and what memory the process
-held.  Time is the processor's, for a clock on the wall also counts what other programs
-do meanwhile.
+Every so many tokens we note how long a token took and how much memory the process held.
+Time is the processor's, added up over all threads: a clock on the wall also counts what
+other programs do meanwhile.
 """
 
 from __future__ import annotations

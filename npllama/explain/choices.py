@@ -24,9 +24,9 @@ class Stage(NamedTuple):
     name: str  # of the option; empty for the model's own
     probs: list[float]  # of the shown tokens; 0 if removed
     left: int  # tokens that are not removed
-    like: float  # as much chance as among so many equally likely tokens
+    like: float  # equally likely tokens with the same entropy
     same: bool  # the step has changed nothing
-    kept: float  # how likely, before the step, the tokens were that it left
+    kept: float  # probability, before the step, of the tokens that it left
 
 
 class Line(NamedTuple):
@@ -34,7 +34,9 @@ class Line(NamedTuple):
 
     low: list[float]  # where the piece of each shown token begins
     wide: list[float]  # and how long it is
-    rest: bool  # what the target has more of than the draft, not all of its odds
+    # True if the line holds max(p - q, 0), from which a rejected guess is replaced;
+    # False if it holds all of p.
+    rest: bool
 
 
 class Drawn(NamedTuple):
@@ -70,7 +72,7 @@ def shares(logits: np.ndarray) -> np.ndarray:
 
 
 def likeness(p: np.ndarray) -> float:
-    """The number of equally likely tokens with as much chance: exp of the entropy."""
+    """The number of equally likely tokens with the same entropy."""
     some = p[p > 0]
     return float(np.exp(-(some * np.log(some)).sum()))
 

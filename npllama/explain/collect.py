@@ -98,6 +98,7 @@ def explained(
     plain = replace(plain, num_return_sequences=1)
     if first:
         plain = replace(plain, prefix_allowed_tokens_fn=beginning(model, prompt, first))
+    # Without an amateur, contrastive_alpha is no step.
     names = [n for n in plain.order if n != "contrastive_alpha" or helpers.amateur]
     watch = Watch(len(names))
     with observing(watch):
@@ -132,7 +133,7 @@ def put_together(
         rows = way(levels, found.tokens)
         choices = [level.choices[row] for level, row in zip(levels, rows)]
         needed = [
-            [runs.index(run) for run in runs if run.of in level.passes]
+            [i for i, run in enumerate(runs) if run.of in level.passes]
             for level in levels
         ]
     else:
@@ -151,9 +152,9 @@ def put_together(
 
 
 def length_of_prompt(events: Sequence[Event]) -> int:
-    """Positions of the first passes, each of which begins where the last one ended.
+    """Tokens in the leading passes, up to the first event of another kind.
 
-    A draft begins again, at the start or with the prompt's last token.
+    Each begins where the last one ended.  A draft begins again, at the start or with the prompt's last token.
     """
     end = 0
     for event in events:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from npllama.cost.plot import FORMATS
-from npllama.files.whole import check_place, new_file
+from npllama.cost.plot import ending_of
+from npllama.files.whole import new_file
 from npllama.serving.sharing import saved_by_samples
 from npllama.serving.tables import (
     PAGE,
@@ -78,10 +77,7 @@ def draw_serving(path: str | os.PathLike) -> None:
     ValueError
         If the name ends in no format that can be drawn, or its folder is missing.
     """
-    ending = Path(path).suffix.removeprefix(".").lower()
-    if ending not in FORMATS:
-        raise ValueError(f"{path}: the name must end in .png, .svg or .pdf")
-    check_place(path)
+    ending = ending_of(path)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 5), layout="constrained")
