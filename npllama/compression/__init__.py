@@ -16,4 +16,7 @@
 `kv_texts`       texts over such a cache: written, read, and what they lose
 `ranks`          in how many directions keys, values and attention lie
 `factored_keys`  r numbers per key instead of D
+
+In chapters on weights, S counts a matrix's inputs, C its outputs, and H is X X' up to a
+factor, where ' is the transpose.
 """

@@ -221,6 +221,11 @@ def search(
         Of equal errors the scale that comes first.
     error : float
         Squared, summed over all.
+
+    Raises
+    ------
+    ValueError
+        If a number is not finite.
     """
     C, S = w.shape
     most = over_groups(np.maximum, np.abs(w), group)  # (C, groups)
@@ -228,7 +233,7 @@ def search(
     if not np.isfinite(widest).all():
         raise ValueError("a number is not finite")
     scale = np.where(widest == 0, w.dtype.type(1), widest)
-    tried = np.array(ratios) * 0.01  # (R,)
+    tried = np.array(ratios, dtype=np.int64) * 0.01  # (R,)
     total = 0.0
     for c in range(C):
         for i, first in enumerate(range(0, S, group)):

@@ -7,7 +7,8 @@ them: the inputs of a matrix are the first operand of its product.
 
 The model is run block by block, not token by token: all texts go through block 0, then
 all through block 1, and so on.  So only the residual streams of the texts and the sums
-of one block are in memory.  Four products of a block have inputs of their own:
+of one block are in memory.  The seven matrices of a block have only four different
+inputs:
 
     wq, wk, wv    the residual stream, normalised
     wo            what the heads found
@@ -20,7 +21,7 @@ and can make up for them (*true sequential*); and block l + 1 reads what the rou
 block l wrote.
 
 A text for calibration should be of the kind that the model reads.  Each row of it
-begins as the model's texts do, with BOS.
+begins as the model's texts do, usually with BOS.
 
 References
 ----------
@@ -120,7 +121,7 @@ class Gram(Observer):
         self.found: dict[str, Inputs] = {}
 
     def product(self, kind: Kind, a: np.ndarray, b: Any, y: np.ndarray) -> None:
-        """Add the inputs of one product; in float64, or H would lose its inverse."""
+        """Add the inputs of one product, in float64, or X X' might have no inverse."""
         word = self.words.get(kind.name)
         if word is None:
             return
@@ -140,7 +141,11 @@ class Gram(Observer):
 
 
 def inputs_of(
-    words: Sequence[str], half: Half, xs: Iterable[np.ndarray], layer: Layer, config
+    words: Sequence[str],
+    half: Half,
+    xs: Iterable[np.ndarray],
+    layer: Layer,
+    config: Config,
 ) -> dict[str, Inputs]:
     """What goes into some matrices of a half-block when texts run through it.
 

@@ -14,8 +14,10 @@ choices of M and P:
   pseudo-inverse.  By Eckart and Young no r directions give better scores on the
   queries that they were fitted to.  Query heads that share keys are stacked.
 
-With r = D both are exact.  What they cost, in numbers: r per position instead of D,
-and 2 D r of M and P for every key head; so n positions need r (n + 2 D) instead of n D.
+With r = D, both give the fitted scores exactly; unseen ones only if the fitted queries
+and keys span all D directions.  What they cost, in numbers: r per position instead of
+D, and 2 D r of M and P for every key head; so n positions need r (n + 2 D) instead of n
+D.
 
 Fitted to the first 256 tokens of the GPL and used for the next 256, SmolLM2 (D = 64)
 had, as errors of the scores and as KL from the model with all of its keys:
@@ -31,7 +33,7 @@ had, as errors of the scores and as KL from the model with all of its keys:
 Scores are the better thing to fit, at every rank.  But a fit to 256 tokens does not
 last: on unseen ones the error is two to seven times as large.  With half of the numbers
 every second token becomes another, while 2 bits for all of them (see `kv_texts`) take
-less than a sixth of the room at a KL of 0.33.  Palu and others fit to many texts; this
+about a fifth of the room at a KL of 0.33.  Palu and others fit to many texts; this
 chapter does not.
 
 References
@@ -90,8 +92,9 @@ def from_scores(q: np.ndarray, k: np.ndarray, r: int) -> Factors:
     r : int
     """
     # With Q = A R, A of orthonormal columns, U of Q K' is A times U of R K'.
-    triangle = np.asarray(np.linalg.qr(q.astype(np.float64), mode="r"))  # (D, D)
-    small = multiply(triangle, k.astype(np.float64).T)  # (D, T)
+    triangle = np.asarray(np.linalg.qr(q.astype(np.float64), mode="r"))
+    # (min(M, D), D)
+    small = multiply(triangle, k.astype(np.float64).T)  # (min(M, D), T)
     left, values, _ = np.linalg.svd(small, full_matrices=False)
     values = values[:r]
     # A direction without a score gets none.

@@ -8,10 +8,10 @@ tensors stand for each matrix W (C, S) of b bits:
     scales   (groups, C)
     g_idx    (S,)                the group of every input
 
-and ``quantization_config`` in ``config.json`` says the rest.  The first version of the
-layout keeps a zero point less one, which cannot say 0; so it is written for symmetric
-grids, whose zero points are all the middle, and ``gptq_v2``, which keeps the zero point
-itself, for others.  `convert.layouts` reads both.
+and ``quantization_config`` in ``config.json`` says the rest.  Version 1 stores
+each zero point minus one, so it cannot store 0.  We use it for symmetric grids, whose
+zero point is always the middle.  Other grids use ``gptq_v2``, which stores the zero
+point itself.  `convert.layouts` reads both.
 
 The folder appears when it is whole.
 """

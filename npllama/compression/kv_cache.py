@@ -9,9 +9,9 @@ the *residual*, R of them or fewer:
     keys         rounded, R at a time  | n mod R floats   |
     values       rounded, one at a time  | last R floats  |
 
-Keys, per channel, wait until R of them are full; values, per token, until R others have
-come.  Both are rounded only after they were attended to, so a prompt that is read at
-once sees itself as it is.
+Keys, per channel, wait until R have come, and are then rounded together.  A value waits
+until R later ones have come.  Both are rounded only after they were attended to, so a
+prompt that is read at once sees itself as it is.
 
 To attend, a layer is unpacked into plain arrays, which all layers share; then attention
 is the usual one.  Its numbers are, bit for bit, those of a plain cache that holds the

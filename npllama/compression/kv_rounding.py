@@ -131,7 +131,7 @@ def round_off(
     Returns
     -------
     codes : (K, T, D) uint8
-    scale : (K, T / group, D), or (K, T, D / group) per token
+    scale : (K, T / group, D), or (K, T, ceil(D / group)) per token
         Of every group; the last may be short.
     lowest : as scale, or None if symmetric
 

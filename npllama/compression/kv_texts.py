@@ -8,7 +8,8 @@ longer.)  The first piece sees nothing rounded, and does not count.
 
 On the first 512 tokens of the GPL, in groups of 32 with R = 32, SmolLM2 was this far
 from itself over a plain cache (mean KL in nats; part of tokens whose likeliest
-successor stayed the same), by what keys and values have scales for:
+successor stayed the same).  Each row says along which axis keys and values share a
+scale:
 
     keys       values     8 bits     4 bits           2 bits
     channel    token      6e-5       0.010    95%     0.33    69%
@@ -17,8 +18,9 @@ successor stayed the same), by what keys and values have scales for:
     token      channel    1.3e-4     0.039    91%     1.7     44%
 
 Values per channel are worse at any number of bits.  Keys per channel halve the loss at
-2 bits, which is what KIVI is about; at 4 and 8 bits they do not (per token, the 32 keys
-before a piece are floats, too, which per channel are rounded).  On a story by the small
+2 bits, which is what KIVI is about; at 4 and 8 bits they do not: with scales per
+token, the last 32 keys before a piece are still floats; per channel they are already
+rounded.  On a story by the small
 model that ships, they did not even at 2 bits.  ``npllama kv-bits`` prints the table.
 """
 

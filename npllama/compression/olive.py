@@ -53,7 +53,7 @@ Squared error relative to the mean square, 4 bits, one scale for 65,536 numbers:
     SmolLM2, into wq      0.30             0.15     0.037    0.017
     SmolLM2, into w_down  0.74             0.24     0.049    0.022
 
-(Block 5 of SmolLM2-135M-Instruct, 256 tokens of the README: ``tools/outliers.py``.)
+(Block 5 of SmolLM2-135M-Instruct, README of 29 November 2026: ``tools/outliers.py``.)
 Without outliers OliVe gives away a code and gains nothing; with them it gains much.
 
 The released code multiplies its grids so that the border between normal numbers and

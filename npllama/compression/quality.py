@@ -1,8 +1,8 @@
 r"""What rounding did to a model: divergence, agreement, surprise.
 
-A rounded model is to give the distributions of the model that it was made from.  How
-far it is from that, at one position, is the *Kullback-Leibler divergence* of its
-distribution q from the other one's, p,
+A rounded model should give the same distributions as the original.  At one position,
+the *Kullback-Leibler divergence* measures how far the rounded distribution q is from
+the original p,
 
 $$\mathrm{KL}(p \,\|\, q) = \sum_i p_i \log (p_i / q_i)$$
 
@@ -29,7 +29,7 @@ class Quality(NamedTuple):
     divergence: float  # mean of KL(p || q) in nats
     agreement: float  # part of positions with the same likeliest token
     perplexity: float  # of the rounded model
-    before: float  # perplexity of the other
+    before: float  # perplexity of the original
 
 
 def divergence(exact: np.ndarray, rounded: np.ndarray) -> np.ndarray:

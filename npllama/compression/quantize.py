@@ -4,12 +4,12 @@ r"""A whole model in few bits: block by block, each finished block kept.
 a method of `METHODS`, one row of a table each.  The embedding is looked up and not
 multiplied, so it stays in floats, and with it the head; norms and biases are small.
 
-For every matrix the loss is told, the relative squared error of its outputs on the
-inputs that it was fitted to,
+Every report gives, for each matrix, the loss: the relative squared error of its outputs
+on the inputs that it was fitted to,
 
 $$\frac{\mathrm{tr}\,(W - Q)\, H\, (W - Q)^T}{\mathrm{tr}\, W H W^T}$$
 
-and for every block the divergence (see `quality`) of the model whose blocks are rounded
+and, for the block, the divergence (see `quality`) of the model whose blocks are rounded
 up to this one, on texts that were held out.
 
 To quantise a large model takes hours.  So each block is written to a file of its own,
@@ -301,10 +301,13 @@ def logits_of(model: StreamedModel, x: np.ndarray) -> np.ndarray:
     return einsum("BTE,VE->BTV", normed, model.lm_head, "lm_head")
 
 
-def finished(
+def through_the_rest(
     model: StreamedModel, xs: Sequence[np.ndarray], first: int
 ) -> list[np.ndarray]:
-    """Logits of texts that have come to block `first`, the rest in floats."""
+    """Logits of texts that stand before block `first`.
+
+    The remaining blocks run in floats.
+    """
     for i in range(first, model.config.num_hidden_layers):
         xs = through(xs, model.layers[i], model.config)
     return [logits_of(model, x) for x in xs]
@@ -340,7 +343,7 @@ def quantised(
         raise ValueError(f"{plan.method} needs texts to fit the weights to; none given")
     config = model.config
     xs, judged = [[model.embed[row] for row in of] for of in (rows, held_out)]
-    exact = finished(model, judged, 0)
+    exact = through_the_rest(model, judged, 0)
     for i in range(config.num_hidden_layers):
         done = kept.get(i, config)
         whole = block_of(model, i) if done is None or plan.float_inputs else None
@@ -352,7 +355,7 @@ def quantised(
             kept.put(i, done)
         xs = through(xs, whole if plan.float_inputs else done.layer, config)
         judged = through(judged, done.layer, config)
-        found = finished(model, judged, i + 1)
+        found = through_the_rest(model, judged, i + 1)
         apart = [divergence(p, q).ravel() for p, q in zip(exact, found)]
         yield Report(
             i, done.losses, float(np.concatenate(apart).mean()) if apart else None

@@ -8,10 +8,11 @@ still lie nearly in a few directions.  Three measures say in how many:
 - the *stable rank*, $\sum_i \sigma_i^2 / \sigma_1^2$.
 
 None of them means anything alone.  Keys of T positions and D channels have rank D at
-most, and so have the scores Q K' of a head, though they are T by T.  A random matrix of
-the same shape is no full measure either: of 64 directions of noise, 53 hold 90 percent.
-So each matrix stands beside random ones that were made alike; for the scores, products
-of random queries and keys, and for attention, the causal softmax of such scores.
+most, and so have the scores Q K' of a head (' is the transpose), though they are T by
+T.  A random matrix of the same shape is no full measure either: of 64 directions of
+noise, 53 hold 90 percent.  So each matrix stands beside random ones that were made
+alike; for the scores, products of random queries and keys, and for attention, the
+causal softmax of such scores.
 
 The question is whether K and V are of low rank, or Q K', or only the softmax, as
 Linformer claims.  Means over all heads on the first 512 tokens of the GPL, SmolLM2 (D =
@@ -26,9 +27,9 @@ Linformer claims.  Means over all heads on the first 512 tokens of the GPL, Smol
     softmax, causal   51.5  (67)    162 (220)    of 512
     Wq' Wk            34.5  (50)     52  (62)
 
-So the scores are of low rank indeed: 5 directions hold 90 percent, where noise needs
-50.  But 99 percent need 24, and much of it is one vector: the keys' mean, which
-adds the same to all scores of a query, and a softmax ignores it.  Keys without it need
+So scores are of low rank: 5 directions hold 90 percent, where noise needs 50 (24 hold
+99 percent).  One vector explains much of this: the mean of the keys, which adds the
+same number to all scores of a query; softmax ignores it.  Keys without it need
 35 directions, values 39; RoPE spreads what was in few.  And the softmax is not of
 lower rank than its scores: it needs ten times as many directions, three quarters of
 what noise needs.  "Attention is of low rank" holds by degrees, and by the matrix.
@@ -100,7 +101,7 @@ def effective_rank(values: np.ndarray) -> float:
 
 
 def stable_rank(values: np.ndarray) -> float:
-    """The sum of squares over the largest of them."""
+    """The sum of squares, divided by the largest square."""
     return float(np.square(values / values[0]).sum()) if values[0] > 0 else 0.0
 
 

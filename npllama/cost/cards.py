@@ -5,12 +5,12 @@ of keys and values, F/n of the feed-forward's width, V/n of the vocabulary.  So 
 does what a narrower model does, whose residual stream is as wide as before, and all
 that was counted for one machine holds for it.
 
-What is new is talk.  `o_proj` and `down_proj` give each card a sum over its own share of
-the inner width, and the cards add these up (an all-reduce), twice per layer.  In a ring a
-card sends 2 (n - 1)/n of the T x E numbers: once around while the sums grow, once more
-while they are handed out.  The rows of the embedding are added up likewise, and the
-logits of the others' words are fetched.  Each message also takes some microseconds
-however short it is, 2 L times per token; that is not counted here.
+What is new is talk.  `o_proj` and `down_proj` give each card a sum over its own share
+of the inner width, and the cards add these up (an all-reduce), twice per layer.  In a
+ring a card sends 2 (n - 1)/n of the T x E numbers: once around while the sums grow,
+once more while they are handed out.  The rows of the embedding are added up likewise,
+and each card fetches the logits that the other cards computed.  Each message also takes
+some microseconds however short it is, 2 L times per token; that is not counted here.
 
 References
 ----------

@@ -73,7 +73,7 @@ def curve(
     causal: str,
     over: str,
 ) -> list[Point]:
-    """The points of a curve; the last is the first that does not fit."""
+    """The points, up to and including the first that does not fit, if any."""
     points = []
     for here in texts(text, over):
         points.append(point(config, machine, kinds, here, causal))

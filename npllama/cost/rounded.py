@@ -5,9 +5,9 @@ zero point, or the lowest number of the group.  So a number takes
 
     b + (bits of both) / g
 
-bits.  In float16: 4 bits in groups of 128 with scales alone take 4.125, keys of 2 bits
-in groups of 32 with a lowest number 3.  Codes of 3 bits take as much room as those of
-4, and codes of 5 to 7 as much as those of 8, as they lie in whole parts of a byte.
+bits, where b is rounded up to 2, 4 or 8, as codes lie in whole parts of a byte.  In
+float16, 4-bit codes in groups of 128 take 4.125 bits if only scales are stored; 2-bit
+codes in groups of 32 with scale and lowest number take 3.
 """
 
 from __future__ import annotations
