@@ -16,6 +16,7 @@
 `kv_texts`       texts over such a cache: written, read, and what they lose
 `ranks`          in how many directions keys, values and attention lie
 `factored_keys`  r numbers per key instead of D
+`adapters`       LoRA beside weights that stay as they are, another for every text
 
 In chapters on weights, S counts a matrix's inputs, C its outputs, and H is X X' up to a
 factor, where ' is the transpose.

@@ -89,9 +89,9 @@ def merged(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     """
     settings_path = folder / "adapter_config.json"
     settings = read_json(settings_path)
-    tensors = _tensors(folder)
+    tensors = adapter_tensors(folder)
     try:
-        _check(settings)
+        check_settings(settings)
         checkpoint = _untied(checkpoint, tensors, settings)
         every, changed = _merge(checkpoint, tensors, settings)
     except ValueError as error:
@@ -108,7 +108,7 @@ def merged(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     )
 
 
-def _tensors(folder: Path) -> dict[str, Tensor]:
+def adapter_tensors(folder: Path) -> dict[str, Tensor]:
     """The adapter's tensors, under the names of the model's modules."""
     if (folder / "adapter_model.safetensors").exists():
         found = safetensors.open_file(folder / "adapter_model.safetensors")
@@ -124,15 +124,15 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     return dict(zip((name.removeprefix(PREFIX) for name in plain), found.values()))
 
 
-def _check(settings: dict[str, Any]) -> None:
-    """Raise ValueError for an adapter that is merged in another way."""
+def check_settings(settings: dict[str, Any]) -> None:
+    """Raise ValueError for an adapter whose factors mean something else."""
     kind = settings.get("peft_type")
     if kind != "LORA":
-        raise ValueError(f"peft_type is {kind!r:.80}; only 'LORA' can be merged")
+        raise ValueError(f"peft_type is {kind!r:.80}; only 'LORA' is read")
     for key in OTHERWISE:
         if settings.get(key):
             raise ValueError(
-                f"{key} is {settings[key]!r:.80}; it cannot be merged here"
+                f"{key} is {settings[key]!r:.80}; it is not understood here"
             )
     begin = str(settings.get("init_lora_weights", True)).lower()
     if begin.startswith(RESIDUAL):
@@ -167,7 +167,7 @@ def _merge(
         whole = rest.pop(name, None)
         if whole is not None:
             every[name] = whole
-        found = _factors(rest, stem, settings)
+        found = take_factors(rest, stem, settings)
         if found is not None:
             every[name] = _with(every, name, found)
         changed += whole is not None or found is not None
@@ -180,7 +180,7 @@ def _merge(
     return every, changed
 
 
-def _factors(
+def take_factors(
     rest: dict[str, Tensor], stem: str, settings: dict[str, Any]
 ) -> Factors | None:
     """Take what belongs to one module out of `rest`."""
@@ -252,14 +252,14 @@ def _with(every: dict[str, Tensor], name: str, factors: Factors) -> Tensor:
 
 
 def _read(base: Tensor, factors: Factors) -> np.ndarray:
-    w = _float32(base)
+    w = read_float32(base)
     w = w.T if factors.embedding else w
-    m = None if factors.lengths is None else _float32(factors.lengths).reshape(-1)
-    y = merge(w, _float32(factors.a), _float32(factors.b), factors.scale, m)
+    m = None if factors.lengths is None else read_float32(factors.lengths).reshape(-1)
+    y = merge(w, read_float32(factors.a), read_float32(factors.b), factors.scale, m)
     return np.ascontiguousarray(y.T if factors.embedding else y)
 
 
-def _float32(tensor: Tensor) -> np.ndarray:
+def read_float32(tensor: Tensor) -> np.ndarray:
     return widen(tensor.read(), tensor.dtype, "float32")
 
 

@@ -8,6 +8,7 @@ while it runs, and predicted before.
     `counter`   counting while a model runs
     `meetings`  how queries meet keys: where counts disagree
     `formulas`  the same numbers in closed form, for models of any size
+    `adapters`  what a LoRA beside the weights costs more
     `textbook`  the short forms that are quoted, and where they come from
     `rounded`   numbers in a few bits, and the scales that they need
     `memory`    the memory that activations need

@@ -116,8 +116,11 @@ class Recorder(Observer):
 
     def note(self, name: str, x: np.ndarray) -> None:
         """An array was computed."""
+        first, dot, rest = name.partition(".")  # "q_proj.lora_A" is inside "q_proj"
         module = (
-            name if name == "lm_head" else f"{self.place}.{MODULES.get(name, name)}"
+            name
+            if first == "lm_head"
+            else f"{self.place}.{MODULES.get(first, first)}{dot}{rest}"
         )
         self.keep(f"{self.step}/{module}", x)
 

@@ -29,7 +29,7 @@ from npllama.sampling import NothingLeft
 from npllama.serving.blocks import chain, new_blocks, publish, shrink
 from npllama.serving.packed import forward_packed
 from npllama.serving.pages import copy_page, new_pool, places
-from npllama.serving.requests import Request, received
+from npllama.serving.requests import Adapters, Request, check_adapter, received
 from npllama.serving.scheduler import (
     Limits,
     Plan,
@@ -93,6 +93,8 @@ class Engine:
     limits : Limits
     reuse : bool
         Whether a text may take pages that others have computed.
+    adapters : Adapters, optional
+        Those that requests may name, such as `compression.adapters.Adapters`.
 
     Raises
     ------
@@ -107,8 +109,10 @@ class Engine:
         page_size: int = 16,
         limits: Limits = DEFAULT_LIMITS,
         reuse: bool = True,
+        adapters: Adapters | None = None,
     ):
         check_model(model)
+        self.adapters = adapters
         self.model, self.limits, self.reuse = model, limits, reuse
         self.pool = new_pool(model.config, pages, page_size, model.embed.dtype.name)
         self.state = State((), 0, new_blocks(pages, page_size))
@@ -131,6 +135,7 @@ class Engine:
             If the request is malformed, or can never be served.
         """
         text = received(self.model, self.pool, request, self._numbers)
+        check_adapter(request, self.adapters)
         width, most = 1 + len(text.others), self.limits.requests
         if width > most:
             raise ValueError(f"{width} texts of one prompt, where at most {most} run")
@@ -182,7 +187,7 @@ class Engine:
         if not plan.segments:
             return
         try:
-            self.passed = run(self.model, self.pool, plan, self.texts)
+            self.passed = run(self.model, self.pool, plan, self.texts, self.adapters)
         except BaseException:
             # Nobody knows what was written: all must be computed again.
             self.state = stopped(self.state)
@@ -359,7 +364,13 @@ def check_model(model: Model) -> None:
         )
 
 
-def run(model: Model, pool: KVCache, plan: Plan, texts: dict[int, Writing]) -> Passed:
+def run(
+    model: Model,
+    pool: KVCache,
+    plan: Plan,
+    texts: dict[int, Writing],
+    adapters: Adapters | None = None,
+) -> Passed:
     """Run one packed pass, and hand every text the logits that it needs.
 
     Writes
@@ -372,6 +383,7 @@ def run(model: Model, pool: KVCache, plan: Plan, texts: dict[int, Writing]) -> P
     pool : KVCache
     plan : Plan
     texts : the texts by their numbers
+    adapters : Adapters, if texts may have some
     """
     P = plan.state.blocks.page_size
     for source, target in plan.copies:
@@ -388,6 +400,10 @@ def run(model: Model, pool: KVCache, plan: Plan, texts: dict[int, Writing]) -> P
         t += n
     starts = np.array([segment.start for segment in plan.segments])
     cache, last = KVCache(pool.k, pool.v, starts.copy()), np.concatenate(wanted)
+    if adapters is not None:
+        owners = [texts[segment.id].adapter for segment in plan.segments]
+        rows = np.repeat(owners, [len(some) for some in tokens])  # (T,)
+        model = adapters.beside(model, rows, rows[last])
     logits = forward_packed(model, tokens, cache, where, last)[0]  # (M, V)
     ends = np.cumsum([len(some) for some in wanted])[:-1]
     for segment, rows in zip(plan.segments, np.split(logits, ends)):

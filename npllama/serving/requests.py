@@ -12,8 +12,9 @@ own; they are refused, and so is a request that could never be served.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -45,6 +46,16 @@ class Request(NamedTuple):
     helpers: Helpers = Helpers()
     salt: str = ""  # only requests of one salt share pages
     logits: bool = False  # whether the events shall hold the model's logits
+    adapter: str = ""  # the name of one that the engine has; "": the model as it is
+
+
+class Adapters(Protocol):
+    """Adapters by name, of which every text of a pass may use another."""
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def beside(self, model: Model, rows: np.ndarray, logits: np.ndarray) -> Model:
+        """The model for one pass: names for (T,) positions and for (M,) logits."""
 
 
 def copies(config: GenerationConfig) -> int:
@@ -96,7 +107,8 @@ def check_request(request: Request) -> None:
     """Raise TypeError or ValueError if the engine cannot serve this request."""
     if not isinstance(request, Request):
         raise TypeError(f"request: {type(request).__name__} found, not a Request")
-    for name, kind in ("config", GenerationConfig), ("helpers", Helpers), ("salt", str):
+    kinds = {"config": GenerationConfig, "helpers": Helpers, "salt": str}
+    for name, kind in (kinds | {"adapter": str}).items():
         value = getattr(request, name)
         if not isinstance(value, kind):
             found = type(value).__name__
@@ -116,6 +128,23 @@ def check_request(request: Request) -> None:
         )
 
 
+def salt_of(request: Request) -> str:
+    """What keeps pages apart: keys of another adapter are others, too.
+
+    No two pairs of adapter and salt give the same.
+    """
+    if not request.adapter and not request.salt.startswith("["):
+        return request.salt
+    return json.dumps([request.adapter, request.salt])
+
+
+def check_adapter(request: Request, adapters: Adapters | None) -> None:
+    """Raise ValueError if a request names an adapter that is not there."""
+    name = request.adapter
+    if name and (adapters is None or name not in adapters):
+        raise ValueError(f"adapter: {name!r:.80} is not one that this engine has")
+
+
 def begun(
     task: Task, rng: np.random.Generator, pool: KVCache, request: Request
 ) -> Writing:
@@ -131,7 +160,8 @@ def begun(
         job=job,
         ends=ending(job, pool),
         shower=Shower(task),
-        salt=request.salt,
+        salt=salt_of(request),
+        adapter=request.adapter,
         keep_logits=request.logits,
         propose=draft(task, rng) if guesses else None,
         guesses=lookup or config.num_assistant_tokens,

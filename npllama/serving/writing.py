@@ -68,6 +68,7 @@ class Writing:
     cached: int | None = None
     begun: bool = False  # whether there was an event
     others: tuple[Writing, ...] = ()  # which will be forked from this one
+    adapter: str = ""
 
     @property
     def new(self) -> list[int]:
