@@ -1,5 +1,6 @@
 """LoRA beside its base: as if merged, and every row its own text's."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +12,9 @@ from test_convert_adapter import factors, write_adapter
 from test_serving_packed import STEADY
 from tolerances import assert_close, assert_same, depth
 
-from npllama import FlopCounter, GenerationConfig
+from npllama import FlopCounter, GenerationConfig, generate, load
 from npllama.cache import KVCache, new_cache
+from npllama.cli.main import main
 from npllama.compression.adapters import (
     Adapted,
     Adapters,
@@ -378,3 +380,55 @@ def test_a_tied_head_may_have_an_adapter_of_its_own(tmp_path):
     model = random_model(tied, 0)
     beside = adapted(model, [Use(read_adapter(tmp_path, tied))])
     assert isinstance(beside.lm_head, Adapted) and beside.embed is model.embed
+
+
+# ---- on the command line --------------------------------------------------------
+
+
+def stories_adapter(folder):
+    """An adapter of the shipped model, strong enough to change its words."""
+    config = load("stories").config
+    E, F = config.hidden_size, config.intermediate_size
+    write_adapter(folder, factors("model.layers.0.mlp.down_proj", E, F), r=2)
+
+
+def test_generate_and_chat_take_an_adapter(tmp_path, capsys, monkeypatch):
+    stories_adapter(tmp_path)
+    ask = ["generate", "Once upon", "--temperature", "0", "--max-new-tokens", "8"]
+    assert main(ask) == 0
+    plain = capsys.readouterr().out
+    assert main([*ask, "--adapter", str(tmp_path), "--flops"]) == 0
+    beside, told = capsys.readouterr()
+    assert beside != plain and "down_proj.lora_A" in told
+    model = load("stories")
+    model = adapted(model, [Use(read_adapter(tmp_path, model.config))])
+    config = GenerationConfig(do_sample=False, max_new_tokens=8)
+    assert beside == "Once upon" + generate(model, "Once upon", config).text + "\n"
+    talk = ["chat", "--temperature", "0", "--max-new-tokens", "8"]
+    answers = []
+    for more in ([], ["--adapter", str(tmp_path)]):
+        monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))
+        assert main(talk + more) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] != answers[1]
+
+
+@pytest.mark.parametrize(
+    "more", [["--memory", "3GB"], ["--save-cache", "x.npz"], ["--load-cache", "x.npz"]]
+)
+def test_options_that_do_not_go_with_an_adapter_are_misuse(tmp_path, capsys, more):
+    assert main(["generate", "Once", "--adapter", str(tmp_path), *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--adapter: not with {more[0]}" in line and "npllama convert" in line
+
+
+def test_many_prompts_and_an_adapter_exclude_each_other(tmp_path, capsys):
+    words = ["--prompts", "x", "-o", "y", "--adapter", str(tmp_path)]
+    assert main(["generate", *words]) == 2
+    assert "--prompts and --adapter exclude each other" in capsys.readouterr().err
+
+
+def test_a_folder_without_an_adapter_is_named(tmp_path, capsys):
+    assert main(["generate", "Once", "--adapter", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "adapter_config.json" in line

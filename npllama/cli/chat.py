@@ -11,6 +11,7 @@ import numpy as np
 
 from npllama.cache import new_cache
 from npllama.cli import streaming
+from npllama.cli.adapters import add_adapter_option, check_adapter_option
 from npllama.cli.offload import (
     add_memory_option,
     check_memory_options,
@@ -50,6 +51,7 @@ def add_chat(commands) -> argparse.ArgumentParser:
     )
     streaming.add_stream_options(talk)
     add_memory_option(talk)
+    add_adapter_option(talk)
     return talk
 
 
@@ -62,6 +64,7 @@ def run_chat(options: argparse.Namespace) -> None:
     generation_config(options)  # if it is one
     streaming.check_stream_options(options)
     streaming.check_talks_policy(options)
+    check_adapter_option(options)
     check_memory_options(options)
 
     def running(model: Model) -> Running:

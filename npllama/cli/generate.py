@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from npllama.cli import adapters as adapters_cli
 from npllama.cli import explain as explain_cli
 from npllama.cli import kv_options, saving, streaming
 from npllama.cli import offload as offload_cli
@@ -84,6 +85,7 @@ def add_generate(commands) -> argparse.ArgumentParser:
     streaming.add_stream_options(make)
     kv_options.add_kv_options(make)
     offload_cli.add_memory_option(make)
+    adapters_cli.add_adapter_option(make)
     return make
 
 
@@ -108,6 +110,7 @@ def continue_text(options: argparse.Namespace) -> None:
     saving.check_cache_options(options, config)
     streaming.check_stream_options(options)
     kv_options.rules_of(options)
+    adapters_cli.check_adapter_option(options)
     offload_cli.check_memory_options(options)
 
     def running(model: Model):

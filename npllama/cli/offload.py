@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from npllama.cli.adapters import with_adapter
 from npllama.cli.options import UsageError, helpers, in_context
 from npllama.cli.timing import Stopwatch, peak_memory_mb
 from npllama.contexts.ahead import Ahead, guessing_ahead
@@ -111,7 +112,8 @@ def weights_for(
         If it cannot fit.
     """
     if options.memory is None:
-        yield in_context(load(options.weights), options.context), None
+        model = in_context(load(options.weights), options.context)
+        yield with_adapter(model, options), None
         return
     found = contents(options.weights)
     found = found._replace(model=in_context(found.model, options.context))

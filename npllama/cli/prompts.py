@@ -65,7 +65,8 @@ def check_prompts_options(options: argparse.Namespace) -> None:
                 raise UsageError(f"{name} needs many prompts: --prompts FILE")
         return
     others = (
-        "prompt tokens json save_cache load_cache flops stream_window cache_bits"
+        "prompt tokens json save_cache load_cache flops stream_window cache_bits "
+        "adapter"
     ).split()
     for name in others:
         if getattr(options, name):
