@@ -1,10 +1,14 @@
 """LoRA beside its base: as if merged, and every row its own text's."""
 
 import io
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from goldens import lora
+from goldens.tiny_models import npllama_model, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import DISTINCT, configs, normal, random_model, seeds, token_ids
@@ -182,6 +186,18 @@ def test_cost_is_the_closed_form(config, B, T, seed, last):
     assert len(tabulate(config, work, "square")) == 11  # the base's own
 
 
+def test_a_heads_cost_by_hand():
+    # 2 passes, 6 positions, 4 logits; a head of 13 x 7 with R = 3, w_up of 11 x 7, R = 2
+    work = one_pass(DISTINCT, 2, 3, last=True)._replace(passes=2, logits=4)
+    ranks = {"lm_head": 3, "model.layers.1.mlp.up_proj": 2}
+    found = {op.name: op for op in adapter_operators(DISTINCT, work, ranks)}
+    assert list(found) == [
+        *("lm_head.lora_A", "lm_head.lora_B", "up_proj.lora_A", "up_proj.lora_B")
+    ]
+    assert found["lm_head.lora_A"][2:] == (2, 2 * 4 * 3 * 7, 2 * 21, 0, 4 * (3 + 7))
+    assert found["up_proj.lora_B"][2:] == (2, 2 * 6 * 2 * 11, 2 * 22, 0, 6 * (2 + 11))
+
+
 # ---- several at once ------------------------------------------------------------
 
 
@@ -331,6 +347,15 @@ def test_a_folder_of_peft_is_read(tmp_path):
         assert found[module].a.dtype == np.float64
 
 
+def test_the_factors_of_a_square_matrix_are_not_exchanged(tmp_path):
+    square = replace(DISTINCT, intermediate_size=7)
+    write_adapter(tmp_path, factors(UP, 7, 7))
+    found = read_adapter(tmp_path, square)[UP]
+    a, b = factors(UP, 7, 7).values()
+    np.testing.assert_array_equal(found.a, a)
+    np.testing.assert_array_equal(found.b, b)
+
+
 EMBED = "base_model.model.model.embed_tokens"
 FAULTS = {
     "DoRA": (
@@ -432,3 +457,39 @@ def test_a_folder_without_an_adapter_is_named(tmp_path, capsys):
     assert main(["generate", "Once", "--adapter", str(tmp_path)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "adapter_config.json" in line
+
+
+# ---- as PEFT runs them ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def peft(tmp_path_factory):
+    """What PEFT saved, read; and what it answered."""
+    with np.load(Path(__file__).parent / "goldens" / lora.FILE) as file:
+        golden = dict(file)
+    base, adapters = npllama_model(tiny(lora.SEED)), {}
+    for name in lora.CASES:
+        folder = tmp_path_factory.mktemp(name)
+        tensors = {
+            key.removeprefix(f"{name}:"): tensor
+            for key, tensor in golden.items()
+            if key.startswith(f"{name}:")
+        }
+        write_adapter(folder, tensors, **json.loads(str(golden[f"{name}.json"])))
+        adapters[name] = read_adapter(folder, base.config)
+    return base, Adapters(adapters), golden
+
+
+@pytest.mark.parametrize("name", lora.CASES)
+def test_an_adapter_runs_as_peft_runs_it(peft, name):
+    base, adapters, golden = peft
+    model = adapted(base, [Use(adapters.named[name])])
+    found = logits_of(model, lora.tokens_of())
+    assert_close(found, golden[f"{name}.logits"], depth(base.config, 7) + 8)
+
+
+def test_a_batch_of_several_adapters_runs_as_peft_runs_it(peft):
+    base, adapters, golden = peft
+    rows = np.repeat(lora.MIXED, lora.TOKENS[1])
+    found = logits_of(adapters.beside(base, rows, rows), lora.tokens_of())
+    assert_close(found, golden["mixed.logits"], depth(base.config, 7) + 8)

@@ -21,6 +21,7 @@ NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
     "folds": {"autoawq": ("0.2",), "transformers": NEW, **TORCH},
     "gptq": {"auto-gptq": ("0.7",), "gptqmodel": ("7.7",), **TORCH},
     "kv_cache": {"gguf": ("0.19",), **TORCH},
+    "lora": {"peft": ("0.21",), "transformers": NEW, **TORCH},
     "model": {"transformers": NEW, **TORCH},
     "model_configs": {"transformers": NEW + OLD},
     "model_llamacpp": {"llama-cpp-python": ("0.3",), "gguf": ("0.19",)},
