@@ -177,6 +177,7 @@ def run(folder, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_the_command_reports_every_law_and_writes_it_down(folder):
     record = folder / "report.json"
     sampler = ("--sampler", "their_samplers:factory")

@@ -225,6 +225,7 @@ DRAFTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAFTS)
 def test_texts_are_distributed_as_the_target_alone_would_write_them(name):
     assert abs(surprise(joint(bigrams(0), shaped), counts(DRAFTS[name], 1500))) < 5

@@ -31,6 +31,7 @@ def written(model, prompt, setting):
     return [token for step in strategy(job, **setting) for token in step.tokens]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_texts_are_those_of_transformers(name):
     for seed in SEEDS:

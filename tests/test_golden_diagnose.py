@@ -78,6 +78,7 @@ UNSEEN = {"position", "eps", "truncated", "head untied"}
 ONE_BLOCK = ("no gain", "transposed o_proj", "transposed gate_proj")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("fault", sorted(set(FAULTS) - UNSEEN))
 def test_logits_alone_and_the_model_tell_the_fault(fault, dtype):

@@ -43,6 +43,7 @@ def scene_of(traced, change, dtype, ends=()):
     return Scene(exact, shown, result.first, dtype, 2.0, config, model, rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("fault", CHOSEN)
 def test_fault_gets_its_own_name_or_none(traced, fault, dtype):

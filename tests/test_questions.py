@@ -16,6 +16,8 @@ from npllama.book.contents import pages  # noqa: E402
 from npllama.book.page import Book, body  # noqa: E402
 from npllama.book.words import LOOKED_UP, STRESSED  # noqa: E402
 
+pytestmark = pytest.mark.slow  # the whole index
+
 
 class Entries(HTMLParser):
     """Words of the index, and the files that they lead to."""

@@ -73,6 +73,7 @@ def test_logits_are_the_same_bits_in_any_batch_and_any_chunking(
         assert_same(together[b], alone(model, tokens[b]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_batch_size_and_chunking_of_wide_layers_gives_the_same_bits(shape, dtype):
