@@ -17,7 +17,8 @@ MUTANTS = [
     (BESIDE, "y[rows] += change(a[rows], added, self.name)",
      "y[rows] += change(a[rows], added, self.name) * added.scale", HAND),
     ("convert/adapter.py", SCALE,
-     SCALE.replace("else rank)", "else rank**2)"), FOLDER),
+     SCALE.replace("else rank)", "else rank**2)"),
+     "tests/test_convert_adapter.py::test_the_scale_is_alpha_over_rank_or_its_root"),
     ("convert/adapter.py", SCALE, SCALE.replace("alpha /", "1 /"), FOLDER),
     # the factors exchanged, where their shapes allow it; the base left out
     (BESIDE, "LowRank(read(f.a), read(f.b), f.scale)",

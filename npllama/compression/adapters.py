@@ -77,12 +77,13 @@ def change(x: np.ndarray, added: LowRank, name: str) -> np.ndarray:
     -------
     (M, C) float
     """
-    low = einsum("MS,RS->MR", x, added.a, f"{name}.lora_A")
+    # In the letters of the book: T rows, E inputs, F outputs.
+    low = einsum("TE,RE->TR", x, added.a, f"{name}.lora_A")
     # The scale goes where the fewest numbers are.
-    return einsum("MR,CR->MC", low * added.scale, added.b, f"{name}.lora_B")
+    return einsum("TR,FR->TF", low * added.scale, added.b, f"{name}.lora_B")
 
 
-Rows = slice | np.ndarray  # (m,) int64
+Rows = slice | np.ndarray  # an array holds the places of some rows
 
 
 class Adapted(NamedTuple):

@@ -39,8 +39,8 @@ def adapter_operators(
         name = module.rpartition(".")[2]
         n = work.logits if name == "lm_head" else work.positions
         for factor, equation, wide in (
-            ("lora_A", "MS,RS->MR", S),
-            ("lora_B", "MR,CR->MC", C),
+            ("lora_A", "TE,RE->TR", S),
+            ("lora_B", "TR,FR->TF", C),
         ):
             kept, moved = work.passes * R * wide, n * (R + wide)
             numbers = (work.passes, 2 * n * R * wide, kept, 0, moved)
