@@ -32,8 +32,9 @@ from npllama.compression.packed import packed
 from npllama.convert.adapter import merge
 from npllama.cost.adapters import adapter_operators
 from npllama.cost.formulas import one_pass, tabulate
+from npllama.golden.record import Recorder
 from npllama.model import forward
-from npllama.ops import einsum, rowwise
+from npllama.ops import einsum, observing, rowwise
 from npllama.serving.engine import Engine
 from npllama.serving.packed import forward_packed
 from npllama.serving.requests import Request, salt_of
@@ -196,6 +197,16 @@ def test_a_heads_cost_by_hand():
     ]
     assert found["lm_head.lora_A"][2:] == (2, 2 * 4 * 3 * 7, 2 * 21, 0, 4 * (3 + 7))
     assert found["up_proj.lora_B"][2:] == (2, 2 * 6 * 2 * 11, 2 * 22, 0, 6 * (2 + 11))
+
+
+def test_the_golden_reference_records_both_factors():
+    seen = set()
+    model = adapted(random_model(DISTINCT, 0), [Use(random_adapter(DISTINCT, 1))])
+    with observing(Recorder(model, lambda name, x: seen.add(name))):
+        logits_of(model, token_ids(DISTINCT, 0, 1, 3))
+    assert {"/lm_head.lora_A", "/lm_head.lora_B", "/lm_head"} <= seen
+    place = "/model.layers.1.self_attn.q_proj"
+    assert {place, f"{place}.lora_A", f"{place}.lora_B"} <= seen
 
 
 # ---- several at once ------------------------------------------------------------
