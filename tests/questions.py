@@ -43,7 +43,7 @@ QUESTIONS = [
          "never returns half a character"),
         ("When does a bigger batch stop being free?", "batch, larger", "cost.curves",
          "as long as memory is the bound and the weights are most of what is read"),
-        ("Why does decode leave the processor idle?", "memory-bound, compute-bound", "cost.roofline",
+        ("Why does decode leave the processor idle?", "decode, why it is slow", "cost.roofline",
          "it is bound by memory and the processor waits"),
         ("How wrong may a right backend be?", "floor", "golden.floor",
          "in all the ways in which right backends differ"),

@@ -41,6 +41,7 @@ LOOKED_UP = {
     "roofline": "cost.roofline",
     "memory-bound, compute-bound": "cost.roofline",
     "bandwidth": "cost.roofline",
+    "decode, why it is slow": "cost.roofline",
     "batch, larger": "cost.curves",
     "tensor parallelism": "cost.cards",
     # the golden reference
