@@ -226,8 +226,8 @@ def _rope_from_hf(data: Mapping[str, Any], positions: int) -> Rope:
 def _refuse_partial_rotation(data: Mapping[str, Any], scaling: Mapping[str, Any]):
     """LLaMA's code in transformers turns all pairs.
 
-    Without scaling, version 5 ignores this field; with scaling it breaks on it, and
-    version 4 breaks on it always.
+    Without scaling, version 5 ignores this field; with most scalings it breaks on it,
+    and version 4 breaks on it always.
     """
     part = scaling.get("partial_rotary_factor", data.get("partial_rotary_factor"))
     scaled = (scaling.get("rope_type") or scaling.get("type")) not in (None, "default")
