@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+from functools import partial
 from pathlib import Path
 
 from npllama.cli.options import UsageError
+from npllama.cli.plots import drawn
 from npllama.cli.quantize import LONGEST, refuse_packed, texts_of
 from npllama.compression.table import (
     HEAD,
@@ -76,7 +77,7 @@ def run_bits(options: argparse.Namespace) -> None:
         found.append(row)
         tell(row, options.json)
     if options.plot is not None:
-        picture(options.plot, found, options.model)
+        drawn(options.plot, partial(draw, options.plot, found, options.model))
 
 
 def tell(row: Row, as_json: bool) -> None:
@@ -90,17 +91,6 @@ def tell(row: Row, as_json: bool) -> None:
 def line(words: tuple[str, ...]) -> None:
     first, *rest = (f"{word:>{n}}" for word, n in zip(words, WIDTHS))
     print(words[0].ljust(len(first)), *rest, flush=True)
-
-
-def picture(path: Path, found: list[Row], name: str) -> None:
-    """Draw it, if matplotlib is there."""
-    try:
-        draw(path, found, name)
-    except ImportError:
-        raise ImportError(
-            "--plot needs matplotlib: pip install 'npllama[plot]'"
-        ) from None
-    print(f"wrote {path}", file=sys.stderr)
 
 
 RUN = {"bits": run_bits}

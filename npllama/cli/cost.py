@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 from npllama.cli.options import UsageError
+from npllama.cli.plots import drawn
 from npllama.config import PRESETS, Config, config_from_hf, preset
 from npllama.cost.cards import one_card
 from npllama.cost.curves import curve
@@ -322,8 +321,9 @@ def run_roofline(options: argparse.Namespace) -> None:
     facts |= speculation
     if options.plot:
         title = f"{options.config} on {called(machine)}"
-        draw(
-            options, partial(draw_roofline, options.plot, machine, kinds, found, title)
+        drawn(
+            options.plot,
+            partial(draw_roofline, options.plot, machine, kinds, found, title),
         )
     if options.json:
         phases = {"prefill": found.prefill, "decode": found.decode}
@@ -340,7 +340,9 @@ def print_curve(options: argparse.Namespace, asked: Asked) -> None:
     points = curve(config, machine, kinds, text, causal, options.over)
     if options.plot:
         title = f"{options.config} on {called(machine)}"
-        draw(options, partial(draw_curve, options.plot, points, options.over, title))
+        drawn(
+            options.plot, partial(draw_curve, options.plot, points, options.over, title)
+        )
     if options.json:
         print(json.dumps([p._asdict() for p in points]))
     else:
@@ -369,19 +371,6 @@ def print_roofline(asked: Asked, found: Prediction, facts: dict[str, Any]) -> No
     print()
     for fact, value in facts.items():
         print(f"{fact}: {number_text(value)}")
-
-
-def draw(options: argparse.Namespace, write: Callable[[], None]) -> None:
-    """Write the picture, and say so."""
-    try:
-        write()
-        print(f"wrote {options.plot}", file=sys.stderr)
-    except ImportError:
-        raise UsageError(
-            "--plot needs matplotlib: pip install 'npllama[plot]'"
-        ) from None
-    except ValueError as error:
-        raise UsageError(str(error)) from None
 
 
 RUN = {"flops": run_flops, "roofline": run_roofline}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+from functools import partial
 
 from npllama.cli.golden import progress
 from npllama.cli.options import UsageError
+from npllama.cli.plots import drawn
 from npllama.cli.streaming import SINKS
 from npllama.contexts.steady import ALL_KEPT, WAYS, Tick, draw_steady, slope, ticks
 from npllama.contexts.steady import written as written_by
@@ -67,7 +68,8 @@ def run_endless(options: argparse.Namespace) -> None:
     else:
         tell(found)
     if options.plot is not None:
-        draw(options.plot, found, f"{options.weights}: a window of {W}")
+        title = f"{options.weights}: a window of {W}"
+        drawn(options.plot, partial(draw_steady, options.plot, found, title))
 
 
 def noted(model: Model, stream: Stream, tokens: int, way: str) -> list[Tick]:
@@ -100,19 +102,6 @@ def tell(found: dict[str, list[Tick]]) -> None:
             f"{way}: a token takes {100 * slope(some):+.2f}% per 1,000 tokens, and "
             f"memory changed by {grown:+.1f} MB after the first tenth"
         )
-
-
-def draw(path: str, found: dict[str, list[Tick]], title: str) -> None:
-    """Write the picture."""
-    try:
-        draw_steady(path, found, title)
-        print(f"wrote {path}", file=sys.stderr)
-    except ImportError:
-        raise UsageError(
-            "--plot needs matplotlib: pip install 'npllama[plot]'"
-        ) from None
-    except ValueError as error:
-        raise UsageError(str(error)) from None
 
 
 RUN = {"endless": run_endless}

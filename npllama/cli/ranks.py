@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
+from functools import partial
 
 from npllama.cli.options import UsageError
 from npllama.cli.perplexity import read_text
+from npllama.cli.plots import drawn
 from npllama.compression.factored_keys import WAYS, Loss, factored_losses
 from npllama.compression.ranks import Ranks, Row, draw_spectra, study
 from npllama.cost.tables import markdown
@@ -65,7 +66,8 @@ def run_ranks(options: argparse.Namespace) -> None:
     else:
         tell(rows, losses, len(tokens))
     if options.plot is not None:
-        draw(options.plot, rows, f"{options.weights}, {len(tokens)} tokens")
+        title = f"{options.weights}, {len(tokens)} tokens"
+        drawn(options.plot, partial(draw_spectra, options.plot, rows, title))
 
 
 def tell(rows: Sequence[Row], losses: Sequence[Loss], T: int) -> None:
@@ -115,19 +117,6 @@ def as_json(rows: Sequence[Row], losses: Sequence[Loss]) -> dict:
     ]
     keys = [loss._asdict() | {"quality": loss.quality._asdict()} for loss in losses]
     return {"matrices": matrices, "factored keys": keys}
-
-
-def draw(path: str, rows: Sequence[Row], title: str) -> None:
-    """Write the picture."""
-    try:
-        draw_spectra(path, rows, title)
-        print(f"wrote {path}", file=sys.stderr)
-    except ImportError:
-        raise UsageError(
-            "--plot needs matplotlib: pip install 'npllama[plot]'"
-        ) from None
-    except ValueError as error:
-        raise UsageError(str(error)) from None
 
 
 RUN = {"ranks": run_ranks}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+from functools import partial
 
 from npllama.cli.cost import read_config
 from npllama.cli.options import UsageError
+from npllama.cli.plots import drawn
 from npllama.cost.hardware import HARDWARE
 from npllama.cost.roofline import Dtypes, most_tokens
 from npllama.cost.tables import Rows, markdown
@@ -52,7 +53,7 @@ def run_serve_sim(options: argparse.Namespace) -> None:
         print(json.dumps(rows) if options.json else markdown(rows))
         return
     if options.plot is not None:
-        draw(options.plot)
+        drawn(options.plot, partial(draw_serving, options.plot))
     names = [options.table] if options.table else list(TABLES)
     if options.json:
         tables = {name: TABLES[name]() for name in names}
@@ -79,19 +80,6 @@ def own_scene(options: argparse.Namespace) -> Rows:
         return waiting(scene, compared(scene))
     except ValueError as error:
         raise UsageError(f"{options.config} on {options.hardware}: {error}") from None
-
-
-def draw(path: str) -> None:
-    """Write the picture."""
-    try:
-        draw_serving(path)
-        print(f"wrote {path}", file=sys.stderr)
-    except ImportError:
-        raise UsageError(
-            "--plot needs matplotlib: pip install 'npllama[plot]'"
-        ) from None
-    except ValueError as error:
-        raise UsageError(str(error)) from None
 
 
 RUN = {"serve-sim": run_serve_sim}

@@ -53,9 +53,8 @@ def tiny_llama(folder: Path) -> None:
 
 def quantised(source: Path, out: Path, settings: dict) -> dict[str, np.ndarray]:
     """Quantise, save, load again, and return some of the weights it dequantises."""
-    import safetensors.torch
     import torch
-    from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+    from gptqmodel import GPTQModel, QuantizeConfig
 
     chance = torch.Generator().manual_seed(1)
     rows = [torch.randint(0, 24, (1, 32), generator=chance) for _ in range(8)]
@@ -64,9 +63,17 @@ def quantised(source: Path, out: Path, settings: dict) -> dict[str, np.ndarray]:
     model = GPTQModel.load(str(source), config, device="cpu")
     model.quantize(data, batch_size=1)
     model.save(str(out))
-    model = GPTQModel.load(str(out), device="cpu", backend=BACKEND.TORCH)
+    return read_by_gptqmodel(out)
+
+
+def read_by_gptqmodel(folder: Path) -> dict[str, np.ndarray]:
+    """Some of the weights of a folder as gptqmodel dequantises them."""
+    import safetensors.torch
+    from gptqmodel import BACKEND, GPTQModel
+
+    model = GPTQModel.load(str(folder), device="cpu", backend=BACKEND.TORCH)
     modules = dict(model.model.named_modules())
-    stored = safetensors.torch.load_file(out / "model.safetensors")
+    stored = safetensors.torch.load_file(folder / "model.safetensors")
     found = {}
     for name in (f"model.layers.0.{module}" for module in MODULES):
         modules[name].scales = stored[f"{name}.scales"].float()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from goldens.packed_gptq import MODULES, tiny_llama
+from goldens.packed_gptq import read_by_gptqmodel, tiny_llama
 
 CASES = {
     "gptq_4_ours": "--bits 4 --group-size 32 --sym",
@@ -21,22 +21,6 @@ CASES = {
     "gptq_8_ours": "--bits 8 --group-size -1 --sym",
 }
 KEPT = ("config.json", "quantize_config.json", "model.safetensors")
-
-
-def read_by_gptqmodel(folder: Path) -> dict[str, np.ndarray]:
-    """Some of the weights that gptqmodel dequantises."""
-    import safetensors.torch
-    from gptqmodel import BACKEND, GPTQModel
-
-    model = GPTQModel.load(str(folder), device="cpu", backend=BACKEND.TORCH)
-    modules = dict(model.model.named_modules())
-    stored = safetensors.torch.load_file(folder / "model.safetensors")
-    found = {}
-    for name in (f"model.layers.0.{module}" for module in MODULES):
-        modules[name].scales = stored[f"{name}.scales"].float()
-        weight = modules[name].dequantize_weight()  # (inputs, outputs)
-        found[f"{name}.weight"] = weight.T.float().numpy()
-    return found
 
 
 def make(folder: Path) -> None:
