@@ -14,6 +14,7 @@ from npllama.config import PRESETS, preset
 from npllama.cost import formulas, traffic
 from npllama.cost.probe import hardware
 from npllama.cost.roofline import offload_seconds, speculative_speedup
+from npllama.cost.speeds import SPEEDS, bound, reached
 from npllama.cost.tables import TABLES, markdown, met
 from npllama.cost.textbook import product_flops
 
@@ -156,6 +157,42 @@ def test_speedup_that_the_readme_names_is_that_of_the_formula():
     assert "--acceptance 0.8 --guesses 5 --draft-cost 0.05" in README_OF_COST
     assert f"{speculative_speedup(0.8, 5, 0.05):.3f}" == "2.951"
     assert "prints 2.951" in README_OF_COST
+
+
+# ---- published speeds ------------------------------------------------------
+
+
+def parts_reached(cards, *dtypes, first=False):
+    """The least and the most of the bound that was reached."""
+    found = [
+        reached(s)
+        for s in SPEEDS
+        if s.kinds.weights in dtypes and s.cards in cards and s.first == first
+    ]
+    return min(found), max(found)
+
+
+def test_no_published_speed_beats_its_bound():
+    assert len(SPEEDS) >= 20
+    assert all(0.25 < reached(speed) < 1 for speed in SPEEDS)
+
+
+def test_text_about_real_programs_says_what_the_table_shows():
+    for dtype in ("fp16", "int8", "int4"):
+        least, most = parts_reached([1], dtype)
+        assert f"{least:.2f} to {most:.2f}" in README_OF_COST
+    assert parts_reached([8], "fp16")[1] < parts_reached([1], "fp16")[0]
+    least, most = parts_reached([1, 4], "fp16", "fp8", first=True)
+    words = " ".join(README_OF_COST.split())
+    assert f"{1 / most:.1f} to {1 / least:.1f} times as long as its bound" in words
+
+
+def test_bound_of_a_speed_is_what_roofline_prints(capsys):
+    speed = SPEEDS[0]
+    args = "roofline --config llama-2-7b --hardware a100-80g --prompt 5 --json"
+    assert main([*args.split(), "--new-tokens", "200"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert bound(speed) == pytest.approx(200 / told["the whole text, s"])
 
 
 # ---- attention's traffic ----------------------------------------------------

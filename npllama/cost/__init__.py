@@ -18,6 +18,7 @@ while it runs, and predicted before.
     `probe`     the speed of this machine, measured
     `traffic`   what FlashAttention saves, tile by tile
     `ways`      how queries meet keys in the ways to attend of long texts
+    `speeds`    what programs reached on real cards, beside the bound
     `tables`    the tables of README.md, worked out
     `facts`     conclusions from the figures; first, whether a text fits
     `curves`    the same over batch and context

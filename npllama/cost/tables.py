@@ -28,6 +28,7 @@ from npllama.cost.hardware import HARDWARE
 from npllama.cost.meetings import Meetings
 from npllama.cost.product import cost
 from npllama.cost.roofline import offload_seconds
+from npllama.cost.speeds import compared
 from npllama.ops import Kind
 
 Rows = list[tuple[str, ...]]
@@ -201,5 +202,6 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "cache": cache,
     "ridge": ridge,
     "offload": offload,
+    "speeds": compared,
     "flash": flash,
 }
