@@ -28,7 +28,7 @@ from npllama.compression.gptq import Recipe
 from npllama.compression.quality import Judge, divergence
 from npllama.compression.quantize import (
     METHODS,
-    Kept,
+    FinishedBlocks,
     Method,
     Plan,
     in_few_bits,
@@ -263,7 +263,7 @@ def test_a_block_is_fitted_to_what_the_rounded_blocks_before_it_write(
     model, path, tmp_path, monkeypatch
 ):
     shown = watched(monkeypatch)
-    kept = Kept(tmp_path / "blocks", "m")
+    kept = FinishedBlocks(tmp_path / "blocks", "m")
     run(model, kept, Plan("watched", TINY))
     first = kept.get(0, CONFIG).layer
     xs = through([model.embed[row] for row in texts(4)], first, CONFIG)
@@ -274,7 +274,7 @@ def test_a_block_is_fitted_to_what_the_rounded_blocks_before_it_write(
     )
     # or to what the blocks in floats write
     shown.clear()
-    kept = Kept(tmp_path / "others", "m")
+    kept = FinishedBlocks(tmp_path / "others", "m")
     run(model, kept, Plan("watched", TINY, float_inputs=True))
     xs = through([model.embed[row] for row in texts(4)], load(path).layers[0], CONFIG)
     exact = inputs_of(("wq",), HALVES[0], xs, layer, CONFIG)
@@ -284,7 +284,7 @@ def test_a_block_is_fitted_to_what_the_rounded_blocks_before_it_write(
 
 
 def test_the_divergence_is_that_of_the_model_rounded_so_far(model, path, tmp_path):
-    kept, whole = Kept(tmp_path / "blocks", "m"), load(path)
+    kept, whole = FinishedBlocks(tmp_path / "blocks", "m"), load(path)
     reports = run(model, kept)
     layers = list(whole.layers)
     for i, report in enumerate(reports):
@@ -301,9 +301,9 @@ def test_the_divergence_is_that_of_the_model_rounded_so_far(model, path, tmp_pat
 
 
 def test_a_stopped_run_goes_on_and_gives_the_same_bits(model, tmp_path, monkeypatch):
-    once = Kept(tmp_path / "once", "m")
+    once = FinishedBlocks(tmp_path / "once", "m")
     reports = run(model, once)
-    again = Kept(tmp_path / "again", "m")
+    again = FinishedBlocks(tmp_path / "again", "m")
     growing = quantised(model, texts(4), texts(2, 9), Plan("gptq", TINY), again)
     assert next(growing) == reports[0]
     growing.close()
@@ -321,9 +321,9 @@ def test_a_stopped_run_goes_on_and_gives_the_same_bits(model, tmp_path, monkeypa
 
 def test_blocks_of_another_run_do_not_count(path, tmp_path):
     done = in_few_bits(load(path).layers[0], [], Plan("rtn", TINY), CONFIG)
-    Kept(tmp_path / "b", "one").put(0, done)
-    assert Kept(tmp_path / "b", "one").get(0, CONFIG) is not None
-    assert Kept(tmp_path / "b", "two").get(0, CONFIG) is None
+    FinishedBlocks(tmp_path / "b", "one").put(0, done)
+    assert FinishedBlocks(tmp_path / "b", "one").get(0, CONFIG) is not None
+    assert FinishedBlocks(tmp_path / "b", "two").get(0, CONFIG) is None
     plans = [Plan(), Plan("rtn"), Plan(recipe=TINY), Plan(sequential=False)]
     marks = {mark_of(path, plan, texts(2)) for plan in plans}
     marks |= {mark_of(path, Plan(), texts(3)), mark_of(path, Plan(), texts(2, 5))}
@@ -333,13 +333,13 @@ def test_blocks_of_another_run_do_not_count(path, tmp_path):
     marks = {mark_of(path, Plan(), some) for some in ([row], [row[:, :4], row[:, 4:]])}
     assert len(marks) == 2
     (tmp_path / "b" / "0.npz").write_bytes(b"half of it")
-    assert Kept(tmp_path / "b", "one").get(0, CONFIG) is None
+    assert FinishedBlocks(tmp_path / "b", "one").get(0, CONFIG) is None
 
 
 def test_what_is_kept_comes_back_as_it_was(path, tmp_path):
     layer = load(path).layers[1]
     done = in_few_bits(layer, [], Plan("rtn", TINY), CONFIG)
-    kept = Kept(tmp_path / "b", "one")
+    kept = FinishedBlocks(tmp_path / "b", "one")
     kept.put(1, done)
     found = kept.get(1, CONFIG)
     assert found.losses == done.losses
@@ -352,7 +352,7 @@ def test_what_is_kept_comes_back_as_it_was(path, tmp_path):
 
 def test_gptq_without_a_text_is_refused(model, tmp_path):
     with pytest.raises(ValueError, match="gptq needs texts"):
-        run(model, Kept(tmp_path / "b", "m"), rows=[])
+        run(model, FinishedBlocks(tmp_path / "b", "m"), rows=[])
 
 
 # ---- the command -----------------------------------------------------------------

@@ -19,7 +19,7 @@ from npllama.compression.folder import BITS, settings_of, write_folder
 from npllama.compression.gptq import Recipe
 from npllama.compression.quantize import (
     METHODS,
-    Kept,
+    FinishedBlocks,
     Plan,
     Report,
     check,
@@ -114,7 +114,7 @@ def run_quantize(options: argparse.Namespace) -> None:
     model = StreamedModel(path, "float32")
     refuse_packed(model, path)
     rows, held_out = texts_of(options, model)
-    kept = Kept(
+    kept = FinishedBlocks(
         options.out.with_name(f"{options.out.name}.blocks"), mark_of(path, plan, rows)
     )
     tell = Teller(options.json, model.config.num_hidden_layers)
@@ -319,7 +319,7 @@ def said(plan: Plan, count: int) -> str:
 
 
 def write_npz(
-    out: Path, path: Path, model: StreamedModel, kept: Kept, line: str
+    out: Path, path: Path, model: StreamedModel, kept: FinishedBlocks, line: str
 ) -> None:
     """Put the blocks together with what stays in floats."""
     files = dict(read_npz(path).files)

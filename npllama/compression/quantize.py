@@ -213,7 +213,7 @@ def _all_inputs(layer: Layer, xs, config: Config) -> dict[str, Inputs]:
 #  ---- blocks that are done ----------------------------------------------------
 
 
-class Kept:
+class FinishedBlocks:
     """Finished blocks in a folder, for a run that goes on.
 
     Parameters
@@ -318,7 +318,7 @@ def quantised(
     rows: Sequence[np.ndarray],
     held_out: Sequence[np.ndarray],
     plan: Plan,
-    kept: Kept,
+    kept: FinishedBlocks,
 ) -> Iterator[Report]:
     """Round a model block by block.
 
@@ -328,7 +328,7 @@ def quantised(
     rows, held_out : sequences of (1, T) int64
         Texts to fit the blocks to, and texts to judge them by.
     plan : Plan
-    kept : Kept
+    kept : FinishedBlocks
 
     Writes
     ------
@@ -363,7 +363,7 @@ def quantised(
 
 
 def tensors_of(
-    model: StreamedModel, kept: Kept
+    model: StreamedModel, kept: FinishedBlocks
 ) -> Iterator[tuple[str, np.ndarray | Packed]]:
     """All tensors of a model whose blocks are kept, as `files.checkpoint.save` wants."""
     config = model.config

@@ -72,7 +72,7 @@ from npllama.compression.calibrate import MATRICES
 from npllama.compression.gptq import Recipe
 from npllama.compression.grid import GPTQ_EXPONENT
 from npllama.compression.quality import Judge, Quality
-from npllama.compression.quantize import METHODS, Kept, Plan, check, quantised
+from npllama.compression.quantize import METHODS, FinishedBlocks, Plan, check, quantised
 from npllama.cost.plot import ending_of
 from npllama.files.checkpoint import load
 from npllama.files.whole import new_file
@@ -223,7 +223,7 @@ def rows(
     yield row_of(FLOATS, whole, exact, held_out)
     for setting, plan in plans.items():
         with tempfile.TemporaryDirectory() as folder:
-            kept = Kept(Path(folder), setting)
+            kept = FinishedBlocks(Path(folder), setting)
             fit = texts if METHODS[plan.method].needs_inputs else []
             for _ in quantised(streamed, fit, [], plan, kept):
                 pass

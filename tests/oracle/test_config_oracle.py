@@ -162,14 +162,28 @@ def loaded(data):
         return None, str(error)
 
 
+def runs_by_accident(data):
+    """Whether a share of turning pairs and a scaling run in transformers nevertheless.
+
+    p-RoPE means it.  With longrope and a single speed broadcasting spreads
+    that one over all factors; with two speeds or more it breaks.  Other scalings break.
+    """
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = data.get(key) or {}
+        kind = rope.get("rope_type", rope.get("type"))
+        part = rope.get("partial_rotary_factor", data.get("partial_rotary_factor"))
+        size = data.get("head_dim") or data["hidden_size"] // data["num_attention_heads"]
+        if kind == "proportional" or (kind == "longrope" and int(size * (part or 1)) == 2):
+            return True
+    return False
+
+
 def disputed(data, line):
     """Whether a config that transformers runs is one that is refused on purpose."""
     # p-RoPE is Gemma's: transformers' general code gives it to a LLaMA, too.
-    # A share of turning pairs with a scaling breaks there, or, as with longrope, one
-    # speed is spread over pairs by accident.
     return (
         "rope_theta differ" in line
-        or ("partial_rotary_factor" in line and "with a scaling" in line)
+        or ("partial_rotary_factor" in line and runs_by_accident(data))
         or "'proportional' is not one of" in line
         or data.get("hidden_act") == "mish"
     )
