@@ -4,15 +4,15 @@ import sys
 import types
 from dataclasses import replace
 
-import candidate
 import numpy as np
 import pytest
-from candidates import onnx_graph
-from candidates.gguf_file import gguf_name, neighbours, slowdown
-from candidates.text import named_weights, text_of
 from strategies import DISTINCT, random_model
 
 from npllama.cache import new_cache
+from npllama.candidates import candidate, onnx_graph
+from npllama.candidates.gguf_file import gguf_name, neighbours, slowdown
+from npllama.candidates.text import named_weights, text_of
+from npllama.cli.main import main
 from npllama.config import Rope
 from npllama.files.checkpoint import load, save
 from npllama.golden.compare import compare
@@ -43,6 +43,11 @@ def golden(model, tmp_path):
     return path
 
 
+def run(options):
+    """The command with these options; its exit code."""
+    return main(["golden", "candidate", *options])
+
+
 def book(model, text, dtype="float32"):
     """The book itself as a backend, with one tensor that no trace has."""
     seen, B = [], len(text.tokens)
@@ -58,16 +63,16 @@ def book(model, text, dtype="float32"):
 @pytest.fixture
 def backend(monkeypatch):
     """A backend named book."""
-    module = types.ModuleType("candidates.book")
+    module = types.ModuleType("npllama.candidates.book")
     module.run = book
-    monkeypatch.setitem(sys.modules, "candidates.book", module)
-    monkeypatch.setitem(candidate.BACKENDS, "book", ("book", "numpy"))
+    monkeypatch.setitem(sys.modules, "npllama.candidates.book", module)
+    monkeypatch.setitem(candidate.BACKENDS, "book", ("book", "numpy", "numpy"))
 
 
 def test_candidate_of_the_golden_tokens_passes(model, golden, tmp_path, backend):
     out = tmp_path / "candidate.npz"
     options = ["book", str(model), "--golden", str(golden), "-o", str(out)]
-    assert candidate.main(options) == 0
+    assert run(options) == 0
     trace, found = read_golden(golden), read_trace(out)
     result = compare(trace, found, trace.meta["floor"]["float32"], "float32")
     assert result.first is None and not result.extra
@@ -83,7 +88,7 @@ def test_candidate_takes_the_place_of_nothing_that_it_is_made_from(
     for out in (model, golden):
         before = out.read_bytes()
         options = ["book", str(model), "--golden", str(golden), "-o", str(out)]
-        assert candidate.main(options) == 1
+        assert run(options) == 2
         assert "choose another place" in capsys.readouterr().err
         assert out.read_bytes() == before
 
@@ -110,18 +115,23 @@ def test_weights_have_the_names_and_shapes_of_the_file(model):
         (lambda a: a | {"--golden": a["MODEL"]}, "not a golden trace"),
         (lambda a: a | {"--golden": "nowhere.npz"}, "nowhere.npz"),
         (lambda a: a | {"MODEL": "nowhere"}, "no weights file nowhere"),
-        (lambda a: a | {"BACKEND": "absent"}, "absent is not installed"),
+        (
+            lambda a: a | {"BACKEND": "absent"},
+            "absent is not installed: pip install no-such",
+        ),
     ],
 )
 def test_what_cannot_run_is_one_line(
     model, golden, tmp_path, backend, monkeypatch, capsys, spoil, message
 ):
-    monkeypatch.setitem(candidate.BACKENDS, "absent", ("no_such_module", "no-such"))
+    monkeypatch.setitem(
+        candidate.BACKENDS, "absent", ("no_such_module", "no-such", "no-such")
+    )
     given = {"BACKEND": "book", "MODEL": str(model), "--golden": str(golden)}
     given = spoil(given)
     out = tmp_path / "out.npz"
     options = [given["BACKEND"], given["MODEL"], "--golden", given["--golden"]]
-    assert candidate.main([*options, "-o", str(out)]) == 1
+    assert run([*options, "-o", str(out)]) == 2
     line = capsys.readouterr().err
     assert message in line and line.count("\n") == 1
     assert not out.exists()

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import spec
-from benchmarks.counting import cost_of_counting
 from goldens.flops_cases import BATCHES, CASES, COMPONENTS, KINDS, PASSES
 from goldens.model_cases import config_of, model_of
 from hypothesis import given
@@ -21,6 +20,7 @@ from strategies import DISTINCT, dtypes, products, random_model, token_ids
 
 from npllama import GenerationConfig, forward, generate, new_cache
 from npllama.attention import blocked, naive
+from npllama.bench.counting import cost_of_counting
 from npllama.cost import FlopCounter, carried, counter, operators
 from npllama.cost.product import NOTHING
 from npllama.ops import einsum

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from benchmarks import report
-from benchmarks import roofline as bench_roofline
 from hypothesis import given
 from hypothesis import strategies as st
 
+from npllama.bench import report
+from npllama.bench import roofline as bench_roofline
 from npllama.config import PRESETS, preset
 from npllama.cost import FlopCounter, decode, operators, probe
 from npllama.cost.hardware import HARDWARE, Hardware

@@ -54,6 +54,6 @@ def own_top_p(logits, p):
 
 def test_links_and_paths_lead_somewhere():
     links = re.findall(r"\]\(([^)#]+)\)", README)
-    scripts = re.findall(r"python (tools/\S+\.py)", README)
+    scripts = re.findall(r"`(tools/\w+\.py)`", README)
     assert len(links) > 5 and scripts
     assert [path for path in [*links, *scripts] if not (ROOT / path).exists()] == []

@@ -23,8 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.random_model import random_tensors
-
+from npllama.bench.random_model import random_tensors
 from npllama.cache import new_cache
 from npllama.cli.timing import peak_memory_mb
 from npllama.compression.packed import byte_table

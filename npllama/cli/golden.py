@@ -1,4 +1,4 @@
-"""The command line of the golden reference: ``npllama golden record | compare``.
+"""The command line of the golden reference: ``golden record | candidate | compare``.
 
 The exit code is 0 if all is well, 1 if a candidate is outside the noise floor, and 2
 if something cannot be used: a file, an option, a prompt.
@@ -11,7 +11,9 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Executor
 from contextlib import contextmanager
+from pathlib import Path
 
+from npllama.candidates.candidate import BACKENDS, DTYPES, candidate
 from npllama.cli.golden_compare import add_compare, run_compare
 from npllama.cli.options import UsageError, in_words
 from npllama.golden.prompts import Job, Prompt, read_prompts, record_all, record_job
@@ -28,6 +30,7 @@ def add_commands(commands) -> None:
     )
     inner = golden.add_subparsers(dest="action", metavar="COMMAND", required=True)
     add_record(inner)
+    add_candidate(inner)
     add_compare(inner)
 
 
@@ -71,6 +74,41 @@ def add_record(commands) -> None:
     option("--dask", metavar="ADDRESS",
            help="with --prompts: the scheduler of a Dask cluster")
     # fmt: on
+
+
+def add_candidate(commands) -> None:
+    """Add ``golden candidate``."""
+    command = commands.add_parser(
+        "candidate",
+        help="run another backend on a golden trace's tokens",
+        description="Run another backend on the tokens of a golden trace, and write "
+        "what it computes. It needs what its name says to be installed, and chooses "
+        "no token itself.",
+        epilog="transformers (float32, bfloat16, float16) and jax (float32, bfloat16) "
+        "give every tensor, llama.cpp (float32) and an exported onnx graph the logits.",
+    )
+    option = command.add_argument
+    # fmt: off
+    option("backend", choices=BACKENDS, metavar="BACKEND", help=", ".join(BACKENDS))
+    option("model", metavar="MODEL",
+           help="the .npz that the trace was recorded from, or a shipped model; an .onnx")
+    option("--golden", type=Path, required=True, metavar="GOLDEN.npz",
+           help="from golden record")
+    option("--dtype", choices=DTYPES, default="float32",
+           help="what it computes in (default: float32)")
+    option("-o", "--output", type=Path, required=True, metavar="OUT.npz",
+           help="the candidate to write")
+    # fmt: on
+
+
+def run_candidate(options: argparse.Namespace) -> None:
+    """Run one backend."""
+    where = options.model, options.golden, options.output
+    try:
+        count = candidate(options.backend, *where, options.dtype)
+    except ImportError as error:
+        raise UsageError(str(error)) from None
+    print(f"{options.output}: {count} tensors of {options.backend} in {options.dtype}")
 
 
 def run_record(options: argparse.Namespace) -> None:
@@ -149,7 +187,7 @@ def progress(total: int, unit: str = "prompt"):
         yield lambda done, total: bar.update()
 
 
-GOLDEN = {"record": run_record, "compare": run_compare}
+GOLDEN = {"record": run_record, "candidate": run_candidate, "compare": run_compare}
 
 
 def run_golden(options: argparse.Namespace) -> int | None:

@@ -23,6 +23,7 @@ from typing import NoReturn
 import numpy as np
 
 from npllama import __version__
+from npllama.cli import bench as bench_cli
 from npllama.cli import bits as bits_cli
 from npllama.cli import book as book_cli
 from npllama.cli import chat as chat_cli
@@ -60,7 +61,7 @@ LONGEST_LINE = 1000
 COMMANDS = {
     "write": ("generate", "chat", "explain", "serve"),
     "models": ("info", "convert", "quantize", "bits", "perplexity", "offload"),
-    "costs": ("flops", "roofline", "tiles", "patterns", "serve-sim"),
+    "costs": ("flops", "roofline", "tiles", "patterns", "serve-sim", "bench"),
     "long texts": ("forget", "endless", "kv-bits", "ranks"),
     "trust": ("golden",),
     "read": ("book",),
@@ -109,6 +110,7 @@ class Parser(argparse.ArgumentParser):
 
 # The modules whose commands write no text.
 OTHERS = (
+    bench_cli,
     bits_cli,
     convert_cli,
     cost_cli,
@@ -184,6 +186,7 @@ RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "generate": generate_cli.run_generate,
     "chat": chat_cli.run_chat,
     "explain": generate_cli.run_explain,
+    **bench_cli.RUN,
     **bits_cli.RUN,
     **convert_cli.RUN,
     **cost_cli.RUN,

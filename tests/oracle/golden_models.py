@@ -5,8 +5,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from candidates.text import Text, text_of
 
+from npllama.candidates.text import Text, text_of
 from npllama.config import Config, Rope
 from npllama.files.checkpoint import load
 from npllama.golden.compare import compare

@@ -22,8 +22,7 @@ import numpy as np
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent), str(TESTS.parent / "tools")]
 
-from candidates.text import text_of  # noqa: E402
-
+from npllama.candidates.text import text_of  # noqa: E402
 from npllama.config import Config, Rope  # noqa: E402
 from npllama.files.checkpoint import load  # noqa: E402
 from npllama.golden.compare import aligned, compare  # noqa: E402
@@ -128,9 +127,9 @@ def loaded(path: str, seed: int, models={}) -> Sample:  # noqa: B006
 def backend_run(name: str, sample: Sample, dtype: str) -> dict:
     """All tensors of another framework."""
     if name == "jax":
-        from candidates import jax_llama as module
+        from npllama.candidates import jax_llama as module
     else:
-        from candidates import transformers_hooks as module
+        from npllama.candidates import transformers_hooks as module
     return dict(module.run(sample.model, text_of(sample.golden), dtype))
 
 

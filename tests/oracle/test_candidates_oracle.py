@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from candidates import llamacpp
 from golden_models import CONFIGS, models, recorded, verdict
 from needs import needs
 from profiles import THOROUGH
 
+from npllama.candidates import llamacpp
 from npllama.config import Rope
 
 MODELS = ("stories", *CONFIGS)
@@ -53,7 +53,7 @@ def hooks_of_transformers():
     transformers = needs("transformers")
     if not transformers.__version__.startswith("5."):
         pytest.skip("the oracle is transformers 5")
-    from candidates import transformers_hooks
+    from npllama.candidates import transformers_hooks
 
     return transformers_hooks
 
@@ -80,7 +80,7 @@ def test_width_that_transformers_refuses_is_a_line(runs):
 @pytest.mark.parametrize("name", MODELS)
 def test_jax_page_passes(runs, name, dtype):
     needs("jax")
-    from candidates import jax_llama
+    from npllama.candidates import jax_llama
 
     run = runs[name]
     result, _ = verdict(run, jax_llama.run(run.model, run.text, dtype), dtype)
@@ -91,7 +91,7 @@ def test_jax_page_passes(runs, name, dtype):
 
 def test_jax_page_says_what_it_has_not(runs):
     needs("jax")
-    from candidates import jax_llama
+    from npllama.candidates import jax_llama
 
     run = runs["mqa"]
     with pytest.raises(ValueError, match="float32, bfloat16, not 'float16'"):
@@ -168,7 +168,7 @@ def export(net, path, cached):
 def test_exported_graph_passes_in_onnx_runtime(runs, tmp_path, cached):
     needs("onnxruntime")
     needs("onnxscript")
-    from candidates import onnx_graph
+    from npllama.candidates import onnx_graph
 
     run = runs["gqa"]
     with warnings.catch_warnings():

@@ -17,9 +17,8 @@ from profiles import THOROUGH
 jax = needs("jax")
 jnp = jax.numpy
 
-from candidates import jax_llama as page  # noqa: E402
-from candidates.text import named_weights  # noqa: E402
-
+from npllama.candidates import jax_llama as page  # noqa: E402
+from npllama.candidates.text import named_weights  # noqa: E402
 from npllama.config import Rope  # noqa: E402
 
 LAYER = "prefill/model.layers.{}."

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import llama_cpp
 import numpy as np
-from candidates.gguf_file import write_gguf
+
+from npllama.candidates.gguf_file import write_gguf
 
 from .model_cases import CASES, Case, config_of, tensors_of, tokens_of
 

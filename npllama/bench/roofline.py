@@ -17,6 +17,7 @@ from npllama.config import preset
 from npllama.cost.hardware import Hardware
 from npllama.cost.probe import this_machine
 from npllama.cost.roofline import dtypes, predict
+from npllama.ops import einsum
 
 
 class Probe:
@@ -24,7 +25,8 @@ class Probe:
 
     def __init__(self, threads: int):
         # BLAS wakes its threads once.
-        np.ones((64, 64)) @ np.ones((64, 64))
+        square = np.ones((64, 64))
+        einsum("TE,FE->TF", square, square, "first")
 
     def measure(self) -> dict[str, float]:
         """The rates of this machine."""
@@ -57,7 +59,7 @@ def compare(sizes: dict[str, dict[str, Any]], context: int) -> dict[str, Any]:
     Parameters
     ----------
     sizes : mapping of preset to its part of the results
-        As `bench.py` measures it, with a probe before every round.
+        As `measure` measures it, with a probe before every round.
     context : int
         Positions after which decode was timed.
     """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.processes import Failure
+from npllama.bench.processes import Failure
 from npllama.config import Config
 from npllama.files.checkpoint import save
 from npllama.weights import tensor_shapes

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.worker import forget_peak, interleaved, memory
+from npllama.bench.worker import forget_peak, interleaved, memory
 
 H, D = 32, 64
 PIECE = 256  # tokens that llama.cpp reads at a time
@@ -98,9 +98,8 @@ def nearly_attention_alone(path: Path) -> None:
 
     Its other products are 1 part in 60 of attention's at 16,384 positions.
     """
-    from candidates.gguf_file import write_gguf
-
-    from benchmarks.random_model import random_tensors
+    from npllama.bench.random_model import random_tensors
+    from npllama.candidates.gguf_file import write_gguf
     from npllama.config import Config
 
     config = Config(32, 64, 64, 1, H, H, D)

@@ -9,7 +9,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-TOOLS = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parent.parent
+# Another Python gets this package alone, and not what is installed beside it.
+START = """
+import importlib.util, sys
+place = sys.argv.pop(1)
+find = importlib.util.spec_from_file_location
+spec = find("npllama", f"{place}/__init__.py", submodule_search_locations=[place])
+sys.modules["npllama"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["npllama"])
+from npllama.bench.worker import main
+main()
+"""
 # What a program needs to be importable; npllama's own needs are not listed.
 NEEDS = {
     "torch": ("torch", "transformers"),
@@ -30,11 +41,8 @@ class Worker:
         self, kind: str, name: str, python: str, threads: int, *arguments: str
     ):
         self.name = name
-        here = [str(TOOLS), str(TOOLS.parent)]
-        inherited = filter(None, [os.environ.get("PYTHONPATH")])
         environment = os.environ | {key: str(threads) for key in THREAD_VARIABLES}
-        environment |= {"PYTHONPATH": os.pathsep.join([*here, *inherited])}
-        command = ["-m", "benchmarks.worker", kind, name, str(threads), *arguments]
+        command = ["-c", START, str(PACKAGE), kind, name, str(threads), *arguments]
         self.process = subprocess.Popen(
             [python, *command],
             stdin=subprocess.PIPE,

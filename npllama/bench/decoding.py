@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.worker import interleaved
+from npllama.bench.worker import interleaved
 
 # Seven guesses and the token before them: eight rows, which BLAS has a kernel for.
 GUESSES, PERIOD = 7, 24
-BEGINNING = 16  # tokens of a story that the pair goes on from
+BEGINNING = 15  # tokens of a story that the pair goes on from, besides the first
 
 
 def repetitive(V: int, tokens: int) -> list[int]:
@@ -126,7 +126,7 @@ class Torch:
     """`generate` of transformers on the same model."""
 
     def __init__(self, threads: int, path: str):
-        from benchmarks.programs import Torch
+        from npllama.bench.programs import Torch
 
         self.program = Torch(threads, path)
 
@@ -156,17 +156,23 @@ class Pair:
             "temperature 1": self._mean(texts, guesses, greedily=False),
         }
 
-    def _mean(self, texts: int, guesses: int, greedily: bool) -> float:
-        from stories import story
+    def _beginning(self, seed: int) -> list[int]:
+        """The first tokens of a story that the larger model tells."""
+        from npllama import GenerationConfig, generate
 
+        config = GenerationConfig(max_new_tokens=BEGINNING, do_sample=True)
+        first = [self.m.config.bos_token_id]
+        told = generate(self.m, [first], config, np.random.default_rng(seed))
+        return [*first, *told[0].tokens]
+
+    def _mean(self, texts: int, guesses: int, greedily: bool) -> float:
         from npllama.decoding.common import Job
         from npllama.decoding.speculative import assisted, speculate
         from npllama.decoding.stopping import at_tokens
 
         kept = []
         for seed in range(texts):
-            beginning = story(np.random.default_rng(seed))
-            prompt = self.m.tokenizer.encode(beginning)[:BEGINNING]
+            prompt = self._beginning(seed)
             rng = None if greedily else np.random.default_rng(seed)
             job = Job(self.m, prompt, 400, at_tokens([2]), rng=rng)
             small = assisted(job._replace(model=self.draft))

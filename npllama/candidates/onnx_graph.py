@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from candidates.text import Named, Text
+from npllama.candidates.text import Named, Text
 
 NUMPY = {
     "tensor(float)": np.float32,

@@ -16,7 +16,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
-from candidates.text import Named, Text, named_weights
+from npllama.candidates.text import Named, Text, named_weights
 from npllama.config import config_to_hf
 from npllama.weights import Model
 

@@ -1,7 +1,7 @@
 """Inside a timed process: requests come in as lines of JSON, answers go out.
 
-Run as ``python -m benchmarks.worker KIND NAME THREADS ARGUMENTS``, where KIND is
-``programs``, ``attention``, ``decoding`` or ``roofline`` and NAME one of its programs.
+Its arguments are KIND NAME THREADS and more, where KIND is ``programs``, ``attention``,
+``decoding`` or ``roofline`` and NAME one of its programs; `processes` gives them.
 """
 
 from __future__ import annotations
@@ -72,13 +72,9 @@ def main() -> None:
         request = json.loads(line)
         try:
             if program is None:
-                module = importlib.import_module(f"benchmarks.{kind}")
+                module = importlib.import_module(f"npllama.bench.{kind}")
                 program = module.PROGRAMS[name](int(threads), *arguments)
             answer = getattr(program, request.pop("do"))(**request)
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
         print(json.dumps(answer), file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -14,10 +14,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.processes import Worker
-from benchmarks.random_model import write_model
-from benchmarks.report import OURS, summary
-from benchmarks.serving import traffic
+from npllama.bench.processes import Worker
+from npllama.bench.random_model import write_model
+from npllama.bench.report import OURS, summary
+from npllama.bench.serving import traffic
 from npllama.config import preset
 
 

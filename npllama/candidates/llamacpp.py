@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from candidates.gguf_file import write_gguf
-from candidates.text import Named, Text, named_weights
+from npllama.candidates.gguf_file import write_gguf
+from npllama.candidates.text import Named, Text, named_weights
 from npllama.weights import Model
 
 DTYPES = ("float32",)

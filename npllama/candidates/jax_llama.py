@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from candidates.text import Named, Text, named_weights
+from npllama.candidates.text import Named, Text, named_weights
 from npllama.config import Config
 from npllama.weights import Model
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import batches, programs
-from benchmarks.worker import interleaved
+from npllama.bench import batches, programs
+from npllama.bench.worker import interleaved
 
 SLOTS = 16
 PROMPTS, ANSWERS = (16, 128), (16, 96)  # tokens, from and up to

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import programs
-from benchmarks.worker import interleaved
+from npllama.bench import programs
+from npllama.bench.worker import interleaved
 
 ROOM = 1100  # positions that a measurement may add: four pieces of a prompt
 

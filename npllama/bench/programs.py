@@ -1,7 +1,7 @@
 """The programs that are timed on a whole model: npllama, and its peers.
 
 All of them compute the same function of the same weights, which lie in one
-``.npz``; `bench.py` compares their logits before it believes their times.  Each
+``.npz``; `measure` compares their logits before it believes their times.  Each
 program comes in one or two variants (the way attention is computed, or for
 npllama the floor below it), which are timed in turn.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.worker import interleaved, memory, seconds
+from npllama.bench.worker import interleaved, memory, seconds
 from npllama.ops import Kind, Observer
 
 CAPACITY = 512
@@ -200,9 +200,8 @@ class Torch(Program):
 def as_gguf(source: str, target: Path) -> None:
     """Write a model as a GGUF file."""
     # Here, so that other programs are measured without npllama in memory.
-    from candidates.gguf_file import write_gguf
-    from candidates.text import named_weights
-
+    from npllama.candidates.gguf_file import write_gguf
+    from npllama.candidates.text import named_weights
     from npllama.files.checkpoint import load
 
     model = load(source)

@@ -1,6 +1,6 @@
 """What counting costs: steps of decode with a counter watching, beside steps alone.
 
-    python tools/benchmarks/counting.py
+    python -m npllama.bench.counting
 
 Every step is run twice from the same cache, watched and alone, in turns.  The
 median of the differences is what watching adds; summing what was written down, which
@@ -9,21 +9,17 @@ a counter does now and then, is timed for itself and shared out among the steps.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from statistics import median
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (1, 2)]
-
-from benchmarks.random_model import random_tensors  # noqa: E402
-from benchmarks.worker import seconds  # noqa: E402
-from npllama.cache import new_cache  # noqa: E402
-from npllama.config import Config, preset  # noqa: E402
-from npllama.cost import FlopCounter, carried  # noqa: E402
-from npllama.model import forward  # noqa: E402
-from npllama.weights import assemble  # noqa: E402
+from npllama.bench.random_model import random_tensors
+from npllama.bench.worker import seconds
+from npllama.cache import new_cache
+from npllama.config import Config, preset
+from npllama.cost import FlopCounter, carried
+from npllama.model import forward
+from npllama.weights import assemble
 
 
 def cost_of_counting(
