@@ -448,6 +448,22 @@ def test_chat_goes_on_from_its_cache(capsys, monkeypatch):
     assert npllama.generate(model, prompt, config).tokens == new
 
 
+def test_a_turn_without_a_token_is_said_and_the_talk_goes_on(capsys):
+    """As of a template that writes nothing, or of bytes that have no token."""
+    from dataclasses import replace
+
+    from npllama.cli import chat as cli
+
+    model = npllama.load("stories-draft")
+    tokenizer = replace(model.tokenizer, chat_template="{{ '' }}")
+    talk = cli.Conversation(model._replace(tokenizer=tokenizer), "template", None)
+    config = npllama.GenerationConfig(max_new_tokens=2)
+    cli.answer(talk, "Once", config, np.random.default_rng(0))
+    printed = capsys.readouterr()
+    assert printed.out == "" and talk.tokens == talk.dialog == []
+    assert printed.err == "npllama: the turn is empty: none of it has a token\n"
+
+
 def talked(stream, turns, monkeypatch, max_new_tokens=6):
     """A conversation with the model that ships, always with the same chance."""
     import numpy as np

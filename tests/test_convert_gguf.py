@@ -298,6 +298,38 @@ def test_factors_of_longrope_are_tensors(path, out, sharper, trained):
     assert not [name for name in read_npz(out).tensors if "rope" in name]
 
 
+def typed(path, name, kind):
+    """Give a tensor of one axis another type; its bytes stay."""
+    data = bytearray(path.read_bytes())
+    at = data.index(name) + len(name) + 4 + 8  # the number of axes, and its length
+    data[at : at + 4] = struct.pack("<I", kind)
+    path.write_bytes(data)
+
+
+def test_factors_of_bfloat16_are_read_as_such(path, out):
+    bits = np.arange(0x3F80, 0x3F80 + 32, dtype=np.uint16)
+    factors = (bits[:16].astype(np.uint32) << 16).view(np.float32)
+    names = ("rope_factors_short.weight", "rope_factors_long.weight")
+    extra = dict.fromkeys(names, bits.view(np.float32))
+    write_gguf(path, TIED, extra=extra, **{"llama.rope.scaling.type": "longrope"})
+    for name in names:
+        typed(path, name.encode(), TYPES.BF16)
+    convert(path, out)
+    rope = load(out).config.rope
+    assert rope.short_factor == rope.long_factor == tuple(factors.tolist())
+
+
+@pytest.mark.parametrize("name", ["rope_freqs", "rope_factors_short"])
+def test_factors_that_are_no_floats_are_named(path, out, capsys, name):
+    names = ("rope_factors_short", "rope_factors_long")
+    names = names if name in names else (name,)
+    extra = {f"{n}.weight": np.ones(16, np.float32) for n in names}
+    kind = {} if name == "rope_freqs" else {"llama.rope.scaling.type": "longrope"}
+    write_gguf(path, TIED, extra=extra, **kind)
+    typed(path, f"{name}.weight".encode(), TYPES.I32)
+    assert f"{name}.weight: dtype I32" in refused(path, out, capsys)
+
+
 def test_divisors_of_one_change_nothing(path, out):
     write_gguf(path, TIED, extra={"rope_freqs.weight": np.ones(16, np.float32)})
     convert(path, out)

@@ -243,6 +243,21 @@ DAMAGED = {
 }
 
 
+@pytest.mark.parametrize(
+    "case, name",
+    [
+        ("gptq_4_act_order", f"{STEM}.g_idx"),
+        ("compressed_4", f"{STEM}.weight_shape"),
+        ("gptq_4", f"{STEM}.bias"),
+    ],
+)
+def test_part_that_is_no_number_is_named(case, name, tmp_path, out, capsys):
+    folder = shutil.copytree(GOLDENS / case, tmp_path / "checkpoint")
+    change_tensors(folder, lambda t: t.update({name: np.ones(96, np.bool_)}))
+    line = refused(folder, out, capsys)
+    assert "model.safetensors: a tensor of BOOL" in line
+
+
 @pytest.mark.parametrize("case", DAMAGED)
 def test_what_does_not_fit_is_named(folder, out, capsys, case):
     change, words = DAMAGED[case]

@@ -302,6 +302,41 @@ def test_white_space_goes_with_a_token_that_takes_it():
     assert parts("a-<x> b", single_word=True) == ("a-", " b")
 
 
+def test_white_space_that_a_token_took_is_no_other_token():
+    """As in Hugging Face's library, if the other takes the space before it, too."""
+    added = {
+        str(SIZE): {"content": "<x>", "rstrip": True},
+        str(SIZE + 1): {"content": "\n\n", "lstrip": True, "special": False},
+    }
+    config = {"added_tokens_decoder": added}
+    tokenizer = load_tokenizer(files(MODEL, tokenizer_config=config))
+
+    def found(text):
+        tokens = tokenizer.encode(text, bos=False, allowed_special="all")
+        return [i for i in tokens if i >= SIZE]
+
+    assert found("\n\n<x>\n\n\n\na\n\n") == [SIZE + 1, SIZE, SIZE + 1]
+    assert found("\n\n\n\n") == [SIZE + 1, SIZE + 1]
+
+
+def test_letters_of_bytes_are_listed_once_for_a_vocabulary(monkeypatch):
+    """Listed for every token, they made a large vocabulary take a minute."""
+    needs("tokenizers")
+    from npllama.text import borrowed
+
+    calls = []
+    monkeypatch.setattr(
+        borrowed, "byte_letters", lambda: calls.append(1) or byte_letters()
+    )
+    whole = json.loads(json.dumps(WHOLE))
+    whole["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False}
+    whole["pre_tokenizer"] |= {"trim_offsets": True, "use_regex": True}
+    whole["normalizer"] = {"type": "Lowercase"}
+    tokenizer = load_tokenizer(files(whole=whole))
+    assert tokenizer.kind == "tokenizers" and len(calls) == 1
+    assert spelled(tokenizer, "A") == ["a"]
+
+
 # ---- what is put around a text --------------------------------------------------------
 
 

@@ -20,7 +20,13 @@ from npllama.cli.offload import (
     tell_storage,
     weights_for,
 )
-from npllama.cli.options import UsageError, generation_config, generator, streams
+from npllama.cli.options import (
+    UsageError,
+    generation_config,
+    generator,
+    one_line,
+    streams,
+)
 from npllama.cli.show import show
 from npllama.contexts.offload import Running
 from npllama.contexts.streaming import Stream, endless_pieces
@@ -98,7 +104,7 @@ def talk_to(model: Model, help_: Helpers, options: argparse.Namespace) -> None:
             raise UsageError("--stream-window: a talk without helping models")
     conversation = Conversation(model, style, options.system, stream)
     upto_answer(conversation, "")  # if it can be said
-    print(f"[{style} turns, {why}]", file=sys.stderr)
+    print(one_line(f"[{style} turns, {why}]"), file=sys.stderr)
     print(f"[--seed {options.seed} repeats this talk]", file=sys.stderr)
     print("[/reset begins anew, /quit or Ctrl-D ends]", file=sys.stderr)
     while (message := ask()) is not None:
@@ -174,8 +180,10 @@ def answer(
     before, dialog, text = list(talk.tokens), list(talk.dialog), ""
     try:
         talk.tokens = upto_answer(talk, message)
+        if not talk.tokens:  # a template may write nothing
+            raise ValueError("the turn is empty: none of it has a token")
     except ValueError as error:
-        print(f"npllama: {error}", file=sys.stderr)
+        print(f"npllama: {one_line(str(error))}", file=sys.stderr)
         return
     forget_after(talk, common_length(before, talk.tokens[:-1]))
     if config.eos_token_id is None:
@@ -193,7 +201,8 @@ def answer(
         hint = "" if talk.stream else "; --stream-window W talks on past any length"
         forget_after(talk, common_length(before, talk.tokens))
         talk.tokens, talk.dialog = before, dialog
-        print(f"npllama: {error}; /reset begins anew{hint}", file=sys.stderr)
+        told = one_line(str(error))
+        print(f"npllama: {told}; /reset begins anew{hint}", file=sys.stderr)
         return
     else:
         talk.read = len(talk.tokens) - 1

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from npllama.cli.options import UsageError
+from npllama.cli.options import UsageError, one_line
 from npllama.convert.convert import convert, megabytes
 from npllama.files.ending import INTERRUPTED, Ended
 from npllama.files.whole import stamp_of
@@ -95,7 +95,7 @@ def _say(message: str) -> None:
 
 
 def _complain(message: str) -> None:
-    print(f"npllama convert: {' '.join(message.split())}", file=sys.stderr)
+    print(f"npllama convert: {one_line(message)}", file=sys.stderr)
 
 
 RUN = {"convert": run_convert}

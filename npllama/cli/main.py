@@ -50,6 +50,7 @@ from npllama.cli.options import (
     add_context_option,
     add_generation_options,
     in_words,
+    one_line,
 )
 from npllama.files.ending import INTERRUPTED, Ended, ending_tidily
 
@@ -253,7 +254,7 @@ def _fail(command: str, message: str, code: int) -> int:
         sys.stdout.flush()
     except OSError:
         _write_nowhere()
-    name, line = f"npllama {command}".rstrip(), " ".join(message.split())
+    name, line = f"npllama {command}".rstrip(), one_line(message)
     if len(line) > LONGEST_LINE:  # a name in a file may have any length
         line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
     with suppress(OSError):  # a terminal that was closed takes no more

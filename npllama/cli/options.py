@@ -52,6 +52,12 @@ class UsageError(Exception):
     """The command was called in a way that has no meaning."""
 
 
+def one_line(message: str) -> str:
+    """A message as one line; a file's own names may hold codes that move a cursor."""
+    line = " ".join(message.split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
 def in_words(error: OSError) -> str:
     """The error and its file, in words."""
     if error.strerror is None or error.filename is None:

@@ -31,6 +31,7 @@ from npllama.convert.gguf_file import Fields, Header, read_header
 from npllama.convert.gguf_text import tokenizer_files
 from npllama.convert.meta import to_halves
 from npllama.convert.source import Checkpoint, Tensor, tensors_of
+from npllama.files.checkpoint import STORED, widen
 from npllama.rope import frequencies, llama3_frequencies
 from npllama.weights import tensor_shapes
 
@@ -153,7 +154,7 @@ def config_of(header: Header) -> Config:
     }
     rope = _long_rope(own, tensors) or _rope(own)
     if ROPE in tensors:
-        rope = _from_divisors(tensors[ROPE].read(), data["head_dim"], rope)
+        rope = _from_divisors(_floats(ROPE, tensors), data["head_dim"], rope)
     return config_from_hf(data | {"rope_parameters": rope})
 
 
@@ -199,6 +200,14 @@ def _ends(fields: Fields) -> Fields:
     }
 
 
+def _floats(name: str, tensors: dict[str, Tensor]) -> np.ndarray:
+    """A small tensor that says how positions are encoded, as float32."""
+    tensor = tensors[name]
+    if tensor.dtype not in STORED:
+        raise ValueError(f"{name}: dtype {tensor.dtype}, which is not read here")
+    return widen(tensor.read(), tensor.dtype, "float32")
+
+
 def _rope(own: Fields) -> Fields:
     """Rope parameters in Hugging Face's words."""
     rope = {"rope_type": "default", "rope_theta": _short(own, "rope.freq_base", 1e4)}
@@ -236,10 +245,9 @@ def _long_rope(own: Fields, tensors: dict[str, Tensor]) -> Fields | None:
     for name in (SHORT, LONG):
         if name not in tensors:
             raise ValueError(f"{name}: missing; llama.rope.scaling.type is 'longrope'")
-    factors = (
-        [float(str(f)) for f in tensors[n].read().ravel()] for n in (SHORT, LONG)
+    short, long = (
+        [float(str(f)) for f in _floats(n, tensors).ravel()] for n in (SHORT, LONG)
     )
-    short, long = factors
     return {
         "rope_type": "longrope",
         "rope_theta": _short(own, "rope.freq_base", 1e4),

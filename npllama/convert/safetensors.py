@@ -140,7 +140,9 @@ def _tensor(path: Path, entry: dict[str, Any], start: int) -> Tensor:
 
 
 def _read(path: Path, shape: tuple[int, ...], dtype: str, start: int) -> np.ndarray:
-    on_disk = INTEGERS.get(dtype) or STORED[dtype]
+    on_disk = INTEGERS.get(dtype) or STORED.get(dtype)
+    if on_disk is None:
+        raise ValueError(f"{path}: a tensor of {dtype}, which is not read here")
     little_endian = np.dtype(on_disk).newbyteorder("<")
     count = math.prod(shape)
     flat = np.fromfile(path, little_endian, count, offset=start)

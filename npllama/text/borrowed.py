@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from npllama.text.byte_level import LLAMA3_ENDS, byte_letters, byte_token
@@ -45,7 +46,7 @@ def from_library(data: Json, settings: Settings) -> Tokenizer:
     bare = data | nothing | {"added_tokens": []}
     engine = guarded(tokenizers.Tokenizer.from_str, json.dumps(bare))
     vocabulary: dict[str, int] = engine.get_vocab(with_added_tokens=False)
-    read = bytewise_token if bytewise else piece_of
+    read = partial(byte_token, letters=byte_letters()) if bytewise else piece_of
     apart = {vocabulary[n] for n in special_names(settings) if n in vocabulary}
 
     def merge(text: str, begins: bool) -> list[int]:
@@ -112,11 +113,6 @@ def decoder_of(written: Any) -> tuple[bool, bool]:
         if [s.get("content") for s in spaces] == [" "]:
             return False, "Strip" in kinds
     raise ValueError(f"a decoder of {', '.join(map(str, kinds)):.80} is not known")
-
-
-def bytewise_token(name: str) -> Token:
-    """A token that is written in letters for bytes."""
-    return byte_token(name, byte_letters())
 
 
 def piece_of(name: str) -> Token:

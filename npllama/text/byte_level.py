@@ -13,6 +13,9 @@ them: SmolLM2 lacks 21, such as 04 and FF.  Such a byte adds no token, as in Hug
 Face's tokenizers and llama.cpp.  (In the former, the bytes on both sides of it become
 neighbours and may merge.  Here they do not, as in llama.cpp.)  If the file names an
 unknown token, that takes the place of the byte.
+
+An added word is decoded to its name.  Hugging Face's tokenizers take its characters for
+letters of bytes if all of them can be, so there a word may lose its U+00E9 to U+FFFD.
 """
 
 from __future__ import annotations

@@ -147,6 +147,7 @@ def as_control(model: bytes, names: Collection[str]) -> bytes:
 #  ---- tokenizer.model --------------------------------------------------------
 
 Merge = Callable[[str, bool], list[int]]
+ERRORS_ONLY = 2  # a level of SentencePiece's log
 
 
 def engine_of(model: bytes) -> Any:
@@ -157,6 +158,8 @@ def engine_of(model: bytes) -> Any:
         raise ValueError(
             "its texts need a library: pip install sentencepiece"
         ) from None
+    # It would log warnings, such as of a piece that is a zero byte, to stderr.
+    sentencepiece.SetMinLogLevel(ERRORS_ONLY)
     return sentencepiece.SentencePieceProcessor(model_proto=model)
 
 

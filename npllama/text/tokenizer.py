@@ -314,8 +314,11 @@ def split_at(text: str, marks: Mapping[str, Mark]) -> Iterator[str | Mark]:
         if mark.lstrip:
             while begin > start and WHITE.fullmatch(text[begin - 1]):
                 begin -= 1
+            begin = max(begin, start)
         if mark.rstrip:
             end = WHITE.match(text, end).end()
+        if begin >= end:  # white space that the mark before it has taken along
+            continue
         if start < begin:
             yield text[start:begin]
         yield mark

@@ -172,8 +172,12 @@ def runs_by_accident(data):
         rope = data.get(key) or {}
         kind = rope.get("rope_type", rope.get("type"))
         part = rope.get("partial_rotary_factor", data.get("partial_rotary_factor"))
-        size = data.get("head_dim") or data["hidden_size"] // data["num_attention_heads"]
-        if kind == "proportional" or (kind == "longrope" and int(size * (part or 1)) == 2):
+        size = (
+            data.get("head_dim") or data["hidden_size"] // data["num_attention_heads"]
+        )
+        if kind == "proportional" or (
+            kind == "longrope" and int(size * (part or 1)) == 2
+        ):
             return True
     return False
 
