@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from needs import needs
 
 from npllama.bench import report
 from npllama.bench import roofline as bench_roofline
@@ -416,3 +417,56 @@ def test_nothing_is_faster_than_fused(causal, prompt):
         assert fast.prefill.seconds <= slow.prefill.seconds
         assert fast.decode.seconds <= slow.decode.seconds
         assert fast.seconds <= slow.seconds
+
+
+# ---- the picture ------------------------------------------------------------
+
+
+def pictured(name, machine, batch, prompt):
+    """The picture of a roofline, drawn, and what it is of."""
+    needs("matplotlib")
+    from npllama.cost.plot import roofline_figure
+
+    machine = HARDWARE[machine]
+    found = predict(preset(name), machine, batch, prompt, 2, HALF, "fused")
+    figure = roofline_figure(machine, HALF, found, "title")
+    figure.draw_without_rendering()
+    return figure, found
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        ("llama-2-7b", "a100-80g", 1, 512),
+        ("llama-3-8b", "rtx-4090", 8, 32_000),
+        ("llama-2-70b", "h100", 64, 2048),
+        ("stories15m", "t4", 1, 64),
+    ],
+)
+def test_names_in_the_picture_cover_no_other_and_leave_it_nowhere(sizes):
+    figure, found = pictured(*sizes)
+    axes = figure.axes[0]
+    names = [t for t in axes.texts if "_" in t.get_text() or "," in t.get_text()]
+    boxes = [t.get_window_extent() for t in axes.texts]
+    inside = axes.get_window_extent()
+    for a, b in itertools.combinations(boxes, 2):
+        assert not a.overlaps(b)
+    for box in boxes:
+        assert inside.x0 <= box.x0 and box.x1 <= inside.x1
+        assert inside.y0 <= box.y0 and box.y1 <= inside.y1
+    shown = " ".join(t.get_text() for t in names).replace(",", " ").split()
+    products = [op.name for op in found.prefill.operators if op.flops]
+    assert sorted(shown) == sorted(2 * products)
+
+
+def test_picture_says_which_side_waits_for_what_and_who_takes_the_time():
+    figure, found = pictured("llama-2-7b", "a100-80g", 1, 512)
+    roof, *shares = figure.axes
+    said = " ".join(t.get_text() for t in roof.texts)
+    assert "memory is the limit" in said and "arithmetic is the limit" in said
+    for axes, part in zip(shares, (found.prefill, found.decode)):
+        names = [t.get_text() for t in axes.get_yticklabels()]
+        bars = dict(zip(names, (bar.get_width() for bar in axes.patches)))
+        for op in part.operators:
+            assert bars[op.name] == pytest.approx(100 * op.seconds / part.seconds)
+        assert sum(bars.values()) == pytest.approx(100)

@@ -6,63 +6,114 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from textwrap import fill
+from typing import Any, NamedTuple
 
 from npllama.cost.curves import Point
 from npllama.cost.hardware import Hardware
-from npllama.cost.roofline import Dtypes, Phase, Prediction
+from npllama.cost.roofline import Dtypes, Phase, Prediction, Timed
 from npllama.files.whole import check_place, new_file
 
-MARKS = {"prefill": "o", "decode": "s"}
-# Where a name is put: below the mark of prefill, to the right of that of decode.
-PLACES: dict[str, dict[str, Any]] = {
-    "prefill": {"xytext": (0, -8), "ha": "center", "va": "top"},
-    "decode": {"xytext": (24, 0), "ha": "left", "va": "center"},
-}
+MARKS, COLOURS = {"prefill": "o", "decode": "s"}, {"prefill": "C0", "decode": "C1"}
+# Where names are put, so that none covers another: those of decode below the slope, those
+# of a prefill above it; under the flat roof in turns below and above.
+BESIDE: dict[str, Any] = {"xytext": (11, -9), "ha": "left", "va": "top"}
+ABOVE: dict[str, Any] = {"xytext": (-9, 9), "ha": "right", "va": "bottom"}
+FLAT: tuple[dict[str, Any], ...] = (
+    {"xytext": (0, -13), "ha": "center", "va": "top"},
+    {"xytext": (0, 13), "ha": "center", "va": "bottom"},
+)
+NEAR = 0.35  # marks of one phase that are closer, in powers of ten, share their names
+LARGEST = 400.0  # area of a mark that takes all the time
 FORMATS = ("png", "svg", "pdf")
 BOUND_MARKS = {"memory": "s", "compute": "o", "link": "^", "overhead": "D"}
 XLABELS = {"batch": "rows", "context": "positions of the prompt"}
 
 
-def marks(part: Phase) -> dict[tuple[float, float], list[str]]:
-    """{(FLOPs per byte, FLOP/s): names}; those near each other are one."""
-    found: dict[float, tuple[tuple[float, float], list[str]]] = {}
-    for op in part.operators:
-        if op.flops:
-            near = round(5 * math.log10(op.intensity))
-            place = (op.intensity, op.flops / op.seconds)
-            found.setdefault(near, (place, []))[1].append(op.name)
-    return dict(found.values())
+class Mark(NamedTuple):
+    """Operators of one phase that lie near each other under the roof."""
+
+    names: tuple[str, ...]
+    intensity: float  # FLOPs per byte
+    rate: float  # FLOP/s
+    share: float  # of the phase's time
 
 
-def draw_operators(axes: Any, phases: dict[str, Phase]) -> None:
-    """Draw one mark for similar operators, and list their names below it."""
+def marks(part: Phase) -> list[Mark]:
+    """The products of a phase, by their place under the roof."""
+    found: list[Mark] = []
+    for op in sorted((o for o in part.operators if o.flops), key=_intensity):
+        rate, share = op.flops / op.seconds, op.seconds / part.seconds
+        last = found[-1] if found else None
+        if last and math.log10(op.intensity / last.intensity) < NEAR:
+            names, together = (*last.names, op.name), last.share + share
+            found[-1] = last._replace(names=names, share=together)
+        else:
+            found.append(Mark((op.name,), op.intensity, rate, share))
+    return found
+
+
+def _intensity(op: Timed) -> float:
+    return op.intensity
+
+
+def draw_operators(axes: Any, phases: dict[str, Phase], ridge: float) -> None:
+    """Draw one mark for operators near each other, as large as their share of time."""
     for name, part in phases.items():
-        groups = marks(part)
-        x, y = zip(*groups)
-        axes.scatter(x, y, marker=MARKS[name], label=name, zorder=3)
-        for place, names in groups.items():
+        colour = COLOURS[name]
+        axes.scatter([], [], marker=MARKS[name], color=colour, label=name)
+        for turn, mark in enumerate(marks(part)):
+            place = mark.intensity, mark.rate
+            size = 25 + LARGEST * mark.share
+            axes.scatter(*place, size, colour, marker=MARKS[name], zorder=3, alpha=0.8)
+            slope = ABOVE if name == "prefill" else BESIDE
+            free = slope if mark.intensity < ridge / 2 else FLAT[turn % 2]
             axes.annotate(
-                "\n".join(names),
+                fill(", ".join(mark.names), 20),
                 place,
                 textcoords="offset points",
                 fontsize=7,
-                **PLACES[name],
+                zorder=4,
+                **free,
             )
 
 
 def draw_roof(axes: Any, machine: Hardware, kinds: Dtypes, reach: list[float]) -> None:
-    """Memory's slope, arithmetic's ceiling, and the ridge between them."""
+    """Memory's slope, arithmetic's ceiling, the ridge between them, and their names."""
     roof, ridge = machine.rate(kinds.arithmetic), machine.ridge(kinds.arithmetic)
-    low, high = min(ridge / 8, *reach) / 2, max(ridge, *reach) * 4
+    low, high = min(ridge / 8, *reach) / 4, max(ridge, *reach) * 8
     axes.plot([low, ridge, high], [low * machine.bandwidth, roof, roof], color="0.3")
     axes.axvline(ridge, color="0.7", linestyle=":")
-    axes.annotate(
-        f"ridge {ridge:.0f}",
-        (ridge, low * machine.bandwidth),
-        (4, 0),
-        textcoords="offset points",
+    axes.axvspan(low, ridge, color="0.96", zorder=0)
+    axes.set(xlim=(low, high), ylim=(low * machine.bandwidth / 2, roof * 6))
+    words = {"memory is the limit": low * 1.15, "arithmetic is the limit": ridge * 1.15}
+    for said, x in words.items():
+        axes.text(x, roof * 4.4, said, ha="left", va="center", fontsize=9, color="0.3")
+    axes.text(ridge * 1.15, low * machine.bandwidth, f"ridge {ridge:.0f}", color="0.3")
+
+
+def draw_shares(axes: Any, name: str, part: Phase) -> None:
+    """The share of the time that each operator of a phase takes, as bars."""
+    shares = {op.name: op.seconds / part.seconds for op in part.operators}
+    if part.between:
+        shares["between products"] = part.between / part.seconds
+    shares = dict(sorted(shares.items(), key=lambda item: item[1]))
+    bars = axes.barh(
+        list(shares), [100 * s for s in shares.values()], color=COLOURS[name]
     )
+    axes.bar_label(bars, [f"{100 * s:.0f}%" for s in shares.values()], fontsize=7)
+    axes.tick_params(labelsize=7)
+    axes.set(
+        title=f"{name}: share of {seconds_text(part.seconds)}",
+        xlim=(0, 125 * max(shares.values())),
+    )
+    axes.set_xticks([])
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+
+
+def seconds_text(seconds: float) -> str:
+    """Seconds, or milliseconds below one."""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
 def ending_of(path: str | os.PathLike) -> str:
@@ -130,17 +181,29 @@ def draw_roofline(
         If the name ends in no format that can be drawn, or its folder is missing.
     """
     ending = ending_of(path)
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    axes = figure.subplots()
-    phases = {"prefill": found.prefill, "decode": found.decode}
-    reach = [x for part in phases.values() for x, _ in marks(part)]
-    draw_roof(axes, machine, kinds, reach)
-    draw_operators(axes, phases)
-    axes.set(xscale="log", yscale="log", title=title)
-    axes.margins(y=0.2)
-    axes.set(xlabel="FLOPs per byte", ylabel="FLOP/s at most")
-    axes.legend(loc="upper left")
+    figure = roofline_figure(machine, kinds, found, title)
     with new_file(path) as file:
         figure.savefig(file, format=ending)
+
+
+def roofline_figure(
+    machine: Hardware, kinds: Dtypes, found: Prediction, title: str
+) -> Any:
+    """The roof with its operators, and beside it who takes the time."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    grid = figure.subplot_mosaic(
+        [["roof", "prefill"], ["roof", "decode"]], width_ratios=[2.2, 1]
+    )
+    phases = {"prefill": found.prefill, "decode": found.decode}
+    axes = grid["roof"]
+    axes.set(xscale="log", yscale="log", title=title)
+    reach = [mark.intensity for part in phases.values() for mark in marks(part)]
+    draw_roof(axes, machine, kinds, reach)
+    draw_operators(axes, phases, machine.ridge(kinds.arithmetic))
+    axes.set(xlabel="FLOPs per byte", ylabel="FLOP/s at most; larger marks take longer")
+    axes.legend(loc="lower right")
+    for name, part in phases.items():
+        draw_shares(grid[name], name, part)
+    return figure
