@@ -10,13 +10,25 @@ import numpy as np
 import pytest
 from chapters import PACKAGE, listed
 
-from npllama.book import build, exercises, listing, names, page, pictures, prose, svg
-from npllama.book.choices import PROMPT, next_logits
+from npllama.book import (
+    build,
+    exercises,
+    listing,
+    names,
+    page,
+    pictures,
+    prose,
+    svg,
+    tiling,
+)
+from npllama.book.choices import PROMPT, next_logits, odds_of
 from npllama.book.contents import pages
 from npllama.book.figures import weights_of
 from npllama.cli.main import main
+from npllama.cost import traffic
+from npllama.decoding.speculative import Draft
 from npllama.files.checkpoint import load
-from npllama.sampling import top_p
+from npllama.sampling import softmax, top_p
 
 OUTSIDE = {"bench", "book", "candidates", "cli", "explain"}
 
@@ -175,6 +187,33 @@ def test_counts_in_the_picture_of_truncation_are_those_of_the_samplers(stories):
 
 
 # ---- the command ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_tiles_in_the_picture_meet_and_move_what_traffic_walks(order, stories):
+    slow, T, size = tiling.run(order), tiling.T, tiling.TILE
+    walk = (traffic.tiled_forward, traffic.swapped_forward)[order - 1]
+    assert slow.traffic == traffic.total(walk(T, size, size, 0))
+    n = T // size
+    met = [(q.start // size, k.start // size) for q, k in slow.met]
+    below = [(i, j) for i in range(n) for j in range(i + 1)]
+    outer = (lambda pair: (pair[1], pair[0])) if order == 1 else None
+    assert met == sorted(below, key=outer)
+    shown = pictures.PICTURES["tiles"][1](stories).svg
+    assert all(f">{count}<" in shown for count in slow.moved.values())
+
+
+def test_odds_in_the_picture_of_speculation_say_what_may_happen(stories):
+    shown = html.unescape(pictures.PICTURES["speculation"][1](stories).svg)
+    words = re.findall(r">(keep\xa0[\d.]+|not\xa0asked|its\xa0own)</text>", shown)
+    odds = [float(word[5:]) for word in words if word.startswith("keep")]
+    assert len(odds) > 5 and all(0 <= odd <= 1 for odd in odds) and min(odds) < 1
+    # A draft that is the target itself loses nothing.
+    prompt = stories.tokenizer.encode(PROMPT)
+    p = softmax(next_logits(stories, PROMPT).astype(np.float64))
+    assert odds_of(stories, prompt, Draft([5], [p])) == pytest.approx([1])
+    half = Draft([5], [2 * p])
+    assert odds_of(stories, prompt, half) == pytest.approx([0.5])
 
 
 def test_one_picture_is_drawn_alone(tmp_path):

@@ -15,6 +15,7 @@ pictures are computed from a model that ships.
 `figures`    pictures of Part I
 `choices`    pictures of sampling and decoding
 `costs`      pictures of cost, precision and memory
+`tiling`     FlashAttention's tiles, in the order in which they meet
 `pictures`   which chapter has which picture
 `page`       one page
 `build`      all of them

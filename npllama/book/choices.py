@@ -196,19 +196,35 @@ def rounds(model: Model) -> Figure:
     target = Job(model, prompt, 14, rng=np.random.default_rng(4))
     steps = list(speculate(target, propose, 4))
     drafts += [Draft([])] * (len(steps) - len(drafts))
-    parts = []
+    parts, text_so_far = [], list(prompt)
     for number, (step, draft) in enumerate(zip(steps, drafts)):
-        y = 10 + number * 40
+        y = 10 + number * 52
         parts.append(text(0, y + 18, f"round {number + 1}"))
-        parts += one_round(model, step, draft, y)
+        odds = odds_of(model, text_so_far, draft)
+        parts += one_round(model, step, draft, odds, y)
+        text_so_far += step.tokens
     return Figure(
-        drawing(640, 14 + 40 * len(steps), parts, "Guesses of a draft, round by round"),
+        drawing(700, 14 + 52 * len(steps), parts, "Guesses of a draft, round by round"),
         "A draft (the same model at temperature 1.3) guesses up to four tokens, and one "
         "pass of the target checks them all. Filled: kept. Dashed: thrown away, from the "
-        "first that the target's odds did not support. Framed: the target's own token, "
-        "which every round adds. A guess x is kept with probability min(1, p(x) / q(x)), "
-        "so the text has exactly the target's distribution.",
+        "first that the draw went against. Framed: the target's own token, which every "
+        "round adds. Below a guess x stands the probability that it is kept, min(1, p(x) / "
+        "q(x)), where p is the target's and q the draft's: the text then has exactly the "
+        "target's distribution. Guesses after a lost one are not asked.",
     )
+
+
+def odds_of(model: Model, written: list[int], draft: Draft) -> list[float]:
+    """The probability that each guess is kept, if those before it are."""
+    if not draft.tokens or draft.probs is None:
+        return [1.0] * len(draft.tokens)
+    tokens = np.array([[*written, *draft.tokens]])
+    logits = forward(model, tokens, new_cache(model.config, 1, tokens.size))[0]
+    p = softmax(logits[len(written) - 1 : -1].astype(np.float64))
+    return [
+        min(1.0, float(p[i, token] / draft.probs[i][token]))
+        for i, token in enumerate(draft.tokens)
+    ]
 
 
 def blurred(history: Sequence[Sequence[int]], logits: np.ndarray) -> np.ndarray:
@@ -216,23 +232,24 @@ def blurred(history: Sequence[Sequence[int]], logits: np.ndarray) -> np.ndarray:
     return temperature(logits, 1.3)
 
 
-def one_round(model: Model, step: Step, draft: Draft, y: float) -> list[str]:
-    """The guesses of one round, then the target's own token."""
-    shown = []
-    for i, token in enumerate(draft.tokens):
-        q = draft.probs[i][token] if draft.probs else 1.0
-        if i < step.accepted:
-            shown.append((token, {"fill": "mark"}, f"guessed with {q:.2f}: kept"))
-        else:
-            dash = {"fill": "none", "stroke_dasharray": "3 3"}
-            shown.append((token, dash, f"guessed with {q:.2f}: thrown away"))
+def one_round(
+    model: Model, step: Step, draft: Draft, odds: list[float], y: float
+) -> list[str]:
+    """The guesses of one round and the odds that each had, then the target's own token."""
+    dash = {"fill": "none", "stroke_dasharray": "3 3"}
+    shown: list[tuple[int, dict[str, str], str]] = []
+    for i, (token, odd) in enumerate(zip(draft.tokens, odds)):
+        kept = i < step.accepted
+        words = f"keep {odd:.2f}" if i <= step.accepted else "not asked"
+        shown.append((token, {"fill": "mark"} if kept else dash, words))
     for token in step.tokens[step.accepted :]:
-        shown.append((token, {"fill": "none", "stroke_width": "3"}, "the target's own"))
+        shown.append((token, {"fill": "none", "stroke_width": "3"}, "its own"))
     parts, x = [], 80.0
-    for token, look, tip in shown:
+    for token, look, words in shown:
         name = word(model, token)
-        wide = 14 + 8.2 * len(name)
-        parts.append(box(x, y, wide, 26, tip=tip, stroke="var(--link)", **look))
+        wide = max(66.0, 14 + 8.2 * len(name))
+        parts.append(box(x, y, wide, 26, tip=words, stroke="var(--link)", **look))
         parts.append(text(x + wide / 2, y + 17, name, "middle"))
+        parts.append(text(x + wide / 2, y + 39, words, "middle"))
         x += wide + 6
     return parts

@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable
 
-from npllama.book import choices, costs, figures
+from npllama.book import choices, costs, figures, tiling
 from npllama.book.svg import Figure
 from npllama.files.checkpoint import load
 from npllama.weights import Model
@@ -28,6 +28,7 @@ PICTURES: dict[str, tuple[str, Callable[[Model], Figure]]] = {
     "error": ("golden.floor", costs.errors),
     "waste": ("serving.waste", costs.waste),
     "pages": ("serving.pages", costs.pages),
+    "tiles": ("contexts.tiles", tiling.tiles),
 }
 
 
