@@ -95,6 +95,12 @@ MUTANTS = [
         DIAGNOSE + "number_is_not_fitted_to_what_is_just_outside",
     ),
     (
+        "golden/likeness.py",
+        "return before / evenness.spot_floors",
+        "return scene.factor * before / evenness.spot_floors",
+        NAMES + "where_one_position_is_outside_a_name_must_leave_no_more_than_a_floor",
+    ),
+    (
         "golden/diagnose.py",
         "left > BETTER * right",
         "left > right",

@@ -13,7 +13,8 @@ from test_golden_floor import golden
 from npllama.golden.compare import compare
 from npllama.golden.diagnose import diagnose, explain
 from npllama.golden.floor import floor
-from npllama.golden.scene import Scene
+from npllama.golden.likeness import explained, left_by, limit_of
+from npllama.golden.scene import Scene, candidate_of
 
 PROMPT = 20
 # A plain run takes every twelfth fault, the profile `ci` all.
@@ -53,7 +54,7 @@ def test_fault_gets_its_own_name_or_none(traced, fault, dtype):
     for view, ends in faulty.VIEWS.items():
         scene = scene_of(traced, change, dtype, ends)
         finding = scene and diagnose(scene)
-        assert finding is None or finding.fault in keys, (view, finding)
+        assert faulty.is_true(fault, keys, scene, finding), (view, finding)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_fault_that_nobody_foresaw_gets_no_wrong_name(unseen, fault):
         for view, ends in faulty.VIEWS.items():
             scene = scene_of(unseen, change, dtype, ends)
             finding = scene and diagnose(scene)
-            assert finding is None or finding.fault in keys, (dtype, view, finding)
+            assert faulty.is_true(fault, keys, scene, finding), (dtype, view, finding)
 
 
 # What the diagnosis has to name, and where it shows.
@@ -142,3 +143,24 @@ def test_what_predicts_no_more_than_the_right_operation_explains_nothing(traced,
     assert scene.row.name == "prefill/model.layers.0.self_attn.scores"
     finding = diagnose(scene)
     assert finding is None or finding.fault == "scaled"
+
+
+def test_where_one_position_is_outside_a_name_must_leave_no_more_than_a_floor(traced):
+    """With the margin of 2, two fifths of so small an error fit by chance."""
+    model, exact, floors = traced
+    candidate = {n: np.array(x) for n, x in exact.items() if n.endswith("/lm_head")}
+    logits = candidate["prefill/lm_head"]
+    error = np.random.default_rng(3).standard_normal(logits.shape[-1])
+    for size in np.linspace(0.01, 1, 100):
+        logits[:, 11] = exact["prefill/lm_head"][:, 11] + size * error * logits.std()
+        first = compare(exact, candidate, floors["bfloat16"], "bfloat16").first
+        if first and first.evenness.spot_floors > 2.3:
+            break
+    assert first.evenness.spot == (11, 0) and first.evenness.spot_floors < 3
+    scene = Scene(exact, candidate, first, "bfloat16", 2.0, model.config, model)
+    left, before = left_by(exact["prefill/lm_head"], candidate_of(scene), scene)
+    assert left == before
+    limit = limit_of(scene, before)
+    assert math.isclose(limit * first.evenness.spot_floors, before)
+    assert explained("rope theta", "", 0.53 * before, before, limit) is None
+    assert not explained("rope theta", "", 0.33 * before, before, limit).proved

@@ -11,7 +11,8 @@ A wrong name is worse than no name.  So a name is given only if
 * no other tensor of the file refutes it: the same tensor in other steps, and, where the
   whole model was run, every tensor that the candidate shows;
 * no other fault explains the numbers as well;
-* for a fault with a number fitted to the candidate, nothing but rounding is left.
+* for a fault with a number fitted to the candidate, nothing but rounding is left;
+* where a single position is outside, no more than one floor is left there.
 
 The verdict lists the faults that the first two conditions ruled out.
 """

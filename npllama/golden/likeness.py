@@ -88,12 +88,16 @@ def only_spot(scene: Scene) -> tuple[int, int] | None:
 
 
 def limit_of(scene: Scene, before: float) -> float:
-    """The largest even error that rounding alone may leave."""
+    """The largest even error that rounding alone may leave.
+
+    Where a single position is outside, that is one floor, without the margin: so little
+    evidence fits many a fault.
+    """
     evenness = scene.row.evenness
     if evenness is None or not evenness.even_floor:
         return scene.factor * (scene.row.floor or 0.0)
     if only_spot(scene) is not None:
-        return scene.factor * before / evenness.spot_floors
+        return before / evenness.spot_floors
     return scene.factor * evenness.even_floor
 
 

@@ -64,15 +64,17 @@ def scene_of(model, golden, floors, shown, dtype):
     )
 
 
-def findings(model, golden, floors, dtype, change):
-    """By view: None where all is within, else the key of the name, "" for none."""
+def findings(model, golden, floors, dtype, fault, change, keys):
+    """By view: None where all is within, else the key of the name ("" for none), and
+    whether it is true."""
     with np.errstate(all="ignore"):
         candidate = faulty.run(model, golden["tokens"], PROMPT, dtype, change)
         for view, ends in faulty.VIEWS.items():
             shown = {n: x for n, x in candidate.items() if not ends or n.endswith(ends)}
             scene = scene_of(model, golden, floors, shown, dtype)
             finding = scene and diagnose(scene)
-            yield view, scene and (finding.fault if finding else "")
+            true = faulty.is_true(fault, keys, scene, finding)
+            yield view, scene and (finding.fault if finding else ""), true
 
 
 def chosen(options):
@@ -103,13 +105,13 @@ def main() -> None:
         for dtype in options.dtypes:
             if fault.endswith("in float32") and dtype != "float32":
                 continue  # right in its own format
-            found = findings(model, golden, floors[dtype], dtype, change)
-            for view, key in found:
+            found = findings(model, golden, floors[dtype], dtype, fault, change, keys)
+            for view, key, true in found:
                 count[view, "outside"] += key is not None
                 count[view, "have a name"] += key is not None and bool(keys)
                 count[view, "named"] += bool(key) and key in keys
-                count[view, "wrong"] += bool(key) and key not in keys
-                if key and key not in keys:
+                count[view, "wrong"] += not true
+                if not true:
                     print("WRONG", fault, dtype, view, key, flush=True)
             print(fault, dtype, flush=True)
     for (view, what), n in count.items():

@@ -67,8 +67,8 @@ def test_fault_of_a_trained_model_gets_no_wrong_name(smollm2):
     outside = 0
     for fault in ("window 12", "bend: mish", "heads rolled", "logits: absolute"):
         change, keys = faulty_blind.FAULTS[fault]
-        found = findings(model, golden, floors["float32"], "float32", change)
-        for view, key in found:
-            assert not key or key in keys, (fault, view, key)
+        of = floors["float32"], "float32", fault, change, keys
+        for view, key, true in findings(model, golden, *of):
+            assert true, (fault, view, key)
             outside += key is not None
     assert outside >= 12
