@@ -26,17 +26,17 @@ class Watched(SlowMemory):
         """Bring some rows to the chip; the last that comes lets two tiles meet."""
         self.chip[name] = rows
         # The inner loop of the first listing loads queries, of the second keys.
-        if name == self.inner and {"q", "k"} <= set(self.chip):
+        if name == self.deepest and {"q", "k"} <= set(self.chip):
             self.met.append((self.chip["q"], self.chip["k"]))
         return super().load(name, array, rows)
 
-    inner = ""  # what the inner loop loads last of queries and keys
+    deepest = ""  # what the inner loop loads last of queries and keys
 
 
 def run(order: int) -> Watched:
     """One head of random numbers, by one of the two listings."""
     slow, D = Watched(), TILE
-    slow.inner = "q" if order == 1 else "k"
+    slow.deepest = "q" if order == 1 else "k"
     way = flash_1(4 * D * TILE, slow) if order == 1 else flash_2(TILE, TILE, slow)
     rng = np.random.default_rng(0)
     q = rng.standard_normal((1, T, 1, D), dtype=np.float32)
