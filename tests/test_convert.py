@@ -991,6 +991,11 @@ WISHES = [
     ({"top_k": 0, "do_sample": False}, []),
     ({"min_p": 5.0, "typical_p": 0.0}, []),
     ({"num_beams": 1, "length_penalty": 0.7, "early_stopping": True}, []),
+    ({"diversity_penalty": 5.0}, []),
+    ({"num_beam_groups": 2, "diversity_penalty": 0.0}, []),
+    ({"num_beams": 4, "diversity_penalty": 0.5}, []),
+    ({"num_return_sequences": 3}, ["--do-sample"]),
+    ({"force_words_ids": [[1]]}, ["--num-beams", "2"]),
     ({"top_p": 0.0, "do_sample": True}, ["--top-p", "0.9"]),
     ({"temperature": -1.0, "do_sample": True}, ["--temperature", "0.7"]),
 ]

@@ -264,6 +264,24 @@ def test_sentencepiece_writes_nothing_of_its_own(tmp_path, capfd):
     assert shown(capfd, "convert", folder, tmp_path / "o.npz", "--quiet") == (0, [])
 
 
+PARTS = {
+    "config.json": (b"{}", "give the folder that it is in"),
+    "tokenizer.model": (MODEL, "give the folder that it is in"),
+    "pytorch_model.bin": (b"\x80\x02}q\x00.", "give the folder that it is in"),
+    "README.md": (b"# A model", "not a folder, a .gguf or a .bin"),
+    "empty": (b"", "not a folder, a .gguf or a .bin"),
+    "model.npz": (b"PK\3\4", "an .npz, which is what convert makes"),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_part_of_a_checkpoint_is_not_taken_for_another_kind(name, tmp_path, capfd):
+    content, words = PARTS[name]
+    (tmp_path / name).write_bytes(content)
+    code, (line,) = shown(capfd, "convert", tmp_path / name, tmp_path / "o.npz")
+    assert code == 1 and words in line and "llama2.c" not in line
+
+
 TEMPLATES = {
     **HOSTILE,
     "a huge number beside its marks": "<|im_start|><|im_end|>{{ 9 ** (9 ** 9) }}",

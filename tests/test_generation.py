@@ -21,11 +21,9 @@ from npllama.decoding.logprobs import text_logprobs
 from npllama.generation.options import (
     OPTIONS,
     SHAPE,
-    load_options,
-    options_from_hf,
-    options_of,
 )
 from npllama.generation.task import jobs_of, plan_of, prepare
+from npllama.generation.wishes import load_options, options_from_hf, options_of
 from npllama.sampling import GreenList, SynthID
 from npllama.text.tokenizer import Token
 

@@ -319,6 +319,20 @@ def test_white_space_that_a_token_took_is_no_other_token():
     assert found("\n\n\n\n") == [SIZE + 1, SIZE + 1]
 
 
+def test_piece_that_is_listed_as_a_word_keeps_its_space():
+    piece = next(i for i in range(SIZE) if ENGINE.id_to_piece(i) == f"{SPACE}the")
+    word = {"content": f"{SPACE}the", "special": False}
+    config = {"added_tokens_decoder": {str(piece): word}}
+    tokenizer = load_tokenizer(files(MODEL, tokenizer_config=config))
+    assert tokenizer.decode([piece, piece]) == "the the"
+
+
+@pytest.mark.parametrize("ids", [{"a": "b"}, {"a": []}, {"\ud800": 900}, {"a": 2**40}])
+def test_list_of_added_tokens_that_is_broken_is_named(ids):
+    with pytest.raises(ValueError, match=r"^added_tokens\.json: "):
+        load_tokenizer(files(MODEL, added_tokens=ids))
+
+
 def test_letters_of_bytes_are_listed_once_for_a_vocabulary(monkeypatch):
     """Listed for every token, they made a large vocabulary take a minute."""
     needs("tokenizers")

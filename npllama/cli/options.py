@@ -26,10 +26,9 @@ from npllama.generation.options import (
     OPTIONS,
     GenerationConfig,
     Option,
-    load_options,
-    options_of,
 )
 from npllama.generation.task import Helpers, format_of
+from npllama.generation.wishes import load_options, options_of
 from npllama.weights import Model
 
 # The command line's own defaults, made for reading stories.
@@ -187,7 +186,7 @@ def generation_config(
     if model is not None:
         given = _over(given, options_of(model, own))
     if options.generation_config:
-        given = _over(given, load_options(options.generation_config))
+        given = _over(given, load_options(options.generation_config, own))
     given = _over(given, own)
     try:
         config = _config(given)

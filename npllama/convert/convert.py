@@ -26,11 +26,19 @@ from npllama.convert.hf import is_hf, open_hf
 from npllama.convert.llama2c import open_llama2c
 from npllama.convert.meta import is_meta, open_meta
 from npllama.convert.source import OF_TOKENIZERS, Checkpoint, Tensor
-from npllama.files.checkpoint import STORED, packaged, save, widen, with_context
+from npllama.files.checkpoint import (
+    OF_FOLDERS,
+    STORED,
+    packaged,
+    save,
+    widen,
+    with_context,
+)
 from npllama.text.vocabulary import load_tokenizer
 from npllama.weights import tensor_shapes
 
 Advance = Callable[[int], object]
+PICKLE = b"\x80\x02"  # how a file of PyTorch before 1.6 begins
 
 
 #  ---- checking -------------------------------------------------------------
@@ -99,10 +107,14 @@ def _open_file(path: Path, tokenizer: bool) -> Checkpoint:
         magic = file.read(4)
     if magic == b"GGUF" or path.suffix == ".gguf":
         return open_gguf(path, tokenizer)
-    if path.suffix in (".safetensors", ".pth", ".pt") or magic == b"PK\3\4":
+    if path.suffix == ".npz":
+        raise ValueError(f"{path}: an .npz, which is what convert makes")
+    if path.suffix in OF_FOLDERS or magic == b"PK\3\4" or magic[:2] == PICKLE:
         raise ValueError(
-            f"{path}: holds tensors without their config; give the folder that it is in"
+            f"{path}: a part of a checkpoint; give the folder that it is in"
         )
+    if path.suffix != ".bin":
+        raise ValueError(f"{path}: no checkpoint: not a folder, a .gguf or a .bin")
     return open_llama2c(path)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from npllama.cache import KVCache
 from npllama.decoding.common import Step, ranked
 from npllama.decoding.logprobs import TokenLogprob, text_logprobs, token_logprob
-from npllama.generation.options import GenerationConfig, options_of, with_options
+from npllama.generation.options import GenerationConfig, with_options
 from npllama.generation.pipeline import removers
 from npllama.generation.strategies import search, write
 from npllama.generation.task import (
@@ -28,6 +28,7 @@ from npllama.generation.task import (
     plan_of,
     prepare,
 )
+from npllama.generation.wishes import options_of
 from npllama.sampling import NothingLeft
 from npllama.weights import Model
 

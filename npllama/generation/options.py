@@ -17,19 +17,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
-import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from npllama import sampling
 from npllama.generation import limits as must_be
 from npllama.generation import steps
 from npllama.generation.steps import Apply, leaving, on_logits, on_text, switch
-from npllama.weights import Model
 
 Ids = tuple[int, ...]
 AT_DEFAULT = object()
@@ -357,64 +353,3 @@ def with_options(
     if "max_length" in options and "max_new_tokens" not in options:
         options = {**options, "max_new_tokens": None}
     return dataclasses.replace(config, **options)
-
-
-# These have no effect if nothing is drawn.
-OF_CHANCE = "temperature top_k top_p min_p typical_p epsilon_cutoff eta_cutoff".split()
-
-
-def options_from_hf(
-    data: Mapping[str, Any], overridden: Collection[str] = ()
-) -> dict[str, Any]:
-    """The options in a ``generation_config.json``, for `GenerationConfig`.
-
-    Entries that npllama does not know (cache and torch settings, versions) are
-    ignored; the others are checked.  If the file asks for no sampling, illegal values
-    of sampling, such as a temperature of 0, are ignored, too.
-
-    Parameters
-    ----------
-    overridden : names of options
-        Given by the user; the file's values for them are ignored.
-
-    Raises
-    ------
-    ValueError
-        If a value is out of range.
-    """
-    known = OPTIONS.keys() - set(overridden)
-    given = {k: v for k, v in data.items() if k in known and v is not None}
-    if not data.get("do_sample"):
-        idle = [k for k in OF_CHANCE if k in given and not _is_legal(k, given[k])]
-        given = {k: v for k, v in given.items() if k not in idle}
-    try:
-        GenerationConfig(**given)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"generation_config.json: {error}") from None
-    return given
-
-
-def _is_legal(name: str, value: Any) -> bool:
-    try:
-        GenerationConfig(**{name: value})
-    except (ValueError, TypeError):
-        return False
-    return True
-
-
-def options_of(model: Model, overridden: Collection[str] = ()) -> dict[str, Any]:
-    """The options in a checkpoint, for `GenerationConfig`."""
-    return options_from_hf(model.generation_config or {}, overridden)
-
-
-def load_options(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a ``generation_config.json``, or the folder that holds one."""
-    path = Path(path)
-    path = path / "generation_config.json" if path.is_dir() else path
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected a JSON object")
-    return options_from_hf(data)

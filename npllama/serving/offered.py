@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from npllama.decoding.common import context_length
 from npllama.generation.limits import id_list
-from npllama.generation.options import options_of
+from npllama.generation.wishes import options_of
 from npllama.text.chat import choose_format, stop_tokens
 from npllama.text.tokenizer import Tokenizer
 from npllama.weights import Model

@@ -108,7 +108,7 @@ def read_settings(files: Mapping[str, bytes], whole: Json) -> Settings:
     of_config = naming("tokenizer_config.json", config_settings, config)
     of_names = naming("special_tokens_map.json", config_settings, names)
     special = of_config.special_names | of_names.special_names
-    added = {token.id: token for token in naming("added_tokens.json", _listed, ids)}
+    added = {token.id: token for token in naming("added_tokens.json", listed, ids)}
     added = {i: t._replace(special=t.name in special) for i, t in added.items()}
     inside = naming("tokenizer.json", added_inside, whole)
     added |= {token.id: token for token in (*inside, *of_config.added)}
@@ -196,10 +196,10 @@ def _checked(name: Any) -> str:
     return name
 
 
-def _listed(ids: Json) -> Iterator[Added]:
+def listed(ids: Json) -> tuple[Added, ...]:
     """The tokens of ``added_tokens.json``."""
-    for name, index in ids.items():
-        yield added_token(index, {"content": name, "special": False})
+    word = {"special": False}
+    return tuple(added_token(i, word | {"content": name}) for name, i in ids.items())
 
 
 def added_inside(whole: Json) -> tuple[Added, ...]:
@@ -270,7 +270,12 @@ def assemble(
         The other fields of `Tokenizer`.
     """
     settings = settings._replace(added=_added(tokens, settings))
-    added = {t.id: _token(t.name, t.special) for t in settings.added}
+    # A piece that is only listed once more keeps its own text, such as a space.
+    added = {
+        t.id: _token(t.name, t.special)
+        for t in settings.added
+        if t.special or tokens.get(t.id, NO_TOKEN).name != t.name
+    }
     table = dict(tokens) | added
     for i, token in table.items():
         if token.name in settings.special_names and not token.special:
