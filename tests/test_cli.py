@@ -52,6 +52,39 @@ def test_generate_continues_a_text_and_reports_its_speed_apart():
     assert "tokens/s" in err and "peak memory" in err and "tokens/s" not in out
 
 
+CUTS = [
+    (("--max-new-tokens", "3"), "[cut at --max-new-tokens 3]"),
+    (("--max-length", "7"), "[cut at --max-length 7]"),
+    (("--max-new-tokens", "3", "--num-beams", "2"), "[cut at --max-new-tokens 3]"),
+    (("--max-new-tokens", "3", "--logprobs", "1"), "[cut at --max-new-tokens 3]"),
+    (
+        ("--max-new-tokens", "3", "--num-beams", "2", "--num-return-sequences", "2"),
+        "[texts 1, 2 cut at --max-new-tokens 3]",
+    ),
+]
+
+
+@pytest.mark.parametrize("options, line", CUTS)
+def test_a_text_that_is_cut_says_where(options, line, capsys):
+    code, out, err = called(capsys, "generate", "Once", *options)
+    assert code == 0 and line in err.splitlines() and "cut" not in out
+
+
+def test_a_text_that_ends_by_itself_is_not_cut(capsys):
+    for words in (
+        ("--max-new-tokens", "400", "--temperature", "0"),
+        ("--stop-strings", "a"),
+    ):
+        code, out, err = called(capsys, "generate", "Once", *words)
+        assert code == 0 and "[cut" not in err
+
+
+def test_a_search_is_timed_with_its_prompt(capsys):
+    words = ("--num-beams", "2", "--max-new-tokens", "4")
+    err = called(capsys, "generate", "Once upon a time", *words)[2]
+    assert "the prompt's time included" in err and "too few" not in err
+
+
 def test_a_seed_repeats_a_text(capsys):
     words = ("generate", "Once", "--max-new-tokens", "12", "--seed")
     first, again, other = (called(capsys, *words, s)[1] for s in ("1", "1", "2"))

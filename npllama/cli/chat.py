@@ -27,7 +27,7 @@ from npllama.cli.options import (
     one_line,
     streams,
 )
-from npllama.cli.show import show
+from npllama.cli.show import cut_lines, show
 from npllama.contexts.offload import Running
 from npllama.contexts.streaming import Stream, endless_pieces
 from npllama.decoding import context_length
@@ -178,6 +178,7 @@ def answer(
 ) -> None:
     """Take one turn: the user's message in, the model's answer out."""
     before, dialog, text = list(talk.tokens), list(talk.dialog), ""
+    reason = None
     try:
         talk.tokens = upto_answer(talk, message)
         if not talk.tokens:  # a template may write nothing
@@ -191,7 +192,7 @@ def answer(
     try:
         for piece in spoken(talk, config, rng, help_):
             talk.tokens.append(piece.token)
-            text += piece.text
+            text, reason = text + piece.text, piece.reason
             show(piece.text)
     except KeyboardInterrupt:
         # The cache may hold guesses that were not checked yet.
@@ -208,6 +209,8 @@ def answer(
         talk.read = len(talk.tokens) - 1
     talk.dialog += said(message) + [{"role": "assistant", "content": text}]
     show("\n")
+    for line in cut_lines([reason], config, talk.model):
+        print(line, file=sys.stderr)
 
 
 def spoken(

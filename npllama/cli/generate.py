@@ -26,7 +26,7 @@ from npllama.cli.options import (
     generator,
     streams,
 )
-from npllama.cli.show import show
+from npllama.cli.show import cut_lines, show
 from npllama.cli.timing import Stopwatch
 from npllama.compression.kv_texts import rounded_pieces
 from npllama.cost import FlopCounter
@@ -149,20 +149,25 @@ def write_text(
     check_table(options, config)
     if options.stream_window is not None:
         growing = streaming.endless_of(options, model, prompt, config, rng, help_)
-        new = show_as_it_comes(shown, watch.time(growing))
+        new, ends = show_as_it_comes(shown, watch.time(growing))
     elif few is not None:
-        new = show_as_it_comes(shown, watch.time(rounded_pieces(*asked, few)))
+        growing = watch.time(rounded_pieces(*asked, few))
+        new, ends = show_as_it_comes(shown, growing)
     elif options.json or in_table(config) or not streams(config):
         begin = time.perf_counter()
         found = generate(model, [prompt], config, rng, help_, cache)
         assert isinstance(found, list)
         watch.whole(time.perf_counter() - begin, sum(len(f.tokens) for f in found))
-        new = found[0].tokens
+        new, ends = found[0].tokens, [text.finish_reason for text in found]
         show_whole(options, model, prompt, found, watch)
     else:
-        new = show_as_it_comes(shown, watch.time(pieces(*asked, cache, help_)))
+        growing = watch.time(pieces(*asked, cache, help_))
+        new, ends = show_as_it_comes(shown, growing)
     saving.keep(options, model, cache, tokens + new)
     if not options.json:
+        show("\n")
+        for line in cut_lines(ends, config, model):
+            print(line, file=sys.stderr)
         tell_about(options, config, watch)
     kv_options.tell_cache(few)
     return watch
@@ -224,29 +229,31 @@ def show_texts(model: Model, prompt: str, found: Sequence[Generation]) -> None:
 def tell_about(
     options: argparse.Namespace, config: GenerationConfig, watch: Stopwatch
 ) -> None:
-    """End a text that was shown; print its speed, and the seed that repeats it."""
-    show("\n")
+    """Print the speed of a text that was shown, and the seed that repeats it."""
     print(watch.summary(), file=sys.stderr)
     if config.do_sample or config.stochastic_beams:
         print(f"[--seed {options.seed} repeats this text]", file=sys.stderr)
 
 
-def show_as_it_comes(prompt: str, growing: Iterable[Piece]) -> list[int]:
+def show_as_it_comes(
+    prompt: str, growing: Iterable[Piece]
+) -> tuple[list[int], list[str | None]]:
     """Show a prompt and its text as it grows; an error begins a new line.
 
-    Returns the new tokens.
+    Returns the new tokens, and why the text ends.
     """
     # The prompt is shown with the first token, after it has proved to be valid.
-    pending, tokens = prompt, []
+    pending, tokens, reason = prompt, [], None
     try:
         for piece in growing:
             show(pending + piece.text)
             pending = ""
             tokens.append(piece.token)
+            reason = piece.reason
     except (ValueError, KeyboardInterrupt):
         show("" if pending else "\n")
         raise
-    return tokens
+    return tokens, [reason]
 
 
 def read_ids(options: argparse.Namespace) -> list[int]:

@@ -60,8 +60,13 @@ class Stopwatch:
     def summary(self) -> str:
         """The statistics as a line for people."""
         s = self.statistics()
-        parts = [f"prompt {s['prompt_tokens']} tokens, {_per_second(s, 'prompt')}"]
-        parts += [f"decode {s['new_tokens']} tokens, {_per_second(s, 'decode')}"]
+        if self.new_tokens and not self.prefill:  # one search, with its prompt
+            parts = [f"prompt {s['prompt_tokens']} tokens"]
+            together = f"{_per_second(s, 'decode')}, the prompt's time included"
+            parts += [f"decode {s['new_tokens']} tokens, {together}"]
+        else:
+            parts = [f"prompt {s['prompt_tokens']} tokens, {_per_second(s, 'prompt')}"]
+            parts += [f"decode {s['new_tokens']} tokens, {_per_second(s, 'decode')}"]
         if s["peak_memory_mb"] is not None:
             parts.append(f"peak memory {s['peak_memory_mb']:.0f} MB")
         return "[" + "; ".join(parts) + "]"
