@@ -603,4 +603,34 @@ MUTANTS = [
         "[min(k, row.size - 1)]",
         T_TRUNCATION + "test_top_k_is_its_plain_form",
     ),
+    (
+        TRUNCATION,
+        "probs >= p * probs.max()",
+        "probs > p * probs.max()",
+        T_TRUNCATION + "test_min_p_is_its_plain_form",
+    ),
+    (
+        ENTROPY,
+        "for p, s in zip(probs, surprise) if p > 0)",
+        "for p, s in zip(probs, surprise) if p > 0) / 2",
+        T_TRUNCATION + "test_typical_is_its_plain_form",
+    ),
+    (
+        DRAW,
+        "if reached > u * total:",
+        "if reached >= u * total:",
+        T_DRAW + "test_draw_is_its_plain_form",
+    ),
+    (
+        REPEATS,
+        "range(len(text) - n + 1)",
+        "range(len(text) - n)",
+        T_PENALTIES + "test_no_repeat_is_its_plain_form",
+    ),
+    (
+        REPEATS,
+        "while lengths[j] < min(j, limit)",
+        "while lengths[j] < min(j + 1, limit)",
+        T_PENALTIES + "test_lengths_of_repeats_are_their_plain_form",
+    ),
 ]

@@ -8,8 +8,18 @@ from hypothesis import strategies as st
 from sampling_strategies import batches, count, distinct_rows, rows, seeds, shares
 
 from npllama import sampling as s
+from npllama.sampling.draw import plain_draw
 
 ALMOST_ONE = 1 - 2.0**-53
+
+
+@given(rows(), st.floats(0, ALMOST_ONE))
+@example(np.array([0.0, -np.inf, 0.0, -np.inf]), ALMOST_ONE)
+@example(np.array([-np.inf, 0.0, 0.0]), 0.0)
+@example(np.array([0.0, 0.0]), 0.5)
+def test_draw_is_its_plain_form(row, u):
+    probs = s.softmax(row)
+    assert s.draw(probs, u) == plain_draw(probs, u)
 
 
 @given(rows())

@@ -18,6 +18,11 @@ from sampling_strategies import (
 )
 
 from npllama import sampling as s
+from npllama.sampling.repeats import (
+    plain_no_repeat_ngram,
+    plain_repeat_lengths,
+    repeat_lengths,
+)
 
 # Every penalty as a function of logits, tokens and a strength above 1.
 PENALTIES = {
@@ -32,6 +37,23 @@ PENALTIES = {
 each = pytest.mark.parametrize("name", PENALTIES)
 strengths = shares(1.05, 3)
 breakers = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=3), max_size=3)
+
+
+@given(case=rows_with_histories(), n=st.integers(1, 4))
+@example(case=(np.zeros(5), np.array([1, 2, 3, 1, 2])), n=3)
+def test_no_repeat_is_its_plain_form(case, n):
+    row, tokens = case
+    expected = plain_no_repeat_ngram(row, np.asarray(tokens, np.int64), n)
+    np.testing.assert_array_equal(s.no_repeat_ngram(row, tokens, n), expected)
+
+
+@given(histories(5), st.integers(0, 12))
+@example([0, 0, 0, 0], 9)  # repeats that overlap themselves
+@example([1, 2, 3, 1, 2], 1)
+def test_lengths_of_repeats_are_their_plain_form(history, limit):
+    text = np.asarray(history, np.int64)
+    expected = plain_repeat_lengths(text, limit)
+    np.testing.assert_array_equal(repeat_lengths(text, limit), expected)
 
 
 @each

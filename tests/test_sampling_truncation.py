@@ -20,7 +20,8 @@ from sampling_strategies import (
 )
 
 from npllama import sampling as s
-from npllama.sampling.truncation import plain_top_k, plain_top_p
+from npllama.sampling.entropy import plain_typical_p
+from npllama.sampling.truncation import plain_min_p, plain_top_k, plain_top_p
 
 # Every truncation as a function of the logits and one number in (0, 1).
 TRUNCATIONS = {
@@ -60,6 +61,29 @@ def test_top_p_is_its_plain_form(row, p):
     reached = np.cumsum(np.sort(s.softmax(row))[::-1])
     assume((np.abs(reached - p) > 1e-12).all() or len(set(row.tolist())) == 1)
     np.testing.assert_array_equal(s.top_p(row, p), plain_top_p(row, p))
+
+
+@given(row=rows(), p=strengths)
+@example(row=np.array([1, 1, 0, -np.inf], np.float32), p=1.0)
+@example(row=np.array([1, 1, 0, -np.inf], np.float32), p=0.0)
+def test_min_p_is_its_plain_form(row, p):
+    probs = s.softmax(row)
+    near = np.abs(probs - p * probs.max()) < 1e-12  # where rounding decides
+    assume(p in (0, 1) or not near[probs > 0].any())
+    np.testing.assert_array_equal(s.min_p(row, p), plain_min_p(row, p))
+
+
+@given(row=distinct_rows(), mass=strengths)
+@example(row=np.log(np.array([0.4, 0.3, 0.15, 0.1, 0.05])), mass=0.6)
+def test_typical_is_its_plain_form(row, mass):
+    logp = s.log_softmax(row)
+    mean = -(np.exp(logp) * np.where(logp > -np.inf, logp, 0)).sum()
+    oddity = np.sort(np.abs(-logp - mean)[logp > -np.inf])
+    order = np.argsort(np.abs(-logp - mean), kind="stable")
+    reached = np.cumsum(s.softmax(row)[order])
+    # Of two that are equally odd, or a sum that meets the mass, rounding decides.
+    assume((np.diff(oddity) > 1e-9).all() and (np.abs(reached - mass) > 1e-9).all())
+    np.testing.assert_array_equal(s.typical_p(row, mass), plain_typical_p(row, mass))
 
 
 @each

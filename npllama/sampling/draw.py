@@ -128,6 +128,16 @@ def greedy(logits: ArrayLike) -> NDArray[np.intp]:
     return logits.argmax(axis=-1)
 
 
+def plain_draw(probs: Probs, u: float) -> int:
+    """The draw in its plainest form: add up until the sum has passed u."""
+    reached, total = 0.0, np.cumsum(probs)[-1]
+    for token, p in enumerate(probs.tolist()):
+        reached += p
+        if reached > u * total:
+            return token
+    return int(np.flatnonzero(probs)[-1])  # rounding at the end of the line
+
+
 def _draw_row(probs: Probs, u: float) -> int:
     # Only tokens with a probability above 0 lie on the interval, so neither u = 0
     # nor rounding at its end can select a removed token.

@@ -41,6 +41,16 @@ def _levels(values: Probs) -> NDArray[np.intp]:
     return levels
 
 
+def plain_typical_p(row: Row, mass: float) -> Row:
+    """Typical in its plainest form: nearest to the mean surprise first, up to a mass."""
+    surprise, probs = -log_softmax(row), softmax(row)
+    mean = sum(p * s for p, s in zip(probs, surprise) if p > 0)
+    oddity = np.abs(surprise - mean)
+    order = np.argsort(oddity, kind="stable")
+    last = order[np.count_nonzero(np.cumsum(probs[order]) < mass)]
+    return np.where(oddity <= oddity[last], row, row.dtype.type(-np.inf))
+
+
 def _typical(values: Row, mass: float, convention: str, least: int) -> Mask:
     """Select the tokens nearest to the expected surprise."""
     cuts_ties = convention == "llama.cpp"

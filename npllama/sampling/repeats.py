@@ -18,6 +18,16 @@ from npllama.sampling.penalties import Ids, window_of
 from npllama.sampling.rows import Row, Tokens, checked, per_history, token_ids
 
 
+def plain_no_repeat_ngram(row: Row, history: Ids, n: int) -> Row:
+    """No-repeat in its plainest form: try every n-gram of the text, one by one."""
+    row, text = row.copy(), history.tolist()
+    for i in range(len(text) - n + 1):
+        *begun, end = text[i : i + n]
+        if begun == text[len(text) - (n - 1) :]:
+            row[end] = -np.inf
+    return row
+
+
 def _ngram_ends(history: Ids, source: Ids, n: int) -> Ids:
     """Last tokens of the n-grams of `source` that begin with the end of `history`."""
     if history.size < n - 1 or source.size < n:
@@ -117,6 +127,17 @@ def _since_breaker(history: Ids, breakers: Sequence[Sequence[int]]) -> int:
         if lengths:
             return len(text) - start - max(lengths)
     return len(text)
+
+
+def plain_repeat_lengths(history: Ids, limit: int) -> Ids:
+    """`repeat_lengths` in its plainest form: go back from every place, step by step."""
+    lengths = np.zeros(history.size, np.int64)
+    for j in range(history.size):
+        while lengths[j] < min(j, limit) and (
+            history[j - 1 - lengths[j]] == history[-1 - lengths[j]]
+        ):
+            lengths[j] += 1
+    return lengths
 
 
 def repeat_lengths(history: ArrayLike, limit: int) -> Ids:

@@ -80,6 +80,12 @@ def plain_top_p(row: Row, p: float) -> Row:
     return np.where(only(row.size, kept), row, row.dtype.type(-np.inf))
 
 
+def plain_min_p(row: Row, p: float) -> Row:
+    """Min-p in its plainest form: a p-th of the largest probability is enough."""
+    probs = softmax(row)
+    return np.where(probs >= p * probs.max(), row, row.dtype.type(-np.inf))
+
+
 def top_k(
     logits: ArrayLike,
     k: int,
