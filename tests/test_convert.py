@@ -301,6 +301,9 @@ STRANGE = {
         '"pre_tokenizer": {"type": "BertPreTokenizer"}}',
     ),
     "no SentencePiece model": ("tokenizer.model", "version 2"),
+    "a pointer": ("tokenizer.model", "version https://git-lfs.github.com/spec/v1"),
+    "a pointer beside": ("added_tokens.json", "version https://git-lfs.github.com"),
+    "pieces cut off": ("tokenizer.bin", "x" * 300),
 }
 
 
@@ -331,6 +334,12 @@ def test_a_context_beyond_the_trained_one_is_said_to_be_unproved(folder, out, ca
     write_config(folder, DISTINCT, rope_parameters=scaling)
     line = fails(capsys, folder, out, "--context", "4096")
     assert "'dynamic' the context follows from factor" in line
+
+
+def test_a_share_of_turning_pairs_of_any_kind_is_warned_of(folder, out, capsys):
+    write_config(folder, DISTINCT, partial_rotary_factor={"a": 1})
+    assert main([str(folder), str(out)]) == 0
+    assert "config.json: partial_rotary_factor is ignored" in capsys.readouterr().err
 
 
 def test_a_share_of_turning_pairs_that_llamas_ignore_is_warned_of(folder, out, capsys):
@@ -510,6 +519,7 @@ def test_a_wrong_tensor_is_named_before_anything_is_written(folder, out, capsys,
         ({"architectures": ["MistralForCausalLM"]}, "only LlamaForCausalLM"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type 'longrope'"),
         ({"num_hidden_layers": 10**12}, "num_hidden_layers"),
+        ({"rope_theta": float("nan"), "rope_parameters": {}}, "rope_theta nan is not"),
         ({"num_hidden_layers": 3}, "model.layers.2.input_layernorm.weight: missing"),
         ({"vocab_size": 14}, f"{EMBED}: shape (13, 7); the config asks for (14, 7)"),
     ],

@@ -403,9 +403,24 @@ REFUSED = {
         {"llama.attention.sliding_window": 9},
         "attention.sliding_window is 9",
     ),
+    "a list of ends": (
+        {"tokenizer.ggml.eot_token_id": [1, 2]},
+        "eot_token_id is not one",
+    ),
+    "a list of sizes": (
+        {"llama.rope.dimension_count": [1, 2]},
+        "count is not one value",
+    ),
+    "a list of truths": ({"llama.attention.causal": [True]}, "causal is not one value"),
+    "a list of parts": ({"split.count": [1, 2]}, "split.count is not one value"),
+    "no number": (
+        {"llama.rope.freq_base": float("nan")},
+        "rope_theta nan is not a number",
+    ),
+    "a size in words": ({"llama.context_length": "x"}, "length is not a whole number"),
     "heads by layer": (
         {"llama.attention.head_count": [6, 6]},
-        "head_count is not one number for all layers",
+        "head_count is not one value for the whole model",
     ),
     "no width": ({"llama.embedding_length": None}, "llama.embedding_length is missing"),
     "no epsilon": (
@@ -486,6 +501,10 @@ COLUMNS = [
     ({"tokenizer.ggml.token_type": ["a"]}, "token_type is ['a'], not numbers"),
     ({"tokenizer.ggml.scores": "abc"}, "scores is 'abc', not numbers"),
     ({"tokenizer.ggml.scores": [1.0]}, "scores has 1 entries for 37 tokens"),
+    ({"tokenizer.ggml.pre": ["a"]}, "pre is ['a'], not a str"),
+    ({"tokenizer.ggml.add_bos_token": "no"}, "add_bos_token is 'no', not a bool"),
+    ({"tokenizer.ggml.add_space_prefix": 7}, "add_space_prefix is 7, not a bool"),
+    ({"tokenizer.ggml.eos_token_id": 37}, "eos_token_id 37 is not a token"),
 ]
 
 
@@ -494,7 +513,8 @@ def test_a_column_that_is_none_is_named(path, out, capsys, change, words):
     fields = {"model": "llama", "tokens": [f"t{i}" for i in range(37)]}
     fields = {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
     write_gguf(path, TIED, **fields | change)
-    assert f"tokenizer.ggml.{words}" in refused(path, out, capsys)
+    line = refused(path, out, capsys)
+    assert f"{path}: tokenizer.ggml.{words}; --no-tokenizer converts the" in line
 
 
 @pytest.mark.parametrize("sizes", [(), (0,), (0, 4), (31, 2), (33,), (1,)])

@@ -286,6 +286,7 @@ REFUSED = {
         "quantise activations, too",
     ),
     "nothing known": ({"quant_method": 7}, "quantised by 7"),
+    "a list": ({"quant_method": ["gptq"]}, "quantised by ['gptq']"),
 }
 
 

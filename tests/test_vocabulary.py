@@ -333,6 +333,42 @@ def test_list_of_added_tokens_that_is_broken_is_named(ids):
         load_tokenizer(files(MODEL, added_tokens=ids))
 
 
+DECODER = [
+    ({"7x": {"content": "a"}}, "an added token has the id '7x'"),
+    ({" 7": {"content": "a"}}, "an added token has the id ' 7'"),
+    ({"9" * 30: {"content": "a"}}, "an added token has the id '9999"),
+    ({"900": {}}, "there is no 'content'"),
+    ({"900": []}, "a value is of another kind"),
+    ([], None),
+    (["a"], "a value is of another kind"),
+]
+
+
+@pytest.mark.parametrize("decoder, words", DECODER)
+def test_broken_settings_are_named_in_words(decoder, words):
+    given = files(MODEL, tokenizer_config={"added_tokens_decoder": decoder})
+    if words is None:
+        assert load_tokenizer(given).vocab_size == SIZE
+        return
+    with pytest.raises(ValueError) as caught:
+        load_tokenizer(given)
+    told = str(caught.value)
+    assert told.startswith("tokenizer_config.json: ") and words in told
+    assert "Error" not in told
+
+
+@pytest.mark.parametrize(
+    "merge", ["a b c", "ab", ["a"], ["a", 5], [["a"], "b"], 7, None]
+)
+def test_merge_that_is_no_pair_is_named(merge, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    whole = json.loads(json.dumps(WHOLE))
+    whole["model"]["merges"][3] = merge
+    with pytest.raises(ValueError) as caught:
+        load_tokenizer(files(whole=whole))
+    assert f"model.merges has {merge!r}, which is not a pair" in str(caught.value)
+
+
 def test_letters_of_bytes_are_listed_once_for_a_vocabulary(monkeypatch):
     """Listed for every token, they made a large vocabulary take a minute."""
     needs("tokenizers")

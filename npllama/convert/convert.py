@@ -25,7 +25,7 @@ from npllama.convert.gguf import open_gguf
 from npllama.convert.hf import is_hf, open_hf
 from npllama.convert.llama2c import open_llama2c
 from npllama.convert.meta import is_meta, open_meta
-from npllama.convert.source import OF_TOKENIZERS, Checkpoint, Tensor
+from npllama.convert.source import Checkpoint, Tensor, hinting
 from npllama.files.checkpoint import (
     OF_FOLDERS,
     STORED,
@@ -77,20 +77,12 @@ def open_checkpoint(path: Path, tokenizer: bool = True) -> Checkpoint:
     OSError
         If a file is missing or cannot be read.
     """
-    if not tokenizer:
-        checkpoint = _recognised(path, False)
-        kept = {n: f for n, f in checkpoint.files.items() if n not in OF_TOKENIZERS}
-        return checkpoint._replace(files=kept)
-    return _recognised(path, True)
-
-
-def _recognised(path: Path, tokenizer: bool) -> Checkpoint:
     if path.is_file():
         return _open_file(path, tokenizer)
     if is_hf(path):
-        return open_hf(path)
+        return open_hf(path, tokenizer)
     if is_meta(path):
-        return open_meta(path)
+        return open_meta(path, tokenizer)
     parts = sorted(path.glob("*.gguf"))
     if len({re.sub(r"-\d{5}-of-", "-of-", part.name) for part in parts}) == 1:
         return open_gguf(parts[0], tokenizer)
@@ -115,7 +107,7 @@ def _open_file(path: Path, tokenizer: bool) -> Checkpoint:
         )
     if path.suffix != ".bin":
         raise ValueError(f"{path}: no checkpoint: not a folder, a .gguf or a .bin")
-    return open_llama2c(path)
+    return open_llama2c(path, tokenizer)
 
 
 def check_tensors(checkpoint: Checkpoint) -> None:
@@ -155,12 +147,11 @@ def check_tokenizer(checkpoint: Checkpoint) -> None:
             "read and write token ids only"
         )
         return
-    try:
-        size = load_tokenizer(checkpoint.files).vocab_size
-    except ValueError as error:
-        raise ValueError(
-            f"{checkpoint.path}: {error}; --no-tokenizer converts the weights alone"
-        ) from None
+    with hinting():
+        try:
+            size = load_tokenizer(checkpoint.files).vocab_size
+        except ValueError as error:
+            raise ValueError(f"{checkpoint.path}: {error}") from None
     # A smaller tokenizer is common: embeddings are padded to a round number.
     rows = checkpoint.config.vocab_size
     if size > rows:

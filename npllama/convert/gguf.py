@@ -30,7 +30,7 @@ from npllama.config import Config, Rope, config_from_hf
 from npllama.convert.gguf_file import Fields, Header, read_header
 from npllama.convert.gguf_text import tokenizer_files
 from npllama.convert.meta import to_halves
-from npllama.convert.source import Checkpoint, Tensor, tensors_of
+from npllama.convert.source import Checkpoint, Tensor, hinting, tensors_of
 from npllama.files.checkpoint import STORED, widen
 from npllama.rope import frequencies, llama3_frequencies
 from npllama.weights import tensor_shapes
@@ -82,12 +82,16 @@ def open_gguf(path: Path, tokenizer: bool = True) -> Checkpoint:
     """
     _need_gguf(path)
     paths, header = _whole(path)
+    notes: list[str] = []
     try:
         config = config_of(header)
-        notes: list[str] = []
-        files = tokenizer_files(header.fields, notes) if tokenizer else {}
     except ValueError as error:
         raise ValueError(f"{paths[0]}: {error}") from None
+    with hinting():
+        try:
+            files = tokenizer_files(header.fields, notes) if tokenizer else {}
+        except ValueError as error:
+            raise ValueError(f"{paths[0]}: {error}") from None
     tensors = {
         hf_name(name): to_halves(hf_name(name), tensor, config.head_dim)
         for name, tensor in header.tensors.items()
@@ -174,8 +178,8 @@ def _check_fields(own: Fields, D: int) -> None:
 
 def _count(own: Fields, key: str) -> int:
     value = own.get(key)
-    if type(value) is not int:  # an array has a number for every layer
-        what = "missing" if value is None else "not one number for all layers"
+    if type(value) is not int:
+        what = "missing" if value is None else "not a whole number"
         raise ValueError(f"llama.{key} is {what}")
     return value
 
@@ -319,10 +323,20 @@ def _need_gguf(path: Path) -> None:
         ) from None
 
 
+def _header(path: Path) -> Header:
+    """A header without lists where one value is needed, such as one per layer."""
+    header = read_header(path)
+    for key, value in header.fields.items():
+        single = key.startswith(("llama.", "split.")) or key.endswith("_token_id")
+        if single and isinstance(value, (list, np.ndarray)):
+            raise ValueError(f"{path}: {key} is not one value for the whole model")
+    return header
+
+
 def _whole(path: Path) -> tuple[list[Path], Header]:
     """All files of a split model, and their headers as one."""
     match = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.gguf", path.name)
-    first = read_header(path)
+    first = _header(path)
     parts = first.fields.get("split.count", 1)
     if parts in (0, 1):
         return [path], first
@@ -335,7 +349,7 @@ def _whole(path: Path) -> tuple[list[Path], Header]:
         path.with_name(f"{match[1]}-{i:05}-of-{parts:05}.gguf")
         for i in range(1, parts + 1)
     ]
-    headers = [read_header(part) for part in paths]
+    headers = [_header(part) for part in paths]
     tensors: dict[str, Tensor] = {}
     types: dict[str, str] = {}
     for i, (part, header) in enumerate(zip(paths, headers)):

@@ -50,7 +50,7 @@ def tokenizer_files(fields: Fields, notes: list[str]) -> dict[str, bytes]:
         notes.append(f"tokenizer.ggml.model {kind!r:.80} cannot be read")
         return {}
     kinds = _column(fields, "token_type", [NORMAL] * len(names))
-    pre = fields.get("tokenizer.ggml.pre", "default")
+    pre = _of(str, fields, "tokenizer.ggml.pre", "default")
     settings = _settings(fields, names, kinds, kind == "llama" or pre in LLAMA3)
     if kind == "llama":
         scores = _column(fields, "scores", [0.0] * len(names))
@@ -60,11 +60,18 @@ def tokenizer_files(fields: Fields, notes: list[str]) -> dict[str, bytes]:
         files = {"tokenizer.json": data.encode()}
     else:
         raise ValueError(
-            f"tokenizer.ggml.pre is {pre!r:.80}: how it splits a text is not known; "
-            "--no-tokenizer converts the weights alone"
+            f"tokenizer.ggml.pre is {pre!r:.80}: how it splits a text is not known"
         )
     text = json.dumps(settings, ensure_ascii=False, indent=1)
     return files | {"tokenizer_config.json": text.encode()}
+
+
+def _of(kind: type, fields: Fields, key: str, default: Any) -> Any:
+    """A field, which must be of one kind if it is there."""
+    value = fields.get(key, default)
+    if not isinstance(value, kind):
+        raise ValueError(f"{key} is {value!r:.80}, not a {kind.__name__}")
+    return value
 
 
 def _column(fields: Fields, key: str, default: list) -> list:
@@ -91,11 +98,11 @@ def _settings(
                      ("pad", "padding")):  # fmt: skip
         settings[f"{end}_token"] = _name(fields, key, names)
     for key, default in (("add_bos_token", adds_bos), ("add_eos_token", False)):
-        settings[key] = bool(fields.get(f"tokenizer.ggml.{key}", default))
-    if "tokenizer.ggml.add_space_prefix" in fields:
-        prefix = fields["tokenizer.ggml.add_space_prefix"]
-        settings["add_prefix_space"] = bool(prefix)
-    if template := fields.get("tokenizer.chat_template"):
+        settings[key] = _of(bool, fields, f"tokenizer.ggml.{key}", default)
+    prefix = "tokenizer.ggml.add_space_prefix"
+    if prefix in fields:
+        settings["add_prefix_space"] = _of(bool, fields, prefix, True)
+    if template := _of(str, fields, "tokenizer.chat_template", ""):
         settings["chat_template"] = template
     settings["clean_up_tokenization_spaces"] = False
     added = {str(token["id"]): token for token in added_tokens(names, kinds)}
@@ -206,7 +213,7 @@ def byte_level(
     pairs = [merge.split(" ") for merge in merges]
     vocab = {name: i for i, name in enumerate(names) if kinds[i] != UNUSED}
     bos = _name(fields, "bos", names)
-    adds = bool(fields.get("tokenizer.ggml.add_bos_token", pre in LLAMA3))
+    adds = _of(bool, fields, "tokenizer.ggml.add_bos_token", pre in LLAMA3)
     return {
         "version": "1.0",
         "truncation": None,
@@ -265,10 +272,10 @@ def sentencepiece_model(
     ids |= {"unk": kinds.index(UNKNOWN) if UNKNOWN in kinds else 0, "pad": -1}
     trainer = _int(3, 2) + _int(4, len(names)) + _int(35, BYTE in kinds)  # 2 is BPE
     trainer += b"".join(_int(number, ids[end]) for end, number in ends.items())
-    prefix = fields.get("tokenizer.ggml.add_space_prefix", True)
-    tidy = fields.get("tokenizer.ggml.remove_extra_whitespaces", False)
+    prefix = _of(bool, fields, "tokenizer.ggml.add_space_prefix", True)
+    tidy = _of(bool, fields, "tokenizer.ggml.remove_extra_whitespaces", False)
     normalizer = _part(1, b"identity") + _part(2, b"")
-    normalizer += _int(3, bool(prefix)) + _int(4, bool(tidy)) + _int(5, True)
+    normalizer += _int(3, prefix) + _int(4, tidy) + _int(5, True)
     return pieces + _part(2, trainer) + _part(3, normalizer)
 
 

@@ -36,7 +36,7 @@ def is_hf(folder: Path) -> bool:
     return alone and os.path.lexists(folder / "config.json")
 
 
-def open_hf(folder: Path) -> Checkpoint:
+def open_hf(folder: Path, tokenizer: bool = True) -> Checkpoint:
     """Describe a Hugging Face checkpoint.
 
     Raises
@@ -46,15 +46,15 @@ def open_hf(folder: Path) -> Checkpoint:
     OSError
         If a file cannot be read.
     """
-    found, notes = companions(folder), list[str]()
+    found, notes = companions(folder, tokenizer=tokenizer), list[str]()
     data, quantization, read = _settings(folder, found)
     try:
         config = config_from_hf(data)
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from None
     scaling = data.get("rope_parameters") or data.get("rope_scaling") or {}
-    parts = {d.get("partial_rotary_factor") or 1 for d in (data, scaling)}
-    if parts != {1} and config.rope.rope_type == "default":
+    parts = [d.get("partial_rotary_factor") or 1 for d in (data, scaling)]
+    if parts != [1, 1] and config.rope.rope_type == "default":
         notes.append(
             f"{folder / 'config.json'}: partial_rotary_factor is ignored and all pairs "
             "turn, as in transformers 5; if that is not how the model was trained, it "

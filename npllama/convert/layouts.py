@@ -328,7 +328,7 @@ def _kind(settings: dict[str, Any], tensors: dict[str, Tensor]) -> str | None:
         return None
     if method is None and "bits" in settings and "group_size" in settings:
         method = "gptq"  # quantize_config.json of AutoGPTQ does not say it
-    if method not in LAYOUTS:
+    if not isinstance(method, str) or method not in LAYOUTS:
         raise ValueError(
             f"config: weights quantised by {method!r:.80}; of quantised ones, {READABLE}"
         )

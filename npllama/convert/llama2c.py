@@ -35,7 +35,7 @@ HEADER = struct.Struct("<7i")
 LAYERS = ("attn_norm", "wq", "wk", "wv", "wo", "mlp_norm", "w_gate", "w_down", "w_up")
 
 
-def open_llama2c(path: Path) -> Checkpoint:
+def open_llama2c(path: Path, tokenizer: bool = True) -> Checkpoint:
     """Describe a ``.bin`` of llama2.c.
 
     Raises
@@ -60,7 +60,7 @@ def open_llama2c(path: Path) -> Checkpoint:
         name: to_halves(name, _tensor(path, shape, start), config.head_dim)
         for name, (shape, start) in places.items()
     }
-    found = companions(path.parent)
+    found = companions(path.parent, tokenizer=tokenizer)
     sources = [path, *found.values()]
     return Checkpoint(path, config, tensors, contents(found), sources, [])
 

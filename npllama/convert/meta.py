@@ -51,7 +51,7 @@ def is_meta(folder: Path) -> bool:
     return (folder / "params.json").is_file() and bool(_slices(folder))
 
 
-def open_meta(folder: Path) -> Checkpoint:
+def open_meta(folder: Path, tokenizer: bool = True) -> Checkpoint:
     """Describe a checkpoint of Meta's.
 
     Raises
@@ -77,7 +77,7 @@ def open_meta(folder: Path) -> Checkpoint:
         joined = _join(parts, expected.get(name, parts[0].shape), meta_name)
         tensors[name] = to_halves(name, joined, config.head_dim)
     # LLaMA 1 and 2 came with the tokenizer one folder up, shared by all sizes.
-    found = companions(folder, folder.parent)
+    found = companions(folder, folder.parent, tokenizer=tokenizer)
     sources = [folder / "params.json", *paths, *found.values()]
     return Checkpoint(folder, config, tensors, contents(found), sources, [])
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from npllama.config import Config
 from npllama.text.pieces import model_of_llama2c
+from npllama.text.settings import naming
 
 # These travel along into the .npz, if they are there.
 OF_TOKENIZERS = (
@@ -22,7 +24,8 @@ OF_TOKENIZERS = (
     "chat_template.jinja",
     "tokenizer.bin",
 )
-COMPANIONS = (*OF_TOKENIZERS, "generation_config.json")
+OTHERS = ("generation_config.json",)
+COMPANIONS = (*OF_TOKENIZERS, *OTHERS)
 
 
 class Tensor(NamedTuple):
@@ -71,16 +74,30 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def companions(*folders: Path) -> dict[str, Path]:
-    """Where the files that travel along are; the first folder that has one wins."""
+def companions(*folders: Path, tokenizer: bool) -> dict[str, Path]:
+    """Where the files that travel along are; the first folder that has one wins.
+
+    Without `tokenizer`, files that only a tokenizer needs are not looked at.
+    """
     found: dict[str, Path] = {}
     for folder in folders:
-        for name in COMPANIONS:
+        for name in COMPANIONS if tokenizer else OTHERS:
             if (folder / name).is_file():
                 found.setdefault(name, folder / name)
-    for path in found.values():
-        refuse_pointer(path)
+    for name, path in found.items():
+        with hinting() if name in OF_TOKENIZERS else nullcontext():
+            refuse_pointer(path)
     return found
+
+
+@contextmanager
+def hinting() -> Iterator[None]:
+    """Add to an error about a tokenizer that the weights can do without it."""
+    try:
+        yield
+    except ValueError as error:
+        hint = "--no-tokenizer converts the weights alone"
+        raise ValueError(f"{error}; {hint}") from None
 
 
 def contents(found: dict[str, Path]) -> dict[str, bytes]:
@@ -89,10 +106,13 @@ def contents(found: dict[str, Path]) -> dict[str, bytes]:
     # llama2.c keeps the pieces of a SentencePiece model in a file of its own.
     if content := files.pop("tokenizer.bin", b""):
         if not {"tokenizer.model", "tokenizer.json"} & files.keys():
-            files["tokenizer.model"] = model_of_llama2c(content)
+            with hinting():
+                where = str(found["tokenizer.bin"])
+                files["tokenizer.model"] = naming(where, model_of_llama2c, content)
     # The two say the same; the SentencePiece model or rank file is the original.
     if "tokenizer.model" in files and "tokenizer.json" in files:
-        rest = beside_a_model(read_json(found["tokenizer.json"]))
+        with hinting():
+            rest = beside_a_model(read_json(found["tokenizer.json"]))
         del files["tokenizer.json"]
         files |= {"tokenizer.json": json.dumps(rest).encode()} if rest else {}
     return files

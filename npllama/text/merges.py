@@ -30,8 +30,14 @@ def merge_pairs(written: Sequence[str | Sequence[str]]) -> list[Pair]:
     """The merges of a ``tokenizer.json``, in which a pair may be one string."""
     pairs = []
     for entry in written:
-        first, second = entry.split(" ") if isinstance(entry, str) else entry
-        pairs.append((first, second))
+        pair = entry.split(" ") if isinstance(entry, str) else entry
+        if (
+            not isinstance(pair, (list, tuple))
+            or len(pair) != 2
+            or not all(isinstance(part, str) for part in pair)
+        ):
+            raise ValueError(f"model.merges has {entry!r:.40}, which is not a pair")
+        pairs.append((pair[0], pair[1]))
     return pairs
 
 

@@ -23,6 +23,7 @@ says.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -69,9 +70,21 @@ def naming(file: str, read: Callable[..., Any], *given: Any) -> Any:
     try:
         return read(*given)
     except Exception as error:
-        told = isinstance(error, ValueError) and not isinstance(error, UnicodeError)
-        why = str(error) if told else f"broken, or not as LLaMA's are ({error!r:.99})"
-        raise ValueError(f"{file}: {why}") from None
+        raise ValueError(f"{file}: {_why(error)}") from None
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a file, in words, if Python's own do not say it."""
+    if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
+        return str(error)
+    reasons = {
+        KeyError: f"there is no {error}",
+        UnicodeError: "it is not UTF-8",
+        RecursionError: "it is nested too deeply",
+        (TypeError, AttributeError, IndexError): "a value is of another kind",
+    }
+    found = (why for kind, why in reasons.items() if isinstance(error, kind))
+    return f"broken, or not as LLaMA's are: {next(found, f'{error}'):.99}"
 
 
 def read_json(files: Mapping[str, bytes], name: str) -> Json:
@@ -135,10 +148,15 @@ def config_settings(data: Json) -> Settings:
         add_eos=_flag(data, "add_eos_token"),
         add_prefix_space=_flag(data, "add_prefix_space"),
         legacy=data.get("legacy") is not False,
-        added=tuple(added_token(int(i), token) for i, token in decoder.items()),
+        added=tuple(added_token(_id(i), token) for i, token in decoder.items()),
         special_names=frozenset(_special_names(data)),
         chat_template=_template(data.get("chat_template")),
     )
+
+
+def _id(written: str) -> int | str:
+    """An id, which as a key of JSON is a string; anything else stays what it is."""
+    return int(written) if re.fullmatch("[0-9]{1,9}", written) else written
 
 
 def name_of(token: Any) -> str | None:
