@@ -210,8 +210,7 @@ def _rope_from_hf(data: Mapping[str, Any], positions: int) -> Rope:
     given.setdefault("rope_type", scaling.get("type") or "default")
     theta = data.get("rope_theta")
     given.setdefault("rope_theta", 10000.0 if theta is None else theta)
-    theta = both[1].get("rope_theta", given["rope_theta"])
-    if both[0] and theta != given["rope_theta"]:
+    if both[0] and both[1].get("rope_theta", given["rope_theta"]) != given["rope_theta"]:
         raise ValueError(
             f"config: rope_scaling and rope_parameters both stand there, and their "
             f"rope_theta differ: {given['rope_theta']!r}, {both[1]['rope_theta']!r}"
