@@ -209,11 +209,11 @@ def _rope_from_hf(data: Mapping[str, Any], positions: int) -> Rope:
     given = {key: scaling[key] for key in known if scaling.get(key) is not None}
     given.setdefault("rope_type", scaling.get("type") or "default")
     theta = data.get("rope_theta")
-    given.setdefault("rope_theta", 10000.0 if theta is None else theta)
-    if both[0] and both[1].get("rope_theta", given["rope_theta"]) != given["rope_theta"]:
+    theta = given.setdefault("rope_theta", 10000.0 if theta is None else theta)
+    if both[0] and both[1].get("rope_theta", theta) != theta:
         raise ValueError(
             f"config: rope_scaling and rope_parameters both stand there, and their "
-            f"rope_theta differ: {given['rope_theta']!r}, {both[1]['rope_theta']!r}"
+            f"rope_theta differ: {theta!r}, {both[1]['rope_theta']!r}"
         )
     if given["rope_type"] in ("yarn", "llama3", "longrope"):
         given |= _trained_context(data, given, positions)
