@@ -233,6 +233,9 @@ MUTANTS += [
     # the type beside enum is ignored
     (SCHEMA, 'if "type" in schema:\n        types', 'if False:\n        types', SAYS),
     (VALUES, "isinstance(a, bool) == isinstance(b, bool) and a == b", "a == b", SAYS),
+    # the type beside a list of names is ignored; further names are free
+    (VALUES, 'able = "string" in', 'able = True or "string" in', GUIDE + "test_what_a_pattern_cannot_say_is_refused"),
+    (SCHEMA, "names = _string(allowed)", "pass", SAYS),
     # options that have a value in common are taken for disjoint
     (VALUES, 'return kinds | {"integer"} if "number" in kinds else kinds',
      "return kinds", GUIDE + "test_what_a_pattern_cannot_say_is_refused"),

@@ -343,6 +343,25 @@ def written(schema, values):
             [{}, {"a": 1}, {"b": 1}, {"a": 1, "b": 1}],
             [{"c": 1}, {"a": 2}],
         ),
+        *(
+            ({"propertyNames": names, "additionalProperties": {"const": 1}}, fit, not_)
+            for names, fit, not_ in (
+                ({"pattern": "^[a-z]+$"}, [{}, {"ab": 1}], [{"A": 1}, {"a": 2}]),
+                ({"minLength": 2, "maxLength": 2}, [{"😀a": 1}], [{"a": 1}]),
+                ({"format": "date"}, [{"2024-02-29": 1}], [{"2023-02-29": 1}]),
+                (
+                    {"$ref": "#/propertyNames/x-a", "x-a": {"const": "a"}},
+                    [{"a": 1}],
+                    [{"b": 1}],
+                ),
+                (
+                    {"enum": ["a", 1], "type": ["string", "null"]},
+                    [{"a": 1}],
+                    [{"1": 1}],
+                ),
+                (True, [{"a": 1, "": 1}], [{"a": 2}]),
+            )
+        ),
         # Arrays.
         ({"type": "array", "items": False}, [[]], [[1]]),
         ({"prefixItems": [{"const": 1}], "items": False}, [[1]], [[], [1, 1]]),
@@ -403,6 +422,11 @@ def written(schema, values):
                 "123e4567e89b12d3a456426614174000",
                 "123e4567-e89b-12d3-a456-42661417400g",
             ],
+        ),
+        (
+            {"type": "string", "format": "uuid4"},
+            ["123e4567-e89b-42d3-a456-426614174000"],
+            ["123e4567-e89b-12d3-a456-426614174000"],
         ),
         ({"type": "string", "format": "ipv4"}, ["127.0.0.1"], ["256.0.0.1", "1.2.3"]),
         ({"type": "string", "format": "duration"}, ["P1DT2H", "PT0S"], ["P", "1D"]),
@@ -669,6 +693,28 @@ def nested(depth):
         ({"type": "array", "items": {}, "minItems": 2, "maxItems": 1}, "is below"),
         ({"properties": {}, "required": [{}]}, "'required' cannot be"),
         ({"const": float("nan")}, "is not JSON"),
+        *(
+            ({"type": "object", "propertyNames": names}, "'propertyNames' other than")
+            for names in (
+                {"enum": ["a"], "type": "integer"},
+                {"enum": ["a"], "minLength": 2},
+                {"const": "a", "enum": ["b"]},
+                {"not": {"const": "a"}},
+                {"enum": ["a"], "not": {"const": "a"}},
+                False,
+            )
+        ),
+        (
+            {"properties": {"ab": {}}, "propertyNames": {"pattern": "a"}},
+            "'propertyNames' beside 'properties'",
+        ),
+        # The message names the place.
+        (
+            {"properties": {"a b": {"items": {"properties": {"c": {"not": {}}}}}}},
+            "'not' is not understood, in 'c', in 'a b'$",
+        ),
+        ({"properties": {"a": {"type": 3}}}, "'type' cannot be 3, in 'a'$"),
+        ({"properties": {"a": {"pattern": "("}}}, "not closed at 1, in 'a'$"),
         (nested(400), "nested too deeply"),
     ],
 )

@@ -9,8 +9,9 @@ refuses a schema.
 The engine reads some schemas differently, so `plain` rewrites the schema first.  It
 removes annotations, including the engine's own switches; gives an object with
 declared properties no others, as our machine does; spells out character classes;
-uses our formats where we have them, so that no date lies in the year 0; and moves
-excluded bounds to the next float64.  The engine writes one space after ``:`` and
+uses our formats where we have them, so that no date lies in the year 0; moves
+excluded bounds to the next float64; writes ``oneOf`` as ``anyOf`` where no value fits
+two options, and ``propertyNames`` as patterns of names.  The engine writes one space after ``:`` and
 ``,``, and no other white space.
 """
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 from weakref import finalize
@@ -33,7 +35,13 @@ from npllama.decoding.json_schema import (
 )
 from npllama.decoding.json_text import FORMATS, FREE_FORMATS
 from npllama.decoding.regex import AGREED, Node, parse_search
-from npllama.decoding.schema_values import NotUnderstood
+from npllama.decoding.schema_values import (
+    NotUnderstood,
+    check_one_of,
+    named,
+    names_of,
+    under_names,
+)
 from npllama.decoding.schema_words import CHOICES, check_kinds, is_annotation
 from npllama.text.tokenizer import Tokenizer
 
@@ -230,7 +238,7 @@ def plainly(schema: Mapping[str, Any] | str) -> str:
     from llguidance import LLMatcher
 
     root = read_schema(schema)
-    text = json.dumps(plain(root, closed=not combines(root)))
+    text = json.dumps(plain(root, root, closed=not combines(root)))
     options: Any = {"item_separator": ", ", "key_separator": ": "}
     options |= {"whitespace_flexible": False, "lenient": False}
     return LLMatcher.grammar_from_json_schema(text, overrides=options)
@@ -248,11 +256,13 @@ def combines(schema: Any) -> bool:
     return several or any(combines(part) for part in schema.values())
 
 
-def plain(schema: Any, closed: bool) -> Any:
+def plain(schema: Any, root: Any, closed: bool) -> Any:
     """Rewrite a schema so that the engine reads it as our own machine does.
 
     Parameters
     ----------
+    root : mapping
+        The whole schema, for what references name.
     closed : bool
         Whether objects have only the declared properties unless the schema allows
         others.  False where schemas are combined, since one would exclude properties
@@ -261,29 +271,70 @@ def plain(schema: Any, closed: bool) -> Any:
     if not isinstance(schema, Mapping):
         return schema
     check_kinds(schema)
+    again = partial(plain, root=root, closed=closed)
     kept: dict[str, Any] = {}
     for word, value in schema.items():
         if word == "patternProperties":
             names = {name: spelled(parse_search(name, AGREED)) for name in value}
-            kept[word] = {f"^{names[n]}$": plain(value[n], closed) for n in value}
+            kept[word] = {f"^{names[n]}$": again(value[n]) for n in value}
         elif word in NAMED:
-            kept[word] = {name: plain(part, closed) for name, part in value.items()}
+            kept[word] = {}
+            for name, part in value.items():
+                with named(name):
+                    kept[word][name] = again(part)
         elif word in LISTS:
-            kept[word] = [plain(part, closed) for part in value]
+            kept[word] = [again(part) for part in value]
         elif word in SINGLE:
-            kept[word] = plain(value, closed)
+            kept[word] = again(value)
         elif not is_annotation(word):
             kept[word] = value
+    _plain_choice(kept, root)
     _plain_string(kept)
     _plain_number(kept)
-    names = kept.get("properties", {})
-    if closed and names and names.keys() >= set(kept.get("required", ())):
-        if "patternProperties" not in kept:
+    _plain_names(kept, root)
+    declared = kept.get("properties", {})
+    if closed and (declared or "patternProperties" in kept):
+        if declared.keys() >= set(kept.get("required", ())):
             kept.setdefault("additionalProperties", False)
     if "prefixItems" in kept:
         kept.setdefault("items", False)
         kept.setdefault("minItems", len(kept["prefixItems"]))
     return kept
+
+
+def _plain_choice(kept: dict[str, Any], root: Any) -> None:
+    """Write ``oneOf`` as ``anyOf``, which is the same; writes into `kept`."""
+    if "oneOf" in kept:
+        check_one_of(kept["oneOf"], root)
+        either = {"anyOf": kept.pop("oneOf")}
+        if "anyOf" in kept:
+            kept["allOf"] = [*kept.get("allOf", []), either]
+        else:
+            kept |= either
+
+
+def _plain_names(kept: dict[str, Any], root: Any) -> None:
+    """Write ``propertyNames`` as properties or patterns; writes into `kept`."""
+    if "propertyNames" not in kept or "patternProperties" in kept:
+        return
+    names = names_of(kept["propertyNames"], root)
+    properties = kept.get("properties", {})
+    more = kept.get("additionalProperties", not properties)
+    if isinstance(names, list):
+        kept["properties"] = under_names(names, properties, more)
+    elif properties:
+        return  # which the engine refuses by name
+    else:
+        string = dict(names)
+        low, high = string.pop("minLength", 0), string.pop("maxLength", "")
+        if low or high != "":
+            string.setdefault("pattern", rf"^[\s\S]{{{low},{high}}}$")
+        _plain_string(string)
+        if len(string) > 1 or (low or high != "") and "pattern" in names:
+            return
+        kept["patternProperties"] = {string.get("pattern", "^"): more}
+    del kept["propertyNames"]
+    kept["additionalProperties"] = False
 
 
 def _plain_string(kept: dict[str, Any]) -> None:

@@ -33,7 +33,6 @@ import json
 import math
 from collections.abc import Mapping
 from decimal import Decimal
-from itertools import combinations
 from typing import Any, NamedTuple
 
 from npllama.decoding import json_text
@@ -44,11 +43,12 @@ from npllama.decoding.schema_values import (
     TYPES,
     NotUnderstood,
     among,
-    disjoint,
-    followed,
+    check_one_of,
     kind_of,
+    named,
+    names_of,
     target,
-    values_of,
+    under_names,
 )
 from npllama.decoding.schema_words import (
     BOUNDS,
@@ -236,12 +236,7 @@ def _choice(word: str, options: Any, book: Book, inside: tuple[str, ...]) -> Nod
     if word == "allOf" and len(options) > 1:
         raise NotUnderstood("schema: 'allOf' of several schemas is not understood")
     if word == "oneOf":
-        for a, b in combinations(options, 2):
-            if not disjoint(a, b, book.root):
-                raise NotUnderstood(
-                    "schema: 'oneOf', two of whose options may fit one value, "
-                    "is not understood"
-                )
+        check_one_of(options, book.root)
     return ("or", [_value(option, book, inside) for option in options])
 
 
@@ -273,8 +268,17 @@ def _object(schema: Mapping, book: Book) -> Node:
     properties = schema.get("properties", {})
     required = set(schema.get("required", ()))
     more = schema.get("additionalProperties", not properties)
+    names = json_text.other_than(list(properties))
     if "propertyNames" in schema:
-        properties, more = _named(schema, properties, more, book), False
+        allowed = names_of(schema["propertyNames"], book.root)
+        if isinstance(allowed, list):
+            properties, more = under_names(allowed, properties, more), False
+        elif properties:
+            raise NotUnderstood(
+                "schema: 'propertyNames' beside 'properties' is not understood"
+            )
+        else:
+            names = _string(allowed)
     entries = []
     for name in sorted(required - properties.keys()):
         raise NotUnderstood(f"schema: required property {name!r} is not declared")
@@ -282,25 +286,13 @@ def _object(schema: Mapping, book: Book) -> Node:
         if part is False and name not in required:
             continue
         key = ("then", [json_text.value(name), literal(": ")])
-        member = ("then", [key, _value(part, book, ())])
+        with named(name):
+            member = ("then", [key, _value(part, book, ())])
         entries.append((member, int(name in required), 1))
     if more is not False:
-        key = ("then", [json_text.other_than(list(properties)), literal(": ")])
+        key = ("then", [names, literal(": ")])
         entries.append((("then", [key, _value(more, book, ())]), 0, None))
     return _braced("{", entries, "}")
-
-
-def _named(schema: Mapping, properties: Mapping, more: Any, book: Book) -> dict:
-    """The properties, including those that may be added under listed names."""
-    names = followed(schema["propertyNames"], book.root)
-    listed = values_of(names) if isinstance(names, Mapping) else None
-    if listed is None or names.keys() & (KEYWORDS["string"] | CHOICES):
-        raise NotUnderstood("schema: 'propertyNames' without 'enum' is not understood")
-    able = [name for name in listed if isinstance(name, str)]
-    declared = {name: part for name, part in properties.items() if name in able}
-    if more is False:
-        return declared
-    return declared | {name: more for name in able if name not in properties}
 
 
 def _array(schema: Mapping, book: Book) -> Node:

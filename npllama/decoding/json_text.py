@@ -50,6 +50,8 @@ _BYTE = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _LABEL = "[a-zA-Z0-9]([-a-zA-Z0-9]{0,61}[a-zA-Z0-9])?"
 _HEX = "[0-9a-fA-F]"
 
+_UUID = f"{_HEX}{{8}}-{_HEX}{{4}}-%s{_HEX}{{3}}-[89abAB]{_HEX}{{3}}-{_HEX}{{12}}"
+
 # RFC 3339 for dates and times, RFC 4122 for uuid; of the other standards the plain
 # forms: no quoted local parts in an address, no zone in an IP address.
 FORMATS = {
@@ -61,6 +63,7 @@ FORMATS = {
     "ipv4": rf"{_BYTE}(\.{_BYTE}){{3}}",
     "email": rf"[a-zA-Z0-9_+-]+(\.[a-zA-Z0-9_+-]+)*@({_LABEL}\.)+[a-zA-Z]{{2,24}}",
 }
+FORMATS |= {f"uuid{version}": _UUID % version for version in range(1, 9)}
 # Formats that do not restrict the text.
 FREE_FORMATS = {"password", "binary", "path", "file-path", "directory-path"}
 

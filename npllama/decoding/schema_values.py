@@ -13,15 +13,29 @@ are usually discriminated:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import combinations
 from typing import Any
 from urllib.parse import unquote
+
+from npllama.decoding.schema_words import KEYWORDS, check_kinds, is_annotation
 
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 
 
 class NotUnderstood(ValueError):
     """The schema may be sound; this chapter cannot express it."""
+
+
+@contextmanager
+def named(place: str) -> Iterator[None]:
+    """Say in which property a schema is wrong, or not understood."""
+    try:
+        yield
+    except ValueError as error:
+        kind = NotUnderstood if isinstance(error, NotUnderstood) else ValueError
+        raise kind(f"{error}, in {place!r}") from None
 
 
 def kind_of(value: Any) -> str:
@@ -91,6 +105,16 @@ def disjoint(a: Any, b: Any, root: Any, depth: int = 8) -> bool:
     )
 
 
+def check_one_of(options: Sequence[Any], root: Any) -> None:
+    """Raise NotUnderstood unless no value fits two of the options."""
+    for a, b in combinations(options, 2):
+        if not disjoint(a, b, root):
+            raise NotUnderstood(
+                "schema: 'oneOf', two of whose options may fit one value, "
+                "is not understood"
+            )
+
+
 def followed(schema: Any, root: Any) -> Any:
     """The schema that a chain of references and lone allOf leads to."""
     for _ in range(16):
@@ -118,3 +142,37 @@ def kinds_of(schema: Mapping) -> set[str]:
         types = schema.get("type", TYPES)
         kinds = {types} if isinstance(types, str) else set(types)
     return kinds | {"integer"} if "number" in kinds else kinds
+
+
+def names_of(schema: Any, root: Any) -> list[str] | Mapping:
+    """What ``propertyNames`` allows: a list of names, or a schema of strings.
+
+    Raises
+    ------
+    NotUnderstood
+        If it is neither.
+    """
+    names = followed(schema, root)
+    if names is True:
+        return {}
+    meant = set()
+    if isinstance(names, Mapping):
+        check_kinds(names)
+        meant = {word for word in names if not is_annotation(word)}
+        kinds = names.get("type", "string")
+        able = "string" in ([kinds] if isinstance(kinds, str) else kinds)
+        if able and len(meant & {"enum", "const"}) == 1 and len(meant - {"type"}) == 1:
+            return [name for name in values_of(names) if isinstance(name, str)]
+        if able and meant <= KEYWORDS["string"] | {"type"}:
+            return {word: names[word] for word in meant - {"type"}}
+    raise NotUnderstood(
+        "schema: 'propertyNames' other than strings or a list is not understood"
+    )
+
+
+def under_names(names: list[str], properties: Mapping, more: Any) -> dict[str, Any]:
+    """The properties, including those that may be added under listed names."""
+    declared = {name: part for name, part in properties.items() if name in names}
+    if more is False:
+        return declared
+    return declared | {name: more for name in names if name not in properties}

@@ -93,6 +93,13 @@ BEYOND = [
     {"type": "number", "multipleOf": 1, "exclusiveMinimum": 0, "maximum": 3},
     {"enum": ["a", "bbb"], "pattern": "b"},
     {"minimum": 3, "maxLength": 2},
+    {"oneOf": [{"type": "integer", "multipleOf": 3}, {"type": "null"}]},
+    {"anyOf": [{"type": "integer"}], "oneOf": [{"const": 3}, {"const": None}]},
+    {"propertyNames": {"format": "uuid"}, "minProperties": 1},
+    {"propertyNames": {"minLength": 2, "maxLength": 3}, "minProperties": 1},
+    {"propertyNames": {"pattern": "^a"}, "additionalProperties": {"multipleOf": 5}},
+    {"propertyNames": {"enum": ["a", "b"]}, "minProperties": 1},
+    {"type": "object", "patternProperties": {"^x$": {"type": "null"}}},
     OBJECT | {"x-guidance": {"lenient": True}, "minProperties": 1, "required": ["a"]},
 ]
 
@@ -116,8 +123,16 @@ REFUSED = [
     ({"type": "array", "contains": {"type": "integer"}}, "contains"),
     (OBJECT | {"dependentRequired": {"a": ["b"]}}, "dependentRequired"),
     (OBJECT | {"unevaluatedProperties": False}, "unevaluatedProperties"),
-    ({"type": "object", "propertyNames": {"pattern": "^x"}}, "propertyNames"),
+    (OBJECT | {"propertyNames": {"pattern": "^x"}}, "propertyNames"),
     ({"type": "number", "multipleOf": 0.1}, "multipleOf"),
+    (
+        {"properties": {"price": {"type": "number", "multipleOf": 0.1}}},
+        "multipleOf.*, in 'price'",
+    ),
+    (
+        {"oneOf": [{"multipleOf": 3, "type": "integer"}, {"type": "integer"}]},
+        "oneOf.*one value, is not understood$",
+    ),
     ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
     ({"type": "string", "format": "moon-phase"}, "moon-phase"),
 ]
@@ -127,6 +142,13 @@ REFUSED = [
 def test_what_neither_takes_is_refused_by_name(schema, name):
     with pytest.raises(ValueError, match=name):
         engine.compile_schema(schema)
+
+
+def test_names_are_only_those_that_a_pattern_declares():
+    schema = {"type": "object", "patternProperties": {"^x$": {"type": "null"}}}
+    guide = engine.guide_of(Bytes(), engine.compile_schema(schema), [Bytes.eos])
+    assert guide.look(list(b'{"x": null}')).whole
+    assert not guide.look(list(b'{"y')).allowed.any()
 
 
 def test_a_grammar_nests_as_no_pattern_can():
@@ -234,6 +256,7 @@ FIELDS = [
     {"old": Annotated[int, Field(deprecated=True, description="x", examples=[1])]},
     {"raw": bytes, "colors": list[Color]},
     {"by_color": dict[Color, int]},
+    {"by_id": dict[UUID, Address], "id": pydantic.UUID4},
     {"one": Cat | Dog | None},
     # These go through the engine.
     {"code": Annotated[str, StringConstraints(pattern="^[A-Z]+$", max_length=5)]},
@@ -241,6 +264,8 @@ FIELDS = [
     {"n": Annotated[int, Field(multiple_of=5, ge=10)]},
     {"keyed": dict[Annotated[str, StringConstraints(pattern="^x")], int]},
     {"few": Annotated[dict[str, int], Field(min_length=1, max_length=2)]},
+    {"by_id": dict[UUID, Address], "n": Annotated[int, Field(multiple_of=5)]},
+    {"pet": Pet, "code": Annotated[str, Field(pattern="^[A-Z]+$", max_length=5)]},
 ]
 
 
@@ -252,6 +277,6 @@ def test_what_pydantic_writes_for_ordinary_models_is_accepted(number, extra):
     made = create_model("Made", __config__=config, **named)
     schema = made.model_json_schema()
     guide = engine.guide_of(Bytes(), engine.compile_schema(schema), [Bytes.eos])
-    assert isinstance(guide, Guide) == (number < len(FIELDS) - 5)
+    assert isinstance(guide, Guide) == (number < len(FIELDS) - 7)
     wrong, read = problems(schema, guide, number, 6)
     assert wrong == [] and read
