@@ -668,3 +668,18 @@ def test_talks_and_perplexities_have_a_context_too(capsys, tmp_path, monkeypatch
 def test_a_context_that_cannot_be_is_misuse(capsys, command, context):
     code, _, err = called(capsys, *command.split(), "--context", context)
     assert code == 2 and "--context" in err and len(err.splitlines()) == 1
+
+
+def test_a_command_of_a_chat_is_not_told_to_the_model():
+    words = ("chat", "--max-new-tokens", "4", "--temperature", "0")
+    code, out, err = run(*words, stdin="/help\n/rest\nOnce upon\n/quit\n")
+    again = run(*words, stdin="Once upon\n/quit\n")
+    assert code == 0 and out == again[1]
+    assert err.count("/reset begins anew") == 3  # at the beginning, and twice asked
+
+
+def test_a_temperature_below_zero_is_told_what_zero_is(capsys):
+    code, _, err = called(capsys, "generate", "Once", "--temperature", "-1")
+    assert (
+        code == 2 and "it must be 0, which takes the likeliest token, or above" in err
+    )

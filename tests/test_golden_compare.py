@@ -14,7 +14,7 @@ from test_golden_floor import golden
 
 from npllama.cli.golden_compare import add_compare, run_compare
 from npllama.config import config_to_hf
-from npllama.files.checkpoint import save
+from npllama.files.checkpoint import load, save
 from npllama.golden.compare import (
     LEANS_DOWN,
     LEANS_UP,
@@ -461,6 +461,15 @@ def test_page_says_what_was_compared(traced):
     assert "<dd>&lt;mine&gt;, float32, cuda 12.4</dd>" in text
     strange = {"producer": [1], "versions": ["\x00"], "dtype": "float32"}
     assert facts_of(exact, Trace(candidate, strange))["candidate"] == "[1], float32"
+
+
+def test_page_says_the_text_where_a_tokenizer_can_read_it():
+    tokenizer = load("stories").tokenizer
+    ids = tokenizer.encode("Once upon a time")
+    one, two = (Trace({"tokens": np.array(n * [ids])}, {}) for n in (1, 2))
+    assert facts_of(one, one, tokenizer)["text"] == "Once upon a time"
+    assert "text" not in facts_of(one, one) and "text" not in facts_of(two, two)
+    assert "text" not in facts_of(two, two, tokenizer)
 
 
 # ---- the command ------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -106,12 +107,18 @@ def talk_to(model: Model, help_: Helpers, options: argparse.Namespace) -> None:
     upto_answer(conversation, "")  # if it can be said
     print(one_line(f"[{style} turns, {why}]"), file=sys.stderr)
     print(f"[--seed {options.seed} repeats this talk]", file=sys.stderr)
-    print("[/reset begins anew, /quit or Ctrl-D ends]", file=sys.stderr)
+    print(COMMANDS, file=sys.stderr)
     while (message := ask()) is not None:
         if message == "/reset":
             conversation = Conversation(model, style, options.system, stream)
+        elif message == "/help" or re.fullmatch(r"/[a-z]+", message):
+            print(COMMANDS, file=sys.stderr)
         elif message:
             answer(conversation, message, config, rng, help_)
+
+
+# A word with a slash is a command and not for the model.
+COMMANDS = "[/reset begins anew, /quit or Ctrl-D ends, /help says this]"
 
 
 def check_chat(config: GenerationConfig) -> None:

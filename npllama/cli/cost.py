@@ -104,7 +104,7 @@ def add_sizes(command: argparse.ArgumentParser, needed: bool) -> None:
     option = command.add_argument
     # fmt: off
     option("--config", required=needed, metavar="MODEL",
-           help="a preset, a config.json, or an .npz")
+           help=f"a config.json, an .npz, or one of {', '.join(PRESETS)}")
     option("--batch", type=int, default=1, metavar="B", help="rows (default: 1)")
     option("--prompt", type=int, default=512, metavar="T",
            help="positions of each prompt (default: 512)")

@@ -103,7 +103,8 @@ def run_compare(options: argparse.Namespace) -> int:
         report = examine(golden, candidate, model, options.dtype, options.factor)
         if options.html:
             names = (Path(path).name for path in (options.candidate, options.golden))
-            facts = facts_of(golden, candidate)
+            tokenizer = model.tokenizer if model else None
+            facts = facts_of(golden, candidate, tokenizer)
             write_file(options.html, page(report, " against ".join(names), facts))
             print(f"wrote {options.html}", file=sys.stderr)
     except OSError as error:

@@ -226,6 +226,11 @@ def _config(given: dict[str, Any]) -> GenerationConfig:
             int(key) if key.isdecimal() else key: bias
             for key, bias in given["logit_bias"].items()
         }
+    if given["temperature"] < 0:
+        raise UsageError(
+            f"temperature is {given['temperature']}; it must be 0, which takes the "
+            "likeliest token, or above"
+        )
     if given["temperature"] == 0:
         given |= {"temperature": 1.0, "do_sample": False}
     if "do_sample" in given:

@@ -27,6 +27,7 @@ from npllama.golden.report import (
     summary,
 )
 from npllama.golden.trace import Trace
+from npllama.text.tokenizer import Tokenizer
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2230; --soft: #5b6478; --paper: #fbfaf7;
@@ -37,6 +38,7 @@ STYLE = """
 body { margin: 0 auto; max-width: 64rem; padding: 2rem 1rem 4rem; color: var(--ink);
   background: var(--paper); font: 16px/1.55 system-ui, sans-serif; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+code { overflow-wrap: anywhere; }
 code, td, th, svg text { font-family: ui-monospace, Menlo, Consolas, monospace; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   border-left: 5px solid var(--in); padding: .8rem 1.1rem; }
@@ -265,14 +267,21 @@ def line_of(row: Row) -> tuple[str, list[str]]:
     return row.verdict, [row.name, *cells, note]
 
 
-def facts_of(golden: Trace, candidate: Trace) -> dict[str, str]:
-    """What was compared, in words: model, prompt, programs and their versions."""
+def facts_of(
+    golden: Trace, candidate: Trace, tokenizer: Tokenizer | None = None
+) -> dict[str, str]:
+    """What was compared, in words: model, text, programs and their versions.
+
+    The text is told only if a tokenizer can read its tokens, and if it is one row.
+    """
     config = golden.meta.get("config", {})
     sizes = ("num_hidden_layers", "hidden_size", "vocab_size")
-    ids = np.ravel(golden["tokens"]).tolist() if "tokens" in golden else []
+    tokens = np.atleast_2d(golden["tokens"]) if "tokens" in golden else np.zeros((0, 0))
+    ids, one_row = tokens.ravel().tolist(), len(tokens) == 1
     facts = {
         "model": ", ".join(f"{k} {config[k]}" for k in sizes if k in config),
         "weights, SHA-256": golden.meta.get("weights_sha256"),
+        "text": tokenizer.decode(ids) if tokenizer and one_row else "",
         "tokens": " ".join(map(str, ids[:SHOWN_IDS])) + " ..." * (len(ids) > SHOWN_IDS),
         "golden": made_by(golden),
         "candidate": made_by(candidate),
