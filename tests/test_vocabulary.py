@@ -333,6 +333,37 @@ def test_list_of_added_tokens_that_is_broken_is_named(ids):
         load_tokenizer(files(MODEL, added_tokens=ids))
 
 
+@pytest.mark.parametrize("other", ["\u0124", "new"])
+def test_two_tokens_with_one_id_are_named(other):
+    whole = json.loads(json.dumps(WHOLE))
+    whole["model"]["vocab"][other] = whole["model"]["vocab"]["A"]
+    with pytest.raises(ValueError, match="tokenizer.json: model.vocab gives .* one id"):
+        load_tokenizer(files(whole=whole))
+
+
+@pytest.mark.parametrize("form", [{}, metaspace("first")], ids=["prepend", "first"])
+def test_added_token_that_takes_the_id_of_a_piece_is_named(form):
+    whole = pieces_json(**form)
+    whole["added_tokens"].append({"id": 300, "content": "new"})
+    with pytest.raises(ValueError, match="added token 'new' has the id 300 of"):
+        load_tokenizer(files(whole=whole))
+
+
+DECODERS = [
+    ({"type": "CTC"}, "a decoder of CTC is not known"),
+    ({"type": "Metaspace"}, "the decoder and byte_fallback contradict"),
+    ({"type": "Sequence", "decoders": [{"type": "Fuse"}, {"type": "WordPiece"}]},
+     "a decoder of Fuse, WordPiece is not known"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("decoder, words", DECODERS)
+def test_decoder_that_would_join_otherwise_is_named(decoder, words, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ValueError, match=words):
+        load_tokenizer(files(whole=WHOLE | {"decoder": decoder}))
+
+
 DECODER = [
     ({"7x": {"content": "a"}}, "an added token has the id '7x'"),
     ({" 7": {"content": "a"}}, "an added token has the id ' 7'"),

@@ -212,7 +212,6 @@ def from_byte_level(data: Json, settings: Settings) -> Tokenizer:
         split_of(data["pre_tokenizer"]),
     )
     vocabulary = data["model"]["vocab"]
-    check_added(vocabulary, settings.added)
     apart = special_names(settings)
     pairs = merge_pairs(data["model"]["merges"])
     pairs = [pair for pair in pairs if "".join(pair) not in apart]

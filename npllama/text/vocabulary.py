@@ -17,8 +17,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from npllama.text.borrowed import from_library
-from npllama.text.byte_level import from_byte_level, from_ranks, looks_like_ranks
+from npllama.text.borrowed import decoder_of, from_library
+from npllama.text.byte_level import (
+    check_added,
+    from_byte_level,
+    from_ranks,
+    looks_like_ranks,
+)
 from npllama.text.pieces import from_llama2c, from_model, from_pieces
 from npllama.text.settings import (
     LARGEST_ID,
@@ -79,23 +84,34 @@ def from_json(data: Json, settings: Settings) -> Tokenizer:
         raise ValueError("it has no entry 'model'")
     # Files before 2022 do not name the type of a BPE.
     kind = model.get("type", "BPE" if "merges" in model else "")
+    if kind == "BPE":
+        check_ids(model["vocab"])
+        check_added(model["vocab"], settings.added)
     try:
         if kind != "BPE":
             raise ValueError(f"a vocabulary of type {kind!r:.40} is not BPE")
-        check_ids(model["vocab"])
-        read = from_pieces if model.get("byte_fallback") else from_byte_level
-        return read(data, settings)
+        of_pieces = bool(model.get("byte_fallback"))
+        made = (from_pieces if of_pieces else from_byte_level)(data, settings)
+        if data.get("decoder") and decoder_of(data["decoder"])[0] == of_pieces:
+            raise ValueError("the decoder and byte_fallback contradict each other")
+        return made
     except ValueError as error:
         return _borrowed(data, settings, error)
 
 
 def check_ids(vocabulary: Any) -> None:
-    """Raise ValueError unless tokens are named by strings and numbered by ints."""
+    """Raise ValueError unless every token, named by a string, has an id of its own."""
     if not isinstance(vocabulary, dict):
         raise ValueError("model.vocab is not a mapping of tokens to ids")
     for name, index in vocabulary.items():
         if type(index) is not int or not 0 <= index <= LARGEST_ID:
             raise ValueError(f"model.vocab gives {name!r:.40} the id {index!r:.40}")
+    names = {index: name for name, index in vocabulary.items()}
+    for name, index in vocabulary.items():
+        if names[index] != name:
+            raise ValueError(
+                f"model.vocab gives {name!r:.40} and {names[index]!r:.40} one id, {index}"
+            )
 
 
 def _borrowed(data: Json, settings: Settings, why: ValueError) -> Tokenizer:
