@@ -173,3 +173,27 @@ def test_terms_are_introduced_before_they_are_used():
     assert "*query*" in source_of("__init__") and "*prefill*" in source_of("cache")
     assert list(terms_too_early(['"""A key."""', '"""A *key* is."""'])) == [(0, "key")]
     assert list(terms_too_early(['"""A *key* is a key."""', '"""Key."""'])) == []
+
+
+def defined(source):
+    """The names at the top of a file: functions, classes, constants, imports."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.alias):
+            yield node.asname or node.name
+
+
+def test_every_name_that_is_imported_is_there():
+    """Also where an import waits for its command, or for a library."""
+    names = {}
+    for file, text in TEXTS.items():
+        module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        names["" if module == "__init__" else module] = set(defined(text))
+    for file, text in TEXTS.items():
+        for used in modules_used(text):
+            module, _, name = used.rpartition(".")
+            there = used in names or name in names.get(module, ())
+            assert there, f"{file}: npllama.{used}"

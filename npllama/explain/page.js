@@ -5,6 +5,8 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const by = (id) => document.getElementById(id);
 const name = (token) => data.names[token];
+// In a sentence a comma would be lost without marks around it.
+const quoted = (token) => `“${name(token)}”`;
 const now = { step: 0, layer: 0, head: 0, row: 0, column: 0 };
 
 // ---- small things ------------------------------------------------------------
@@ -124,7 +126,7 @@ function effect(step, stage, stages) {
   const most = step.tokens.map((_, i) => i).reduce((a, b) => (moved(b) > moved(a) ? b : a));
   const verb = gone > 0
     ? `removed ${gone.toLocaleString("en")} of ${old.left.toLocaleString("en")} tokens, which had ${percent(1 - stage.kept)} together`
-    : `changed the odds, most those of ${name(step.tokens[most])}: ${fine(old.probs[most])} to ${fine(stage.probs[most])}`;
+    : `changed the odds, most those of ${quoted(step.tokens[most])}: ${fine(old.probs[most])} to ${fine(stage.probs[most])}`;
   return make("p", { class: "note" }, make("b", {}, stage.name), ` (${data.says[stage.name]}) ${verb}.`);
 }
 
@@ -144,7 +146,7 @@ function drawLine(step) {
   const low = step.line.low[i], high = low + step.line.wide[i];
   const whose = step.line.rest ? " of what the model has more of than the draft" : "";
   told(`The number u = ${u.toFixed(6)} was drawn. Laid end to end by their numbers, the probabilities${whose}`
-    + ` fill the line from 0 to 1; u falls on ${name(step.token)}, from ${low.toFixed(6)} to ${high.toFixed(6)}.`);
+    + ` fill the line from 0 to 1; u falls on ${quoted(step.token)}, from ${low.toFixed(6)} to ${high.toFixed(6)}.`);
   const pieces = step.tokens.map((token, j) => [step.line.low[j], step.line.wide[j], name(token), j === i]);
   place.append(line(pieces, u));
 }
@@ -153,7 +155,7 @@ function drawLine(step) {
 function drawTest(step, told, place) {
   const limit = Math.min(1, step.p / step.q), u = step.u[0];
   const verdict = u * step.q < step.p ? "kept" : "thrown away";
-  told(`The draft guessed ${name(step.guess)} with q = ${percent(step.q)}; the model gives it p = ${percent(step.p)}.`
+  told(`The draft guessed ${quoted(step.guess)} with q = ${percent(step.q)}; the model gives it p = ${percent(step.p)}.`
     + ` It is kept if u = ${u.toFixed(6)} lies below p / q = ${(step.p / step.q).toFixed(6)}: it is ${verdict}.`);
   place.append(line([[0, limit, "keep", verdict === "kept"],
     [limit, 1 - limit, "throw away", verdict !== "kept"]], u));
@@ -191,7 +193,7 @@ function drawLayers(step) {
     }
     return row;
   });
-  const title = "of " + name(step.token);
+  const title = "of " + quoted(step.token);
   by("layers").replaceChildren(table([head("after"), head("rank", title), head("odds", title),
     head("1."), head("2."), head("3.")], rows));
 }
@@ -279,7 +281,7 @@ function pickSquare(row, column) {
   Object.assign(spot.style, { left: now.column * size + "%", top: now.row * size + "%",
     width: size + "%", height: size + "%" });
   const w = weight(now.layer, now.head, now.row, now.column);
-  const place = (i) => `${name(data.tokens[i])} (${i})`;
+  const place = (i) => `${quoted(data.tokens[i])} (${i})`;
   by("weight").textContent = `Layer ${now.layer}, head ${now.head}: ${place(now.row)} looks at `
     + `${place(now.column)} with ${(w / data.seen.of).toFixed(3)}.`;
   drawMost();
@@ -293,7 +295,7 @@ function drawMost() {
   const rows = row.slice(0, 5).map(([w, j]) => make("tr", {},
     make("th", { scope: "row" }, make("span", { class: "token" }, name(data.tokens[j])), ` (${j})`),
     make("td", { class: "bar", p: 100 * w + "%" }, w.toFixed(3))));
-  by("most").replaceChildren(table([head(`${name(data.tokens[now.row])} (${now.row}) looks at`), head("weight")], rows));
+  by("most").replaceChildren(table([head(`${quoted(data.tokens[now.row])} (${now.row}) looks at`), head("weight")], rows));
 }
 
 function squareAt(event) {
@@ -386,7 +388,7 @@ function show(number, focus = false) {
     button.tabIndex = here ? 0 : -1;
     if (here && focus) button.focus();
   }
-  by("where").textContent = `${now.step + 1} of ${data.steps.length}: ${name(step.token)}`;
+  by("where").textContent = `${now.step + 1} of ${data.steps.length}: ${quoted(step.token)}`;
   by("back").disabled = now.step === 0;
   by("on").disabled = now.step === data.steps.length - 1;
   drawStages(step);

@@ -28,8 +28,8 @@ from npllama.explain.collect import explained
 from npllama.explain.page import framed, page
 from npllama.explain.told import Asked, options_back, told
 from npllama.generation.options import OPTIONS, GenerationConfig
-from npllama.generation.options import options_of as model_options
 from npllama.generation.task import Prompt, encode_prompt, is_prompt
+from npllama.generation.wishes import options_of as model_options
 from npllama.ops import rowwise
 from npllama.serving.clients import ready
 from npllama.serving.fields import Refused

@@ -104,7 +104,7 @@ def test_keys_go_from_token_to_token(browser, folder):  # noqa: F811
     page.keyboard.press("Enter")
     assert (
         page.inner_text("#where")
-        == f"2 of 16: {data['names'][str(data['steps'][1]['token'])]}"
+        == f"2 of 16: “{data['names'][str(data['steps'][1]['token'])]}”"
     )
     page.close()
 
