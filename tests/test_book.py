@@ -126,6 +126,22 @@ def test_a_docstring_becomes_text_mathematics_and_a_list_of_parameters():
     assert re.search(r"<dt><code>x</code> : \(B, T\) float.*2 × 5.*<dd><p>Said", found)
 
 
+def test_a_table_of_markdown_is_a_table_and_a_fence_keeps_its_lines():
+    table = "| head |   n |\n|-----:|----:|\n|    a |   1 |\n|    b |  22 |\n"
+    shown = prose.markdown(f"Words.\n\n{table}", nowhere)
+    assert shown.count("<tr>") == 3 and "<pre" not in shown
+    fence = "```\nname     error\none      0.5\n\na        1\nb        2\n```\n"
+    shown = prose.markdown(f"Words.\n\n{fence}\nMore.", nowhere)
+    assert shown.count("<pre") == 1 and "\na        1\nb        2</pre>" in shown
+
+
+def test_tables_of_the_chapter_on_cost_are_tables():
+    readme = (PACKAGE / "cost" / "README.md").read_text("utf-8")
+    shown = prose.markdown(readme, nowhere)
+    written = len(re.findall(r"^\|-+:", readme, re.M))
+    assert shown.count("<table>") == written > 6
+
+
 def test_a_table_of_columns_keeps_its_lines():
     doc = "Names:\n\nhere      there      who\na         b          c\n"
     found = prose.markdown(doc, nowhere)

@@ -84,14 +84,19 @@ def verbatim(text: str, find: Find) -> str:
 
 def with_tables(text: str) -> str:
     """Markdown in which paragraphs that are tables of columns keep their lines."""
-    blocks = re.split(r"(\n\s*\n)", text)
-    return "".join(_kept(block) if _is_table(block) else block for block in blocks)
+    shown, fenced = [], False
+    for block in re.split(r"(\n\s*\n)", text):
+        plain = not fenced and "```" not in block
+        shown.append(_kept(block) if plain and _is_table(block) else block)
+        fenced ^= block.count("```") % 2 == 1
+    return "".join(shown)
 
 
 def _is_table(block: str) -> bool:
     lines = block.splitlines()
     columns = sum(bool(re.search(r"\S {3,}\S", line)) for line in lines)
-    return len(lines) > 1 and not block.startswith("    ") and 2 * columns >= len(lines)
+    written = block.startswith(("    ", "|"))  # as code, or as a table of Markdown
+    return len(lines) > 1 and not written and 2 * columns >= len(lines)
 
 
 def _kept(block: str) -> str:
