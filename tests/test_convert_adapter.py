@@ -207,6 +207,21 @@ FAULTS = {
         {"rank_pattern": {r"(\w+)*x": 2}},
         "may take for ever",
     ),
+    "a pattern of many ways": (
+        GOOD,
+        {"alpha_pattern": {".*" * 30 + "x": 2}},
+        "may take for ever",
+    ),
+    "a pattern of many groups": (
+        GOOD,
+        {"rank_pattern": {"(.|.)" * 25 + "X": 2}},
+        "may take for ever",
+    ),
+    "a pattern of many choices": (
+        GOOD,
+        {"rank_pattern": {".?" * 60 + "X": 2}},
+        "may take for ever",
+    ),
     "no pattern": (GOOD, {"rank_pattern": {"(": 2}}, "is not a pattern"),
     "patterns as a list": (GOOD, {"alpha_pattern": [1]}, "not an object"),
     "integers": ({A: np.ones((2, 7), np.int8)}, {}, "dtype I8"),

@@ -216,13 +216,24 @@ def scaling(settings: dict[str, Any], module: str, rank: int) -> float:
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
+def may_not_end(pattern: str) -> bool:
+    """Whether a regular expression may try too many ways to match a name.
+
+    The ways multiply with every repetition and every group, so a few of both are
+    allowed, as in ``^.*layers\\.(0|1)\\..*q_proj$``.
+    """
+    repeated, groups = len(re.findall(r"[*+?{]", pattern)), pattern.count("(")
+    again = re.search(r"\)[*+{]", pattern)
+    return bool(again) or repeated > 4 or groups > 4 or len(pattern) > 200
+
+
 def _own(settings: dict[str, Any], key: str, module: str, default: Any) -> Any:
     """A module's own value, by the first pattern that its name ends in."""
     patterns = settings.get(key) or {}
     if not isinstance(patterns, dict):
         raise ValueError(f"{key} is {patterns!r:.80}, not an object")
     for pattern, value in patterns.items():
-        if re.search(r"\)[*+{]", pattern) or len(pattern) > 200:
+        if may_not_end(pattern):
             raise ValueError(f"{key}: {pattern!r:.80} may take for ever to match")
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):
