@@ -43,7 +43,8 @@ pre code { font: inherit; overflow-wrap: normal; } pre a { text-decoration-style
 .d { color: var(--name); font-weight: 600; }
 .was { color: var(--was); font: 12px/1.4 system-ui, sans-serif; }
 dl { margin: .2rem 0; } dd { margin: 0 0 .3rem 1.4rem; } dd p { margin: .1rem 0; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .92em; }
+.wide { overflow-x: auto; width: max-content; max-width: min(60rem, calc(100vw - 3.2rem)); }
+[style*=right] { white-space: nowrap; } table { border-collapse: collapse; font-size: .92em; }
 th, td { padding: .15rem .7rem .15rem 0; text-align: left; vertical-align: top; }
 th { border-bottom: 1px solid var(--line); }
 figure { margin: 1.4rem 0; max-width: 60rem; overflow-x: auto; }
@@ -174,7 +175,7 @@ def paper(path: Path, find: prose.Find) -> str:
     text = re.sub(r"\]\((?!https?:)[^)#]*\)", "]()", text)  # to files
     text = re.sub(r"\[([^\]]*)\]\(\)", r"\1", text)
     shown = prose.markdown(text, find, links=True)
-    shown = shown.replace("<table>", '<div class="wide"><table>')
+    shown = shown.replace("<table>", '<div class="wide" tabindex="0"><table>')
     shown = shown.replace("</table>", "</table></div>")
     return f'<div class="said">{shown}</div>'
 

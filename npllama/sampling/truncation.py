@@ -7,7 +7,7 @@ Truncation removes improbable tokens and leaves the others unchanged. It cuts
 - after a number of tokens (`top_k`),
 - after a share of the probability (`top_p`),
 - at a probability: fixed (`epsilon_cutoff`), or relative to the most probable
-  token (`min_p`, `top_a`),
+  token (`min_p`, `top_a`).
 
 The next sections hold the samplers that cut off the top instead, and those that look
 at the shape of the whole distribution.
