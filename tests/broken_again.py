@@ -1,7 +1,10 @@
-"""Thirty more samplers that are wrong, written down before any was tried.
+"""Forty more samplers that are wrong, written down before any was tried.
 
 As in `broken_samplers`: each keeps what is usual and breaks in a corner.
 """
+
+import re
+from unicodedata import normalize
 
 import numpy as np
 from samplers import own
@@ -252,6 +255,47 @@ def cut_at_the_first_of_the_list(pieces, strings):
     return [text]
 
 
+def changed(stops, change):
+    """Text and strings compared after a change that makes some of them equal."""
+
+    def sampler(pieces, strings):
+        return stops([change(x) for x in pieces], [change(x) or x for x in strings])
+
+    return sampler
+
+
+def stop_at_stripped_strings(pieces, strings):
+    return own.stop_strings(pieces, [x.strip() or x for x in strings])
+
+
+def stop_at_a_pattern(pieces, strings):
+    found = [n for n in range(1, len(pieces) + 1) for x in strings
+             if re.search(x, "".join(pieces[:n]))]  # fmt: skip
+    return min(found, default=len(pieces))
+
+
+def stop_in_normal_form(pieces, strings):
+    texts = (normalize("NFC", "".join(pieces[:n])) for n in range(1, len(pieces) + 1))
+    found = [n for n, t in enumerate(texts, 1) if any(x in t for x in strings)]
+    return min(found, default=len(pieces))
+
+
+def show_without_spaces(pieces, strings):
+    return [x.rstrip() for x in own.stop_output(pieces, strings)]
+
+
+def show_up_to_stripped_strings(pieces, strings):
+    return own.stop_output(pieces, [x.strip() or x for x in strings])
+
+
+def lookup_of_four(text, most, longest):
+    return continuation(text, min(most, 4), longest)
+
+
+def lookup_by_three(text, most, longest):
+    return continuation(text, most, min(longest, 3))
+
+
 BROKEN = {
     "top_k": [approximate_top_k, top_k_of_positive],
     "top_p": [top_p_with_a_margin, top_p_normalised_twice],
@@ -278,7 +322,18 @@ BROKEN = {
     "contrastive_search": [contrast_by_any_angle],
     "beam_search": [beams_one_longer],
     "speculative": [speculation_without_the_free_token],
-    "prompt_lookup": [lookup_of_short_ends],
-    "stop_strings": [stop_after_a_false_start],
-    "stop_output": [cut_at_the_first_of_the_list],
+    "prompt_lookup": [lookup_of_short_ends, lookup_of_four, lookup_by_three],
+    "stop_strings": [
+        stop_after_a_false_start,
+        changed(own.stop_strings, str.lower),
+        stop_at_stripped_strings,
+        stop_at_a_pattern,
+        stop_in_normal_form,
+    ],
+    "stop_output": [
+        cut_at_the_first_of_the_list,
+        changed(own.stop_output, str.lower),
+        show_without_spaces,
+        show_up_to_stripped_strings,
+    ],
 }

@@ -270,8 +270,8 @@ def check_prompt_lookup(match: str) -> Iterator[Law]:
         if found != right:
             raise Violation(f"found {found}, expected {right}")
 
-    tokens = st.lists(st.integers(0, 2), min_size=1, max_size=12)
-    sizes = {"most": st.integers(1, 4), "longest": st.integers(1, 3)}
+    tokens = st.lists(st.integers(0, 2), min_size=1, max_size=20)
+    sizes = {"most": st.integers(1, 12), "longest": st.integers(1, 5)}
     few: Sequence[list[int]] = (
         [0, 1, 2, 0, 1],
         [0, 1, 0, 2, 0],
@@ -283,5 +283,12 @@ def check_prompt_lookup(match: str) -> Iterator[Law]:
     # What follows the last two tokens is not what follows the last three.
     known += ({"text": [1, 2, 3, 0, 1, 2, 4, 0, 1, 2], "most": 2, "longest": 3},)
     known += ({"text": [0, 1, 2, 4, 1, 2, 3, 0, 1, 2], "most": 2, "longest": 3},)
+    # As many as asked for, and a repeat as long as allowed.
+    known += ({"text": [0, *range(1, 15), 0], "most": 14, "longest": 2},)
+    long, short = [2, 3, 4, 5, 6, 8], [4, 5, 6, 7]
+    known += tuple(
+        {"text": [*a, *b, 2, 3, 4, 5, 6], "most": 2, "longest": 5}
+        for a, b in ((long, short), (short, long))
+    )
     says = "the guess is what followed the longest repeat of the text's end"
     yield Law(says, cases(text=tokens, **sizes), holds, known)

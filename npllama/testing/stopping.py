@@ -11,10 +11,23 @@ from npllama.testing.strategies import cases
 
 # Tokens of several characters, or of one: then a string needs more than two of them.
 PIECES = st.one_of(
-    st.lists(st.text("ab ", max_size=3), min_size=1, max_size=6),
+    st.lists(st.text("abA. ", max_size=3), min_size=1, max_size=6),
     st.lists(st.sampled_from("ab"), min_size=1, max_size=9),
 )
-STRINGS = st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=2)
+WORDS = st.one_of(
+    st.text("ab", min_size=1, max_size=4), st.text("abA. ", min_size=1, max_size=2)
+)
+STRINGS = st.lists(WORDS, min_size=1, max_size=2)
+# Strings are compared sign by sign: no case, space, pattern or accent is overlooked.
+LITERAL: tuple[dict, ...] = (
+    {"pieces": ["A", "b", "ab", "a"], "strings": ["ab"]},
+    {"pieces": ["ab", "a", "b ", "a"], "strings": ["b "]},
+    {"pieces": ["ab", "a", " b", "a"], "strings": [" b"]},
+    {"pieces": ["ab", "b.", "a"], "strings": ["."]},
+    {"pieces": ["a ", "b ", "ab"], "strings": ["ab"]},
+    {"pieces": ["ab", "\n", "a\n\n", "a"], "strings": ["\n\n"]},
+    {"pieces": ["e", "\u0301", "\u00e9", "a"], "strings": ["\u00e9"]},
+)
 
 
 def first_end(text: str, strings: list[str]) -> tuple[int, int] | None:
@@ -52,6 +65,7 @@ def check_stop_strings() -> Iterator[Law]:
         {"pieces": ["aba", "b"], "strings": ["ab"]},
         {"pieces": ["a", "b", "b", "a"], "strings": ["abb"]},
         {"pieces": ["b", "a", "b", "b", "a", "a"], "strings": ["babba"]},
+        *LITERAL,
     )
     says = "generation stops with the token that completes a string, however cut"
     yield Law(says, cases(pieces=PIECES, strings=STRINGS), _stops_in_time, known)
@@ -84,6 +98,7 @@ def check_stop_output(string: str) -> Iterator[Law]:
         {"pieces": ["ab", "a"], "strings": ["bab"]},
         {"pieces": ["aabab"], "strings": ["b", "ab"]},
         {"pieces": ["aabb"], "strings": ["aabb", "ab"]},
+        *LITERAL,
     )
     says = "what is shown is the text up to the string that ends first, however cut"
     yield Law(says, cases(pieces=PIECES, strings=STRINGS), holds, known)
