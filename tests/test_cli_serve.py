@@ -1,16 +1,28 @@
 """``npllama serve`` before it serves; the rest is in tests/oracle, since it needs an extra."""
 
 import argparse
+import asyncio
 import socket
 import sys
+from types import SimpleNamespace
 
 import pytest
+from needs import needs
 from test_cli import called
 
 from npllama import load
 from npllama.cli.options import UsageError
-from npllama.cli.serve import GIB, add_commands, check, listening, pages_of, read_key
+from npllama.cli.serve import (
+    GIB,
+    add_commands,
+    check,
+    listening,
+    pages_of,
+    read_key,
+    run_serve,
+)
 from npllama.cost import cache_bytes
+from npllama.serving.fields import Refused
 
 
 def options(*words):
@@ -77,3 +89,57 @@ def test_pages_are_those_of_so_many_contexts_or_of_so_much_memory():
     assert pages_of(options("--memory", str(10.5 * page / GIB)), model) == 10
     with pytest.raises(ValueError, match="one page takes"):
         pages_of(options("--memory", str(0.5 * page / GIB)), model)
+
+
+class Message:
+    """A request whose body comes in pieces, after pauses."""
+
+    def __init__(self, *pieces, pause=0.0, **headers):
+        self.pieces, self.pause = pieces, pause
+        self.headers = {name.replace("_", "-"): x for name, x in headers.items()}
+
+    async def stream(self):
+        for piece in self.pieces:
+            await asyncio.sleep(self.pause)
+            yield piece
+
+
+@pytest.mark.parametrize(
+    ("message", "status", "says"),
+    [
+        (Message(b"{}", content_length="10000000000", pause=9), 413, "than 20 bytes"),
+        (Message(b"x" * 21), 413, "than 20 bytes"),
+        (Message(b"x" * 15, b"x" * 15), 413, "than 20 bytes"),
+        (Message(b"{", b"}", pause=9), 408, "did not arrive within 0.01 seconds"),
+        (Message(b"\x1f\x8b", content_encoding="gzip"), 415, r"compressed \(gzip\)"),
+        (Message(b"{"), 400, "not JSON"),
+        (Message(b"\xff\xff"), 400, "not JSON"),
+        (Message(b"[" * 20), 400, "not JSON"),
+        (Message(), 400, "not JSON"),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_refused_and_not_waited_for(
+    message, status, says, monkeypatch
+):
+    needs("starlette", "serve")
+    from npllama.serving import clients
+
+    monkeypatch.setattr(clients, "PATIENCE", 0.01)
+    with pytest.raises(Refused, match=says) as refusal:
+        asyncio.run(clients.body_of(message, 20))
+    assert refusal.value.status == status
+
+
+def test_a_body_may_come_in_pieces():
+    needs("starlette", "serve")
+    from npllama.serving.clients import body_of
+
+    message = Message(b"[1,", b" 2]", content_length="7", content_encoding="Identity")
+    assert asyncio.run(body_of(message, 7)) == [1, 2]
+
+
+def test_what_fails_to_import_is_not_called_missing(monkeypatch):
+    needs("uvicorn", "serve")
+    monkeypatch.setitem(sys.modules, "npllama.serving.http", SimpleNamespace())
+    with pytest.raises(ImportError, match="app_of"):
+        run_serve(options())

@@ -32,7 +32,7 @@ def run_book(options: argparse.Namespace) -> None:
     out = Path(options.output)
     try:
         from npllama.book import build, exercises, pictures, svg
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         needed = 'pip install "npllama[book]"'
         raise UsageError(f"the book needs {error.name}: {needed}") from None
     try:

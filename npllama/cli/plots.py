@@ -19,7 +19,7 @@ def drawn(path: str | os.PathLike, write: Callable[[], None]) -> None:
     """
     try:
         write()
-    except ImportError:
+    except ModuleNotFoundError:
         raise UsageError(
             "--plot needs matplotlib: pip install 'npllama[plot]'"
         ) from None

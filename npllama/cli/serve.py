@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import errno
 import ipaddress
+import logging
 import math
 import os
 import socket
@@ -114,7 +115,7 @@ def run_serve(options: argparse.Namespace) -> int:
         from npllama.explain.served import route_of
         from npllama.serving.clients import Bounds, State
         from npllama.serving.http import app_of
-    except ImportError:
+    except ModuleNotFoundError:
         raise ValueError(NEEDS) from None
     limits, key = check(options), read_key(options.api_key)
     bounds = Bounds(options.max_body_bytes, options.max_queue, options.max_seconds, key)
@@ -134,6 +135,8 @@ def run_serve(options: argparse.Namespace) -> int:
     engine = threading.Thread(
         target=load_and_run, args=(options, limits, state, failed), daemon=True
     )
+    # It warns of every client that leaves while it is written to.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     with place:
         say_where(options, place, key)
         engine.start()

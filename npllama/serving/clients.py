@@ -47,6 +47,7 @@ SIGN_OF_LIFE = 15.0  # seconds after which a stream that tells nothing says so
 # When a text's time is up: seconds for its end to come, and as many more for the client
 # to read it.
 GRACE = 10.0
+PATIENCE = 60.0  # seconds for the body of a request to arrive
 
 
 @dataclass(frozen=True)
@@ -94,17 +95,34 @@ async def body_of(message: Message, most: int) -> Any:
     Raises
     ------
     Refused
-        If it is larger than `most` bytes, or not JSON.
+        If it is larger than `most` bytes, compressed, late, or not JSON.
     """
+    form = message.headers.get("content-encoding", "identity")
+    if form.lower() != "identity":
+        why = f"the body is compressed ({form:.40}); send it as plain JSON"
+        raise Refused(why, status=415)
+    # Who says how much is coming is told at once that it is too much.
+    if int(message.headers.get("content-length", 0)) > most:
+        raise Refused(f"the body is larger than {most} bytes", status=413)
+    try:
+        body = await asyncio.wait_for(arrived(message, most), PATIENCE)
+    except asyncio.TimeoutError:
+        why = f"the body did not arrive within {PATIENCE:g} seconds"
+        raise Refused(why, status=408) from None
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"the body is not JSON ({error})") from None
+
+
+async def arrived(message: Message, most: int) -> bytes:
+    """The bytes of a body, of which there may be so many."""
     body = b""
     async for piece in message.stream():
         body += piece
         if len(body) > most:
             raise Refused(f"the body is larger than {most} bytes", status=413)
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise Refused(f"the body is not JSON ({error})") from None
+    return body
 
 
 def check_room(state: State, texts: int) -> None:
