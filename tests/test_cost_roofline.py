@@ -375,6 +375,7 @@ def test_phase_without_operators_of_one_kind_is_bound_by_the_other():
         # What an outside calculator found of a causal fused kernel.
         ("llama-2-7b", "a100-80g", 2048, 1.07),
         ("llama-2-7b", "a100-80g", 32_768, 1.56),
+        ("llama-3-8b", "h100", 131_072, 3.57),
     ],
 )
 def test_fused_attention_is_the_bound_that_a_kernel_has(name, machine, prompt, times):
