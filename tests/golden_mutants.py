@@ -90,15 +90,16 @@ MUTANTS = [
     ),
     (
         "golden/likeness.py",
-        "(within and left <= BETTER * before)",
-        "within",
+        "min(floor, BETTER * before)",
+        "floor",
         DIAGNOSE + "number_is_not_fitted_to_what_is_just_outside",
     ),
     (
         "golden/likeness.py",
-        "return before / evenness.spot_floors",
-        "return scene.factor * before / evenness.spot_floors",
-        NAMES + "where_one_position_is_outside_a_name_must_leave_no_more_than_a_floor",
+        "left <= min(floor, BETTER",
+        "left <= min(limit, BETTER",
+        NAMES
+        + "near_its_limit_an_error_has_a_name_only_if_no_more_than_a_floor_is_left",
     ),
     (
         "golden/diagnose.py",

@@ -145,8 +145,10 @@ def test_what_predicts_no_more_than_the_right_operation_explains_nothing(traced,
     assert finding is None or finding.fault == "scaled"
 
 
-def test_where_one_position_is_outside_a_name_must_leave_no_more_than_a_floor(traced):
-    """With the margin of 2, two fifths of so small an error fit by chance."""
+def test_near_its_limit_an_error_has_a_name_only_if_no_more_than_a_floor_is_left(
+    traced,
+):
+    """With the margin of 2, half of so small an error fits by chance."""
     model, exact, floors = traced
     candidate = {n: np.array(x) for n, x in exact.items() if n.endswith("/lm_head")}
     logits = candidate["prefill/lm_head"]
@@ -161,6 +163,7 @@ def test_where_one_position_is_outside_a_name_must_leave_no_more_than_a_floor(tr
     left, before = left_by(exact["prefill/lm_head"], candidate_of(scene), scene)
     assert left == before
     limit = limit_of(scene, before)
-    assert math.isclose(limit * first.evenness.spot_floors, before)
-    assert explained("rope theta", "", 0.53 * before, before, limit) is None
-    assert not explained("rope theta", "", 0.33 * before, before, limit).proved
+    assert math.isclose(limit * first.evenness.spot_floors, 2 * before)
+    # 1.2 floors are left, then 0.8
+    assert explained("rope theta", "", 0.6 * limit, before, limit, 2.0) is None
+    assert not explained("rope theta", "", 0.4 * limit, before, limit, 2.0).proved

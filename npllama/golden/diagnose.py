@@ -12,7 +12,7 @@ A wrong name is worse than no name.  So a name is given only if
   whole model was run, every tensor that the candidate shows;
 * no other fault explains the numbers as well;
 * for a fault with a number fitted to the candidate, nothing but rounding is left;
-* where a single position is outside, no more than one floor is left there.
+* of an error near its limit, no more than one floor is left.
 
 The verdict lists the faults that the first two conditions ruled out.
 """
@@ -98,7 +98,8 @@ def recomputed(scene: Scene) -> Iterator[tuple[Finding, bool]]:
         if suspicion.fault != "inputs" and left > BETTER * right:
             continue
         limit = limit_of(scene, before)
-        finding = explained(suspicion.fault, suspicion.text, left, before, limit)
+        words = suspicion.fault, suspicion.text
+        finding = explained(*words, left, before, limit, scene.factor)
         if finding:
             describes = suspicion.fault in DESCRIPTIONS
             yield finding, not describes and refuted_elsewhere(scene, suspicion, limit)
@@ -199,7 +200,8 @@ def shown_by(scene: Scene, wrong: Iterator[Fault]) -> Iterator[tuple[Finding, bo
         with np.errstate(all="ignore"):
             left, before = left_by(tensors.get(scene.row.name), y, scene)
             limit = limit_of(scene, before)
-            finding = explained(fault.key, fault.text, left, before, limit)
+            words = fault.key, fault.text
+            finding = explained(*words, left, before, limit, scene.factor)
             if finding:
                 yield finding, refuted_by_any(scene, tensors)
 

@@ -23,7 +23,8 @@ LIKELY, NEAR = 0.1, 4
 AT_THE_END = 0.25
 # Of a large error this share may be left, however many times the limit it is.
 LITTLE = 1e-3
-# Near the limit a fault must at least make it better, and not by chance.
+# Near the limit a fault must leave no more than a floor, and make it better than by
+# chance.
 BETTER = 0.65
 
 
@@ -88,28 +89,37 @@ def only_spot(scene: Scene) -> tuple[int, int] | None:
 
 
 def limit_of(scene: Scene, before: float) -> float:
-    """The largest even error that rounding alone may leave.
-
-    Where a single position is outside, that is one floor, without the margin: so little
-    evidence fits many a fault.
-    """
+    """The largest even error that rounding alone may leave."""
     evenness = scene.row.evenness
     if evenness is None or not evenness.even_floor:
         return scene.factor * (scene.row.floor or 0.0)
     if only_spot(scene) is not None:
-        return before / evenness.spot_floors
+        return scene.factor * before / evenness.spot_floors
     return scene.factor * evenness.even_floor
 
 
-def explained(key: str, text: str, left: float, before: float, limit: float):
-    """The finding, if what is left is little enough; else None."""
-    within = left <= limit
+def explained(
+    key: str, text: str, left: float, before: float, limit: float, factor: float
+) -> Finding | None:
+    """The finding, if what is left is little enough; else None.
+
+    Parameters
+    ----------
+    key, text : str
+    left, before : float
+        Even error of the candidate from the suspicion's tensor and the golden one.
+    limit : float
+    factor : float
+        How many floors the limit is.  Of an error that is itself near the limit a right
+        name leaves 0.5 to 0.9 floors, and a wrong one left up to 1.9.
+    """
+    floor = limit / factor
     much = left <= min(LIKELY * before, LIKELY, max(NEAR * limit, LITTLE * before))
     # With a wrong mask the last query may see a key that is not computed yet.  What it
     # finds there (zeros of a larger cache, or nothing) depends on the backend.
     much |= key == "mask" and left <= AT_THE_END * min(before, 1.0)
-    if left >= before or not (much or (within and left <= BETTER * before)):
+    if left >= before or not (much or left <= min(floor, BETTER * before)):
         return None
     if key in FITTED and not (much and left <= max(limit, LITTLE * before)):
         return None
-    return Finding(key, text, left, within and much)
+    return Finding(key, text, left, left <= limit and much)
