@@ -77,7 +77,7 @@ def _why(error: Exception) -> str:
     """What is wrong with a file, in words, if Python's own do not say it."""
     if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
         return str(error)
-    reasons = {
+    reasons: dict[Any, str] = {
         KeyError: f"there is no {error}",
         UnicodeError: "it is not UTF-8",
         RecursionError: "it is nested too deeply",
