@@ -51,6 +51,16 @@ def test_mistakes_get_a_hint(capsys, words, hint):
     assert hint in err and err.startswith("npllama")
 
 
+@pytest.mark.parametrize("command", ["generate", "chat", "explain", "perplexity"])
+def test_options_stand_in_groups_each_under_one_title(capsys, command):
+    _, out, _ = called(capsys, command, "--help")
+    titles = re.findall(r"^([A-Za-z].*):$", out, re.M)
+    assert len(titles) == len(set(titles)) and "Model" in titles
+    if command != "perplexity":  # which has few
+        first = out.partition("\noptions:\n")[2].partition("\n\n")[0]
+        assert len(re.findall(r"^  -", first, re.M)) <= 8 and len(titles) >= 10
+
+
 # ---- log-probabilities ----------------------------------------------------------
 
 ASKED = ["generate", "Once upon", "--seed", "4", "--max-new-tokens", "6"]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from npllama.cli.options import UsageError
+from npllama.cli.options import MODEL, UsageError, titled
 from npllama.compression.adapters import Use, adapted, read_adapter
 from npllama.weights import Model
 
 
 def add_adapter_option(command: argparse.ArgumentParser) -> None:
     """Which adapter."""
-    command.add_argument(
+    titled(command, MODEL).add_argument(
         "--adapter",
         type=Path,
         metavar="DIR",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from npllama.cache import KVCache
-from npllama.cli.options import UsageError
+from npllama.cli.options import CACHE, UsageError, titled
 from npllama.compression.kv_rounding import Rules, check_rules, kivi
 from npllama.compression.kv_texts import bits_per_number, cache_for
 from npllama.generation.options import GenerationConfig
@@ -21,7 +21,7 @@ GROUP, RESIDUAL = 32, 128  # KIVI's
 
 def add_kv_options(command: argparse.ArgumentParser) -> None:
     """How keys and values are rounded."""
-    option = command.add_argument
+    option = titled(command, CACHE).add_argument
     # fmt: off
     option("--cache-bits", type=int, metavar="B",
            help="keep keys (per channel) and values (per token) in 1 to 8 bits, as KIVI "

@@ -46,11 +46,13 @@ from npllama.cli import serve_sim as serve_sim_cli
 from npllama.cli import tiles as tiles_cli
 from npllama.cli.generate import Help
 from npllama.cli.options import (
+    MODEL,
     UsageError,
     add_context_option,
     add_generation_options,
     in_words,
     one_line,
+    titled,
 )
 from npllama.files.ending import INTERRUPTED, Ended, ending_tidily
 
@@ -149,7 +151,7 @@ def parser() -> Parser:
     chosen = [generate_cli.add_generate(commands), chat_cli.add_chat(commands)]
     chosen.append(explain_cli.add_explain(commands))
     for command in chosen:
-        command.add_argument(
+        titled(command, MODEL).add_argument(
             "--weights",
             default="stories",
             metavar="FILE",

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from npllama.cli.adapters import with_adapter
-from npllama.cli.options import UsageError, helpers, in_context
+from npllama.cli.options import MODEL, UsageError, helpers, in_context, titled
 from npllama.cli.timing import Stopwatch, peak_memory_mb
 from npllama.contexts.ahead import Ahead, guessing_ahead
 from npllama.contexts.offload import (
@@ -58,7 +58,7 @@ bytes_of.__name__ = "number of bytes"
 
 def add_memory_option(command: argparse.ArgumentParser) -> None:
     """How much memory the whole process may take."""
-    command.add_argument(
+    titled(command, MODEL).add_argument(
         "--memory",
         type=bytes_of,
         metavar="BYTES",

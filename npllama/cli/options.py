@@ -64,9 +64,18 @@ def in_words(error: OSError) -> str:
     return f"{error.strerror}: {error.filename}"
 
 
+MODEL, CACHE = "Model", "Cache, and texts past its length"
+
+
+def titled(command: argparse.ArgumentParser, title: str):
+    """The group of options with this title; a new one, if there is none."""
+    known = (group for group in command._action_groups if group.title == title)
+    return next(known, None) or command.add_argument_group(title)
+
+
 def add_context_option(command: argparse.ArgumentParser) -> None:
     """How many positions the model may see."""
-    command.add_argument(
+    titled(command, MODEL).add_argument(
         "--context",
         type=int,
         metavar="N",
@@ -95,12 +104,15 @@ def in_context(model: Model, context: int | None) -> Model:
 def add_generation_options(command: argparse.ArgumentParser) -> None:
     """One option for every field of `GenerationConfig`, and those for helpers."""
     command.add_argument(
-        "--seed", type=int, metavar="N", help="makes chance repeatable"
+        "--seed",
+        type=int,
+        metavar="N",
+        help="makes chance repeatable (0 or more; default: another each time, printed)",
     )
-    command.add_argument(
+    titled(command, MODEL).add_argument(
         "--assistant", metavar="FILE", help="weights of a draft model (speculation)"
     )
-    command.add_argument(
+    titled(command, MODEL).add_argument(
         "--amateur",
         metavar="FILE",
         help="weights of the amateur (contrastive decoding)",

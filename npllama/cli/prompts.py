@@ -36,7 +36,7 @@ Result = tuple[Job, dict[str, Any]]
 
 def add_prompts_options(command: argparse.ArgumentParser) -> None:
     """A file of prompts, and where its results go."""
-    option = command.add_argument_group("many prompts").add_argument
+    option = command.add_argument_group("Many prompts").add_argument
     # fmt: off
     option("--prompts", metavar="FILE",
            help='JSON lines of {"prompt": text} or {"tokens": ids}, and, if they want, '

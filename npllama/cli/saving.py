@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from npllama.cache import KVCache, new_cache
-from npllama.cli.options import UsageError, streams
+from npllama.cli.options import CACHE, UsageError, streams, titled
 from npllama.files.checkpoint import locate
 from npllama.files.whole import check_place
 from npllama.generation.options import GenerationConfig
@@ -18,7 +18,7 @@ from npllama.weights import Model
 
 def add_cache_options(command: argparse.ArgumentParser) -> None:
     """Where keys and values go, and where they come from."""
-    option = command.add_argument
+    option = titled(command, CACHE).add_argument
     # fmt: off
     option("--save-cache", metavar="FILE",
            help="keep the keys and values of prompt and text in an .npz")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from npllama.cli.options import UsageError
+from npllama.cli.options import CACHE, UsageError, titled
 from npllama.contexts.keeping import H2O, SNAPKV, kept_pieces
 from npllama.contexts.sinks import context_shift
 from npllama.contexts.streaming import Stream, check_stream, endless_pieces
@@ -25,7 +25,7 @@ USELESS = {SHIFT: ("discard",), H2O: ("sinks", "discard"), SNAPKV: ("sinks", "di
 
 def add_stream_options(command: argparse.ArgumentParser) -> None:
     """How much of a text is kept."""
-    option = command.add_argument
+    option = titled(command, CACHE).add_argument
     # fmt: off
     option("--stream-window", type=int, metavar="W",
            help="go on past any length: keep W positions in the cache, and forget others")
