@@ -412,6 +412,7 @@ REFUSED = {
         "count is not one value",
     ),
     "a list of truths": ({"llama.attention.causal": [True]}, "causal is not one value"),
+    "a list of kinds": ({"tokenizer.ggml.model": [1.0, 2.0]}, "model is not one value"),
     "a list of parts": ({"split.count": [1, 2]}, "split.count is not one value"),
     "no number": (
         {"llama.rope.freq_base": float("nan")},

@@ -326,8 +326,9 @@ def _need_gguf(path: Path) -> None:
 def _header(path: Path) -> Header:
     """A header without lists where one value is needed, such as one per layer."""
     header = read_header(path)
+    begins = ("general.architecture", "llama.", "split.", "tokenizer.ggml.model")
     for key, value in header.fields.items():
-        single = key.startswith(("llama.", "split.")) or key.endswith("_token_id")
+        single = key.startswith(begins) or key.endswith("_token_id")
         if single and isinstance(value, (list, np.ndarray)):
             raise ValueError(f"{path}: {key} is not one value for the whole model")
     return header
