@@ -119,7 +119,7 @@ def shown(figure: float) -> str:
 
 def compared() -> list[tuple[str, ...]]:
     """Published speeds beside the bounds of the same texts."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("source", "card", "model", "dtype", "texts", "published", "bound", "reached")
     ]
     for s in SPEEDS:
