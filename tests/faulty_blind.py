@@ -1,4 +1,4 @@
-"""Faults that the diagnosis was not tuned on: sixty more exchanges, as in `faulty`.
+"""Faults that the diagnosis was not tuned on: eighty more exchanges, as in `faulty`.
 
 They were written down before any was tried.  What stands in braces are the keys that
 may name a fault without being wrong; most have no name of their own.
@@ -9,6 +9,7 @@ import math
 import numpy as np
 from faulty import (
     erf,
+    log_softmax,
     mean_square,
     norm,
     other,
@@ -102,6 +103,63 @@ def best_only(z):
     return np.where(z >= np.sort(z, -1)[..., -40:-39], z, -np.inf)
 
 
+def clipped(x, g, e, r):
+    return norm(np.clip(x, -0.5, 0.5), g, e, r)
+
+
+def in_two_groups(x, g, e, r):
+    y = x.reshape(*x.shape[:-1], 2, -1)
+    return r((y / np.sqrt(mean_square(y) + e)).reshape(x.shape) * g)
+
+
+def turned_alone(which, speed):
+    """Queries (0) or keys (1) turned at another speed than the others."""
+
+    def wrong(p):
+        count = [0]
+
+        def turned(x, angle, r):
+            count[0] += 1
+            other = count[0] % 2 != which
+            return turn(x, speed * angle if other else angle, r)
+
+        p.turn = turned
+
+    return wrong
+
+
+def zeros_in_one(*words):
+    def weights(m):
+        def change(i, w):
+            zeros = {word: 0 * getattr(w, word) for word in words}
+            return w._replace(**zeros) if i == 1 else w
+
+        return m._replace(layers=tuple(change(i, w) for i, w in enumerate(m.layers)))
+
+    return sets(weights=weights)
+
+
+def half_of(word):
+    """The other half of a sum was left on another device."""
+
+    def change(w):
+        a = getattr(w, word).copy()
+        m = a.reshape(len(a), -1)
+        m[:, m.shape[1] // 2 :] = 0
+        return w._replace(**{word: m.reshape(a.shape)})
+
+    return reads(change)
+
+
+def adapted(w):
+    """A small adapter that should not be there."""
+    a = w.wq
+    m = a.reshape(-1, a.shape[-1])
+    rng = np.random.default_rng(4)
+    d = rng.standard_normal((len(m), 4)) @ rng.standard_normal((4, m.shape[1]))
+    return w._replace(wq=np.float32(m + d / d.std() * m.std() / 5).reshape(a.shape))
+
+
 def decoded_only(change):
     return lambda x: change(x) if x.shape[1] == 1 else x
 
@@ -130,6 +188,8 @@ NORMS = {
     ),
     "mean square of all": lambda x, g, e, r: r(x / np.sqrt((x * x).mean() + e) * g),
     "no root": lambda x, g, e, r: r(x / (mean_square(x) + e) * g),
+    "two groups": in_two_groups,
+    "clipped": clipped,
     "gain squared": lambda x, g, e, r: r(norm(x, g, e, r) * g),
 }
 SCORES = {
@@ -154,6 +214,14 @@ LOGITS = {
     "penalised": (lambda z: np.where(np.arange(z.shape[-1]) % 7, z, z / 1.3), set()),
     "float16": (lambda z: rounded(z, "float16"), {"narrow", "truncated"}),
     "absolute": (np.abs, set()),
+    "all of the last position": (lambda z: 0 * z + z[:, -1:], set()),
+    "all of the first position": (lambda z: 0 * z + z[:, :1], set()),
+    "three ids hidden": (
+        lambda z: np.where(np.arange(z.shape[-1]) < 3, -np.inf, z),
+        {"not finite"},
+    ),
+    "of base 2": (lambda z: log_softmax(z) / np.float32(math.log(2)), set()),
+    "zero": (lambda z: 0 * z, {"not written"}),
 }
 
 FAULTS = {
@@ -288,6 +356,36 @@ FAULTS = {
             lambda x: x * (np.arange(x.shape[-1]) < x.shape[-1] - 1),
         ),
         {"not written"},
+    ),
+    "keys not turned": (turned_alone(1, 0), {"no rotation"}),
+    "queries 3% fast": (turned_alone(0, 1.03), set()),
+    "queries turned back": (turned_alone(0, -1), set()),
+    "positions clipped at 15": (placed(lambda at, p: np.minimum(at, 15)), set()),
+    "window beside two sinks": (
+        visible(lambda q, k: (k <= q) & ((k < 2) | (k > q - 6))),
+        {"hidden"},
+    ),
+    "third before hidden": (visible(lambda q, k: (k <= q) & (q - k != 3)), {"hidden"}),
+    "first four see each other": (
+        visible(lambda q, k: (k <= q) | ((q < 4) & (k < 4))),
+        set(),
+    ),
+    "block left out": (zeros_in_one("wo", "w_down"), {"not written", "swapped"}),
+    "half of down": (half_of("w_down"), {"share"}),
+    "half of o": (half_of("wo"), {"share"}),
+    "adapter in q": (reads(adapted), set()),
+    "v of k": (reads(lambda w: w._replace(wv=w.wk)), {"swapped"}),
+    "gate of other positions": (
+        shows("layers.1.mlp.gate_proj", lambda x: x[:, ::-1]),
+        {"other order"},
+    ),
+    "o of the last position": (
+        shows("layers.1.self_attn.o_proj", lambda x: 0 * x + x[:, -1:]),
+        set(),
+    ),
+    "queries of the first position": (
+        shows("layers.0.self_attn.q_proj", lambda x: 0 * x + x[:, :1]),
+        set(),
     ),
     "queries negated": (shows("layers.0.self_attn.q_proj", lambda x: -x), {"scaled"}),
     "one row not a number": (

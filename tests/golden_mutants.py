@@ -4,6 +4,25 @@ FLOOR, COMPARE = "test_golden_floor.py::test_", "test_golden_compare.py::test_"
 DIAGNOSE, NAMES = "test_golden_diagnose.py::test_", "test_golden_names.py::test_"
 
 MUTANTS = [
+    # weights are blamed though another position, or another step, is right
+    (
+        "golden/signs.py",
+        "> SURELY",
+        "> 2",
+        NAMES + "weights_are_not_others_where_a_position_has_right_numbers",
+    ),
+    (
+        "golden/signs.py",
+        "    if not y.any():",
+        "    if False:",
+        NAMES + "zeros_are_not_called_a_multiple",
+    ),
+    (
+        "golden/suspects.py",
+        "if name in SHARED",
+        "if not SHARED",
+        NAMES + "a_share_of_a_sum_is_called_one",
+    ),
     (
         "golden/floor.py",
         "raised(max(worst(part), worst(steps)))",

@@ -109,6 +109,43 @@ def test_fault_is_named_where_all_is_shown(traced, fault):
     assert finding is not None and finding.fault == NAMED[fault]
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "logits: all of the last position",
+        "logits: all of the first position",
+        "gate of other positions",
+        "o of the last position",
+        "queries of the first position",
+    ],
+)
+@pytest.mark.parametrize("steps", [("prefill",), ("prefill", "decode")])
+def test_weights_are_not_others_where_a_position_has_right_numbers(
+    traced, fault, steps
+):
+    change, keys = faulty_blind.FAULTS[fault]
+    scene = scene_of(traced, change, "float32")
+    candidate = {n: x for n, x in scene.candidate.items() if n.startswith(steps)}
+    rows = tuple(row for row in scene.rows if row.name in candidate)
+    finding = diagnose(scene._replace(candidate=candidate, rows=rows))
+    assert finding is None or finding.fault in keys
+
+
+@pytest.mark.parametrize("fault", ["half of o", "half of down"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_share_of_a_sum_is_called_one(traced, fault, dtype):
+    change, _ = faulty_blind.FAULTS[fault]
+    finding = diagnose(scene_of(traced, change, dtype))
+    assert finding.fault == "share" and "share 1 of 2 of" in finding.text
+
+
+@pytest.mark.parametrize("fault", ["block left out", "logits: zero"])
+def test_zeros_are_not_called_a_multiple(traced, fault):
+    change, _ = faulty_blind.FAULTS[fault]
+    finding = diagnose(scene_of(traced, change, "float32"))
+    assert finding.fault == "not written" and finding.text.startswith("all numbers")
+
+
 def test_name_that_the_prefill_refutes_is_not_given_but_told():
     model = random_model(7)
     exact = golden(model, 7)

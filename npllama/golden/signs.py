@@ -12,10 +12,12 @@ from typing import NamedTuple
 import numpy as np
 
 from npllama.golden.distance import by_position, relative_error, units
+from npllama.golden.floor import split_name
 from npllama.golden.precision import FORMATS, activations_in, rounded, truncated
 from npllama.golden.scene import Scene, candidate_of, kind_of, made_from
 from npllama.golden.slips import TEXTS
 from npllama.golden.suspects import HIDDEN
+from npllama.ops import einsum
 
 # The share of numbers that must agree to the last digit.
 SAME_DIGITS = 0.9
@@ -24,6 +26,8 @@ ENOUGH = 16
 # Plain products of an input and a weight: a wrong weight makes them unlike.
 PLAIN_PRODUCTS = {"lm_head", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj"}
 PLAIN_PRODUCTS |= {f"self_attn.{name}_proj" for name in "qkv"}
+# The cosine of a position that is right, whatever was rounded.
+SURELY = 0.99
 # Cut digits leave an error of a few floors; a larger one has another cause.
 SMALL = 10
 
@@ -67,9 +71,12 @@ def _channel(wrong: np.ndarray) -> str:
 
 
 def not_written(scene: Scene) -> Iterator[Finding]:
-    """Positions, heads or coordinates that are zero, all others right."""
+    """Positions, heads or coordinates that are zero, all others right; or all."""
     y, exact = candidate_of(scene), scene.exact
     if not np.isfinite(y[np.isfinite(exact)]).all():
+        return
+    if not y.any():
+        yield Finding("not written", TEXTS["all zero"], 0.0, True)
         return
     y, exact = (by_position(scene.row.name, x) for x in (y, exact))
     zero = (y == 0) & (exact != 0)
@@ -166,11 +173,35 @@ def unlike(scene: Scene) -> Iterator[Finding]:
     # The right numbers with other signs (absolute values, squares) are not unlike.
     if max(alike(y, exact), alike(np.abs(y), np.abs(exact))) > 0.3:
         return
+    if right_somewhere(scene):
+        return
     tied = kind == "lm_head" and scene.config.tie_word_embeddings
     if tied:
         yield Finding("head untied", TEXTS["head untied"], 1.0, False)
     elif scene.model is not None and kind in PLAIN_PRODUCTS:
         yield Finding("unlike", TEXTS["unlike"], 1.0, False)
+
+
+def right_somewhere(scene: Scene) -> bool:
+    """Whether another step, or any position, is right: then the weights are.
+
+    A position may have the numbers of another one.
+    """
+    for row in scene.rows:
+        if split_name(row.name)[1] == scene.module and row.verdict == "within":
+            return True
+    y, exact = (
+        directions(x.reshape(x.shape[0] * x.shape[1], -1))
+        for x in (candidate_of(scene), scene.exact)
+    )
+    return bool((einsum("TN,SN->TS", y, exact, "likeness") > SURELY).any())
+
+
+def directions(x: np.ndarray) -> np.ndarray:
+    """Rows of length 1 whose mean is 0; rows of equal numbers are 0."""
+    x = x - x.mean(axis=-1, keepdims=True)  # (T, N)
+    lengths = np.sqrt(np.square(x).sum(axis=-1, keepdims=True))  # (T, 1)
+    return np.divide(x, lengths, out=np.zeros_like(x), where=lengths > 0)
 
 
 def alike(y: np.ndarray, exact: np.ndarray) -> float:

@@ -57,9 +57,12 @@ TEXTS = {
     "other gain": "RMSNorm multiplies by other numbers than its weight: by those of "
     "another norm, by its own twice, or by some that were never loaded",
     "transposed": "{} is read transposed: files hold the output axis first",
-    "swapped": "this is the golden {}: two tensors are swapped, or a step is left out",
+    "swapped": "this is the golden {}: two tensors are swapped, one is used twice, or a "
+    "step is left out",
     "gate and up": "gate_proj and up_proj are swapped",
     "quantised": "the weights are rounded to {}",
+    "share": "this is share {} of {} of the sum over the inputs: the others are not "
+    "added, as where devices that share a product do not exchange their sums",
     "head tied": "the output head is the embedding; the model has a head of its own",
     "head untied": "the output head is not the embedding, to which the config ties it: "
     "a head of its own, or one that was never loaded",
@@ -74,6 +77,8 @@ TEXTS = {
     "weights were converted to it; for its floor give --dtype {}",
     "not finite": "{}",
     "not written": "{} are zero: they were never written",
+    "all zero": "all numbers are zero: this tensor was never written, or its weights "
+    "were never loaded",
     "inputs": "the operation is right for the inputs that it was given: the error "
     "came with them, from before",
     "scaled": "this is the golden tensor times {:.4g}",

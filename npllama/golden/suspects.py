@@ -31,6 +31,10 @@ from npllama.golden.slips import TEXTS, Fault, wrong_norms, wrong_parts
 from npllama.golden.wrong import RIGHT, Parts, attend, scores_of
 from npllama.ops import einsum
 
+ALL = slice(None)
+# Products whose inputs lie on several devices, of which so many are tried.
+SHARED, MOST_SHARES = ("o_proj", "down_proj"), 8
+
 
 class Suspicion(NamedTuple):
     """A fault, and what the tensor of a scene would be with it.
@@ -203,13 +207,14 @@ def input_of_product(scene: Scene) -> np.ndarray | None:
     return x.reshape(*x.shape[:2], -1)
 
 
-def product_of(scene: Scene, change: Callable) -> np.ndarray | None:
-    """The tensor as a product with its weight, changed."""
+def product_of(scene: Scene, change: Callable, part: slice = ALL) -> np.ndarray | None:
+    """The tensor as a product with its weight, changed; over a part of the inputs."""
     weight, x = weight_of(scene), input_of_product(scene)
     if weight is None or x is None:
         return None
     w, bias = weight
-    y = einsum("BTE,FE->BTF", x, change(w.astype(np.float64)), "project")
+    w = change(w[:, part].astype(np.float64))
+    y = einsum("BTE,FE->BTF", x[..., part], w, "project")
     y = y.reshape(scene.exact.shape)
     return y if bias is None else y + bias
 
@@ -240,6 +245,19 @@ def of_product(scene: Scene) -> Iterator[Suspicion]:
             changes.append(("quantised", TEXTS["quantised"].format(said), rounded))
     for key, said, change in changes:
         yield Suspicion(key, said, partial(product_of, change=change))
+    if name in SHARED:
+        yield from of_shares(weight[0].shape[-1])
+
+
+def of_shares(E: int) -> Iterator[Suspicion]:
+    """The sum over a share of the inputs, as one of several devices has it."""
+    for n in range(2, MOST_SHARES + 1):
+        for i in range(n if E % n == 0 else 0):
+            part = slice(i * E // n, (i + 1) * E // n)
+            text = TEXTS["share"].format(i + 1, n)
+            yield Suspicion(
+                "share", text, partial(product_of, change=flat_weight, part=part)
+            )
 
 
 #  ---- suspicions ----------------------------------------------------------------------
