@@ -440,8 +440,8 @@ def pictured(name, machine, batch, prompt):
     [
         ("llama-2-7b", "a100-80g", 1, 512),
         ("llama-3-8b", "rtx-4090", 8, 32_000),
-        ("llama-2-70b", "h100", 64, 2048),
-        ("stories15m", "t4", 1, 64),
+        ("stories15m", "t4", 1, 512),
+        ("llama-3.1-405b", "h200", 256, 4096),
     ],
 )
 def test_names_in_the_picture_cover_no_other_and_leave_it_nowhere(sizes):
@@ -449,6 +449,7 @@ def test_names_in_the_picture_cover_no_other_and_leave_it_nowhere(sizes):
     axes = figure.axes[0]
     names = [t for t in axes.texts if "_" in t.get_text() or "," in t.get_text()]
     boxes = [t.get_window_extent() for t in axes.texts]
+    boxes.append(axes.get_legend().get_window_extent())
     inside = axes.get_window_extent()
     for a, b in itertools.combinations(boxes, 2):
         assert not a.overlaps(b)

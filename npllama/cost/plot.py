@@ -23,6 +23,12 @@ FLAT: tuple[dict[str, Any], ...] = (
     {"xytext": (0, -13), "ha": "center", "va": "top"},
     {"xytext": (0, 13), "ha": "center", "va": "bottom"},
 )
+# Further off, for names that would still cover others.
+OFF: tuple[dict[str, Any], ...] = (
+    {"xytext": (0, -55), "ha": "center", "va": "top"},
+    {"xytext": (0, -95), "ha": "center", "va": "top"},
+    {"xytext": (-25, 30), "ha": "right", "va": "bottom"},
+)
 NEAR = 0.35  # marks of one phase that are closer, in powers of ten, share their names
 LARGEST = 400.0  # area of a mark that takes all the time
 FORMATS = ("png", "svg", "pdf")
@@ -67,7 +73,7 @@ def draw_operators(axes: Any, phases: dict[str, Phase], ridge: float) -> None:
             size = 25 + LARGEST * mark.share
             axes.scatter(*place, size, colour, marker=MARKS[name], zorder=3, alpha=0.8)
             slope = ABOVE if name == "prefill" else BESIDE
-            free = slope if mark.intensity < ridge / 2 else FLAT[turn % 2]
+            free = slope if mark.intensity < ridge else FLAT[turn % 2]
             axes.annotate(
                 fill(", ".join(mark.names), 20),
                 place,
@@ -76,6 +82,23 @@ def draw_operators(axes: Any, phases: dict[str, Phase], ridge: float) -> None:
                 zorder=4,
                 **free,
             )
+
+
+def move_apart(axes: Any) -> None:
+    """Put names elsewhere that would cover other words."""
+    axes.figure.draw_without_rendering()
+    names = [text for text in axes.texts if hasattr(text, "xyann")]
+    others = [*(t for t in axes.texts if t not in names), axes.get_legend()]
+    taken = [other.get_window_extent() for other in others]
+    for name in names:
+        for place in (None, BESIDE, ABOVE, *FLAT, *OFF):
+            if place:
+                name.xyann = place["xytext"]
+                name.set(ha=place["ha"], va=place["va"])
+            box = name.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
 
 
 def draw_roof(axes: Any, machine: Hardware, kinds: Dtypes, reach: list[float]) -> None:
@@ -89,7 +112,8 @@ def draw_roof(axes: Any, machine: Hardware, kinds: Dtypes, reach: list[float]) -
     words = {"memory is the limit": low * 1.15, "arithmetic is the limit": ridge * 1.15}
     for said, x in words.items():
         axes.text(x, roof * 4.4, said, ha="left", va="center", fontsize=9, color="0.3")
-    axes.text(ridge * 1.15, low * machine.bandwidth, f"ridge {ridge:.0f}", color="0.3")
+    middle = math.sqrt(low * machine.bandwidth * roof)
+    axes.text(ridge * 1.15, middle, f"ridge {ridge:.0f}", color="0.3")
 
 
 def draw_shares(axes: Any, name: str, part: Phase) -> None:
@@ -206,4 +230,5 @@ def roofline_figure(
     axes.legend(loc="lower right")
     for name, part in phases.items():
         draw_shares(grid[name], name, part)
+    move_apart(axes)
     return figure
