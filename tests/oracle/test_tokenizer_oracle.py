@@ -135,6 +135,52 @@ def test_added_words_are_found_as_the_library_finds_them(kind):
         assert found == library.encode(text, add_special_tokens=False).ids, ascii(text)
 
 
+# None of letters that stand for bytes: the library would decode them as these.
+NAMES = ["<think>", "the", "<|im_start|>", "<|im", "fox", "12", "\u8d64", "n't", "\n\n"]
+NAMES += ["<s>", " ball", "[INST]", "\U0001f44d", "a b", "don", "<|", "<|eot_id|>"]
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def with_words(whole, rng):
+    """A few of the names as added tokens with any flags; a name may have an id."""
+    vocab, size = whole["model"]["vocab"], len(whole["model"]["vocab"])
+    added = []
+    for name in map(str, rng.permutation(NAMES)[: rng.integers(3, 9)]):
+        flags = {flag: bool(rng.random() < 0.35) for flag in FLAGS}
+        flags["special"] &= name not in vocab  # here, merges never make such a token
+        new = sum(word["content"] not in vocab for word in added)
+        added.append(flags | {"id": vocab.get(name, size + new), "content": name})
+    return whole | {"added_tokens": added}
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama-3"])
+def test_added_tokens_with_any_flags_are_those_of_the_library(kind):
+    written, rng = train(kind, 600).to_str(), np.random.default_rng(14)
+    for i in range(COUNT // 20):
+        whole = with_words(json.loads(written), rng)
+        content = json.dumps(whole)
+        library = tokenizers.Tokenizer.from_str(content)
+        tokenizer = load_tokenizer({"tokenizer.json": content.encode()})
+        for text in nasty_texts(20, [15, i]):
+            cut = rng.integers(len(text) + 1)
+            name = whole["added_tokens"][rng.integers(len(whole["added_tokens"]))]
+            text = f"{text[:cut]} {name['content']}{text[cut:]}"
+            if "Cn" in map(category, text):
+                continue
+            try:
+                ids = library.encode(text, add_special_tokens=False).ids
+            except BaseException as error:  # where white space belongs to two
+                assert "AddedVocabulary bad split" in str(error)
+                continue
+            found = tokenizer.encode(text, bos=False, allowed_special="all")
+            assert found == ids, ascii(text)
+            for skip in (True, False):
+                back = library.decode(ids, skip_special_tokens=skip)
+                assert tokenizer.decode(ids, skip_special=skip) == back
+                stream = StreamDecoder(tokenizer, skip_special=skip)
+                assert "".join([*map(stream.push, ids), stream.flush()]) == back
+
+
 # ---- SmolLM2 ------------------------------------------------------------------------
 
 
