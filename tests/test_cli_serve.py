@@ -143,3 +143,55 @@ def test_what_fails_to_import_is_not_called_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "npllama.serving.http", SimpleNamespace())
     with pytest.raises(ImportError, match="app_of"):
         run_serve(options())
+
+
+async def echo(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"yes"})
+
+
+async def spoken(*pieces, pause):
+    """What a server says to a client that dawdles, until it closes the connection."""
+    import uvicorn
+    from uvicorn.server import ServerState
+
+    from npllama.serving.dawdlers import Patient
+
+    config = uvicorn.Config(echo, http=Patient, ws="none", lifespan="off")
+    loop, state = asyncio.get_running_loop(), ServerState()
+    server = await loop.create_server(
+        lambda: Patient(config, state, {}), "127.0.0.1", 0
+    )
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(pause)
+        said = await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+    return said
+
+
+HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n"
+LAST = b"Connection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "answers"),
+    [
+        ((), 0),
+        ((HEAD,), 0),
+        ((b"G", b"E"), 0),
+        ((HEAD + b"\r\n", HEAD), 1),
+        ((HEAD + LAST,), 1),
+        ((HEAD + b"\r\n", HEAD + LAST), 2),
+    ],
+)
+def test_a_client_that_never_says_what_it_wants_is_left(pieces, answers, monkeypatch):
+    needs("uvicorn", "serve")
+    from npllama.serving import dawdlers
+
+    monkeypatch.setattr(dawdlers, "PATIENCE", 0.2)
+    said = asyncio.run(spoken(*pieces, pause=0.1))
+    assert said.count(b"HTTP/1.1 200") == answers

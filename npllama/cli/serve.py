@@ -114,6 +114,7 @@ def run_serve(options: argparse.Namespace) -> int:
 
         from npllama.explain.served import route_of
         from npllama.serving.clients import Bounds, State
+        from npllama.serving.dawdlers import Patient
         from npllama.serving.http import app_of
     except ModuleNotFoundError:
         raise ValueError(NEEDS) from None
@@ -122,7 +123,7 @@ def run_serve(options: argparse.Namespace) -> int:
     state, place = State(bounds), listening(options.host, options.port)
     settings = uvicorn.Config(
         app_of(state, [route_of(options.max_seconds)]),
-        http="h11",
+        http=Patient,
         ws="none",
         lifespan="off",
         log_config=None,

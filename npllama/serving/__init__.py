@@ -20,6 +20,7 @@
 `desk`       the thread that owns the model
 `clients`    who has come, and who has left
 `http`       the routes
+`dawdlers`   clients that never say what they want
 `trace`      traffic: who comes when, with how long a text
 `latency`    how long people wait
 `buddy`      memory in blocks of powers of two
