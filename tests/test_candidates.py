@@ -10,7 +10,7 @@ from strategies import DISTINCT, random_model
 
 from npllama.cache import new_cache
 from npllama.candidates import candidate, onnx_graph
-from npllama.candidates.gguf_file import gguf_name, neighbours, slowdown
+from npllama.candidates.gguf_file import gguf_name, neighbours, slowdown, write_gguf
 from npllama.candidates.text import named_weights, text_of
 from npllama.cli.main import main
 from npllama.config import Rope
@@ -145,6 +145,30 @@ def test_names_of_llamacpp():
     assert gguf_name("model.layers.12.mlp.up_proj.bias") == "blk.12.ffn_up.bias"
     names = [gguf_name(name) for name in tensor_shapes(DISTINCT)]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"hidden_act": "relu"}, "computes SiLU here, not relu"),
+        ({"rope": Rope(rope_type="dynamic", factor=2.0)}, "no dynamic"),
+        ({"rope": Rope(rope_type="longrope", factor=2.0)}, "no longrope"),
+    ],
+)
+def test_llamacpp_is_given_nothing_that_it_would_compute_otherwise(
+    changed, message, tmp_path, monkeypatch
+):
+    writer = types.SimpleNamespace(GGUFWriter=lambda *_: Anything())
+    monkeypatch.setitem(sys.modules, "gguf", writer)
+    with pytest.raises(ValueError, match=message):
+        write_gguf(tmp_path / "model.gguf", replace(DISTINCT, **changed), {})
+
+
+class Anything:
+    """A GGUF writer whose every method does nothing."""
+
+    def __getattr__(self, name):
+        return lambda *_: None
 
 
 def test_reordered_rows_turned_as_neighbours_give_the_same_scores():

@@ -210,6 +210,11 @@ def test_without_matplotlib_a_picture_is_one_line(capsys, monkeypatch, tmp_path)
         ([*A100, "--acceptance", "nan"], "nan"),
         ([*A100, "--acceptance", "0.5", "--draft-cost", "nan"], "nan"),
         ([*A100, "--acceptance", "0.5", "--guesses", "9" * 9], "--guesses"),
+        ([*A100, "--guesses", "3"], "are for --acceptance"),
+        ([*A100, "--draft-cost", "0.2"], "are for --acceptance"),
+        ([*A100, "--acceptance", "0.5", "--over", "batch"], "not for --over"),
+        (["flops", "--table", "flash", "--config", "llama-2-7b"], "no --config"),
+        ([*A100[:3], "--hardware", "this-machine", "--cards", "2"], "this-machine is"),
         ([*A100, "--plot", "picture.txt"], ".svg"),
         ([*A100, "--plot", "no/such/folder.svg"], "no folder"),
     ],
@@ -231,6 +236,7 @@ def test_file_that_is_no_config_is_one_line(text, capsys, tmp_path):
     assert main(["flops", "--config", str(path)]) == 2
     told = capsys.readouterr()
     assert len(told.err.splitlines()) == 1 and "config.json" in told.err
+    assert ("not JSON" in told.err) == (not text)
 
 
 def test_every_preset_and_every_machine_has_a_roofline(capsys):

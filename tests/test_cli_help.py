@@ -43,6 +43,10 @@ def test_version(capsys):
         ("perplexity a b", "unrecognized arguments: b (try"),
         ("generate x --temprature 0", "do you mean --temperature?"),
         ("chat --sed=1", "do you mean --seed?"),
+        (f"generate hi --json-schema {__file__}", f"for the file: @{__file__}"),
+        ("endless --tokens 99999999 --plot x.doc", "must end in .png"),
+        (f"ranks {__file__} --plot x.doc", "must end in .png"),
+        ("roofline --config llama-2-7b --hardware this-machine --plot x.doc", ".png"),
     ],
 )
 def test_mistakes_get_a_hint(capsys, words, hint):
@@ -59,6 +63,15 @@ def test_options_stand_in_groups_each_under_one_title(capsys, command):
     if command != "perplexity":  # which has few
         first = out.partition("\noptions:\n")[2].partition("\n\n")[0]
         assert len(re.findall(r"^  -", first, re.M)) <= 8 and len(titles) >= 10
+
+
+@pytest.mark.parametrize(
+    ("command", "tokens"), [("generate", 256), ("chat", 256), ("explain", 60)]
+)
+def test_help_tells_the_length_that_a_command_takes(capsys, command, tokens):
+    _, out, _ = called(capsys, command, "--help")
+    says = " ".join(out.partition("--max-new-tokens")[2].split("--")[0].split())
+    assert f"default: {tokens})" in says
 
 
 # ---- log-probabilities ----------------------------------------------------------

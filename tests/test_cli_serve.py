@@ -145,6 +145,14 @@ def test_what_fails_to_import_is_not_called_missing(monkeypatch):
         run_serve(options())
 
 
+def test_a_missing_model_is_told_before_an_address(capsys):
+    needs("starlette", "serve")
+    needs("uvicorn", "serve")
+    with pytest.raises(FileNotFoundError, match="no weights file nowhere.npz"):
+        run_serve(options("nowhere.npz", "--port", "0"))
+    assert capsys.readouterr().err == ""
+
+
 async def echo(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"yes"})

@@ -624,7 +624,9 @@ def test_command_line_writes_the_page(tmp_path, capsys):
     out = tmp_path / "page.html"
     asked = ["explain", PROMPT, "-o", str(out), "--seed", "3", "--temperature", "0"]
     assert main([*asked, "--max-new-tokens", str(TOKENS)]) == 0
-    assert f"wrote {out} ({TOKENS} tokens" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert f"wrote {out} ({TOKENS} tokens" in shown
+    assert f"[cut at --max-new-tokens {TOKENS}]" in shown
     data = read_back(out.read_text(encoding="utf-8"))
     assert data["text"] == data_of("greedy")["text"] and data["server"] is None
 

@@ -33,11 +33,12 @@ SHORT = {"15m": "stories15m", "110m": "stories110m", "1.1b": "tinyllama-1.1b"}
 PEERS = ("torch", "llama.cpp")
 ALONE = ("torch", "jax", "llama.cpp")  # attention alone
 PREFILL, CONTEXT = 256, 64
-SAME = 5e-3  # Another function of the weights differs by more, as a part of the range.
+# Logits that differ by more, as a part of their range, are those of another function.
+SAME = 5e-3
 ATTENTION, ATTENTION_MEMORY = (4096, 16384), 8192
 CELLS_SIZE = SHORT["110m"]
 PARTS = ("attention", "cells", "serving", "decoding", "roofline")
-# The smallest fits into some caches, and then is no matter of memory's bandwidth.
+# Without 15m: some processors' caches hold it, and then memory is not its bound.
 ROOFLINE_SIZES = SHORT["110m"], SHORT["1.1b"]
 
 
@@ -82,7 +83,7 @@ def measure_size(
 ) -> dict[str, Any]:
     """Load, prefill, decode and memory of every program at one size.
 
-    A `probe` measures the machine before every round: machines have moods.
+    A `probe` measures the machine before every round, since its speed changes.
     """
     probes: list[dict[str, float]] = []
     path = folder / f"{name}.npz"
@@ -170,7 +171,7 @@ def run_rounds(
 ) -> dict[str, dict[str, list]]:
     """Let the programs take turns, and `before` run ahead of each round.
 
-    The first round warms up, without it, and is forgotten.
+    The first round warms up: `before` does not run, and its times are forgotten.
     """
     times: dict[str, dict[str, list]] = {"prefill": {}, "decode": {}}
     rng = np.random.default_rng(2)

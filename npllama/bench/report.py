@@ -2,7 +2,7 @@
 
 A program's figure is the median over rounds of each round's median; `min` and
 `max` are those of single rounds.  Programs are compared inside each round,
-where they shared the machine's mood, and the comparison is the median of those
+where the machine was equally fast for all, and the comparison is the median of those
 ratios: how many times faster npllama is.
 """
 
@@ -113,8 +113,8 @@ def table(results: dict[str, Any]) -> str:
         lines += _roofline_lines(results["roofline"])
     facts = results["machine"]
     title = (
-        f"{facts['cpu']}, {facts['threads']} of {facts['processors']} processors; Python {facts['python']}, "
-        f"NumPy {facts['numpy']}, {facts['blas']}; float32, batch 1"
+        f"{facts['cpu']}, {facts['threads']} of {facts['processors']} processors; "
+        f"Python {facts['python']}, NumPy {facts['numpy']}, {facts['blas']}; float32, batch 1"
     )
     end = "ratio: how many times faster npllama is, the median over rounds"
     if "decoding" in results:

@@ -1,8 +1,8 @@
 """What the roofline predicts for this machine, beside what npllama does on it.
 
 The probe runs in a process of its own, with the threads of the others, before every
-round, for machines have moods: a round is predicted by its own probe, and the median
-of the ratios counts.  The prediction is for the very pass that is measured: a prompt
+round, since a machine's speed changes: a round is predicted by its own probe, and the
+median of the ratios counts.  The prediction is for the very pass that is measured: a prompt
 at once, and the step in the middle of those that are timed.
 """
 

@@ -1,8 +1,8 @@
 """Many requests at once: the engine beside one text after the other, and its peers.
 
 Every program writes the same traffic greedily: requests that are all there at the
-beginning, with prompts and answers of unequal lengths, or all alike.  A figure is the tokens of all
-answers by the seconds until the last is whole.
+beginning, with prompts and answers of unequal lengths, or all alike.  A figure is the
+tokens of all answers, divided by the seconds until the last is whole.
 
 npllama runs 16 texts at a time, or one after the other on the same engine.
 transformers' ``generate`` pads prompts to one batch, and writes until the longest

@@ -1,7 +1,7 @@
 """Inside a timed process: requests come in as lines of JSON, answers go out.
 
 Its arguments are KIND NAME THREADS and more, where KIND is ``programs``, ``attention``,
-``decoding`` or ``roofline`` and NAME one of its programs; `processes` gives them.
+``batches``, ``serving``, ``decoding`` or ``roofline`` and NAME one of its programs; `processes` gives them.
 """
 
 from __future__ import annotations

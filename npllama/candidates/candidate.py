@@ -82,11 +82,11 @@ def candidate(backend: str, source: str, golden: Path, out: Path, dtype: str) ->
     ImportError
         If the backend is not installed; the message says what to install.
     """
-    run, producer = backend_of(backend)
     place = Path(source) if backend == "onnx" else locate(source)
     check_place(out, {"the golden trace": golden, "the model": place})
     trace = read_golden(golden)
     text = text_of(trace)
+    run, producer = backend_of(backend)
     model = place if backend == "onnx" else load(place)
     meta = {
         "producer": producer,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from npllama.config import Config
+from npllama.candidates.text import check_silu
+from npllama.config import BY_LENGTH, Config
 from npllama.rope import frequencies, llama3_frequencies
 
 LAYER = {
@@ -53,7 +54,7 @@ def neighbours(tensor: np.ndarray, D: int) -> np.ndarray:
 def slowdown(config: Config) -> np.ndarray:
     """How many times slower each pair turns under llama3 scaling.
 
-    llama.cpp knows that scaling by a tensor only, which its converter computes.
+    llama.cpp has no key for this scaling; it reads these numbers as a tensor.
 
     Returns
     -------
@@ -92,8 +93,8 @@ def add_scaling(writer, config: Config) -> None:
         writer.add_rope_scaling_factor(rope.factor)
     if rope.rope_type == "yarn":
         writer.add_rope_scaling_orig_ctx_len(rope.original_max_position_embeddings)
-    if rope.rope_type == "dynamic":
-        raise ValueError("llama.cpp has no dynamic RoPE scaling")
+    if rope.rope_type in BY_LENGTH:
+        raise ValueError(f"llama.cpp is given no {rope.rope_type} RoPE scaling here")
 
 
 def write_gguf(path: Path, config: Config, tensors: Mapping[str, np.ndarray]) -> None:
@@ -112,6 +113,7 @@ def write_gguf(path: Path, config: Config, tensors: Mapping[str, np.ndarray]) ->
     """
     import gguf
 
+    check_silu(config, "llama.cpp")
     writer = gguf.GGUFWriter(path, "llama")
     add_numbers(writer, config)
     extra = {}

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from npllama.candidates.text import Named, Text, named_weights
+from npllama.candidates.text import Named, Text, check_silu, named_weights
 from npllama.config import Config
 from npllama.weights import Model
 
@@ -33,8 +33,8 @@ def rms_norm(x, gain, eps):
     return (wide * jax.lax.rsqrt(mean_square + eps)).astype(x.dtype) * gain
 
 
-def speeds(config: Config):
-    """Angle per position of every pair, (D // 2,), stretched as LLaMA 3.1 does."""
+def frequencies(config: Config):
+    """Angle per position of every pair, (D // 2,), stretched as the config says."""
     rope, D = config.rope, config.head_dim
     w = rope.rope_theta ** -(np.arange(0, D, 2) / D)
     if rope.rope_type == "linear":
@@ -49,7 +49,7 @@ def speeds(config: Config):
 
 def tables(config: Config, positions, dtype):
     """Cosine and sine of every angle, (T, 1, D // 2)."""
-    angles = positions[:, None, None].astype(jnp.float32) * speeds(config)
+    angles = positions[:, None, None].astype(jnp.float32) * frequencies(config)
     return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
 
 
@@ -149,7 +149,7 @@ def forward(weights: dict, config: Config, tokens, k_cache, v_cache, start):
     Returns
     -------
     seen : dict of arrays
-        Every intermediate tensor; ``lm_head`` are the logits, (B, T, V).
+        Every intermediate tensor; ``lm_head`` holds the logits, (B, T, V).
     k_cache, v_cache : as given, with the new positions written
     """
     eps, seen = config.rms_norm_eps, {}
@@ -181,7 +181,7 @@ def run_weights(weights, config: Config, text: Text) -> Named:
         seen, k, v = forward(weights, config, tokens, k, v, step.first)
         for name, x in seen.items():
             if name.endswith("scores"):
-                x = x[..., : step.end]  # of keys that are not there yet there are none
+                x = x[..., : step.end]  # the rest of the cache holds no keys yet
             yield f"{step.name}/{name}", np.asarray(x.astype(shown))
     yield "cache.k", np.asarray(k.astype(shown))
     yield "cache.v", np.asarray(v.astype(shown))
@@ -197,11 +197,12 @@ def run(model: Model, text: Text, dtype: str = "float32") -> Named:
     Raises
     ------
     ValueError
-        If `dtype` or the scaling of RoPE is not among those that this page has.
+        If `dtype`, the scaling of RoPE or the activation is none that this page has.
     """
     if dtype not in DTYPES:
         raise ValueError(f"the JAX page runs in {', '.join(DTYPES)}, not {dtype!r}")
     if model.config.rope.rope_type not in ("default", "linear", "llama3"):
         raise ValueError(f"the JAX page has no {model.config.rope.rope_type} scaling")
+    check_silu(model.config, "the JAX page")
     weights = {n: jnp.asarray(w, dtype) for n, w in named_weights(model).items()}
     yield from run_weights(weights, model.config, text)

@@ -33,7 +33,7 @@ def empty_past(session, B: int) -> dict[str, np.ndarray]:
 
 
 def whole_inputs(session, tokens: np.ndarray, first: int) -> dict[str, np.ndarray]:
-    """What the graph wants to know of tokens that stand at positions first ..."""
+    """The inputs of a graph for tokens of which the first is at position `first`."""
     B, T = tokens.shape
     known = {
         "input_ids": tokens,

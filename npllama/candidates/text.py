@@ -1,4 +1,4 @@
-"""What a candidate is given: the weights, and the tokens of the golden trace."""
+"""What a backend is given: the weights, and the tokens of the golden trace."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from npllama.config import Config
 from npllama.golden.floor import TraceStep, steps_of
 from npllama.weights import LAYER_NAMES, Model, tensor_shapes
 
-# What `run` of every candidate yields.
+# What `run` of every backend yields.
 Named = Iterator[tuple[str, np.ndarray]]
 
 
 class Text(NamedTuple):
     """Tokens, to be run step by step: the prompt at once, then one by one.
 
-    The candidate never chooses a token of its own, or both would soon read different
-    texts; it is given the golden one's.
+    A backend never chooses a token: the tokens of the golden trace are given to it.
+    Otherwise the two would soon read different texts.
     """
 
     tokens: np.ndarray  # (B, S) int64
@@ -41,6 +42,12 @@ def text_of(golden) -> Text:
     steps = tuple(steps_of(golden))
     tokens = np.atleast_2d(np.asarray(golden["tokens"]))
     return Text(tokens.astype(np.int64), steps)
+
+
+def check_silu(config: Config, backend: str) -> None:
+    """Raise ValueError if the feed-forward bends in a way that a backend has not."""
+    if config.hidden_act != "silu":
+        raise ValueError(f"{backend} computes SiLU here, not {config.hidden_act}")
 
 
 def named_weights(model: Model) -> dict[str, np.ndarray]:

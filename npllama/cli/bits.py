@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from npllama.cli.options import UsageError
-from npllama.cli.plots import drawn
+from npllama.cli.plots import check_picture, drawn
 from npllama.cli.quantize import LONGEST, refuse_packed, texts_of
 from npllama.compression.table import (
     HEAD,
@@ -19,7 +19,6 @@ from npllama.compression.table import (
     plan_of,
     rows,
 )
-from npllama.cost.plot import ending_of
 from npllama.files.checkpoint import locate
 from npllama.golden.streamed import StreamedModel
 
@@ -60,10 +59,9 @@ def run_bits(options: argparse.Namespace) -> None:
     try:
         for setting in settings:
             plan_of(setting)
-        if options.plot is not None:
-            ending_of(options.plot)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    check_picture(options.plot)
     path = locate(options.model)
     model = StreamedModel(path, "float32")
     refuse_packed(model, path)

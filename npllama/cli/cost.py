@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from npllama.cli.options import UsageError
-from npllama.cli.plots import drawn
+from npllama.cli.plots import check_picture, drawn
 from npllama.config import PRESETS, Config, config_from_hf, preset
 from npllama.cost.cards import one_card
 from npllama.cost.curves import curve
@@ -41,6 +41,7 @@ from npllama.files.npz import read_npz
 
 MOST = 10**7  # of rows or positions: beyond that, a figure was mistyped
 MOST_GUESSES = 1000
+GUESSES, DRAFT_COST = 4, 0.1  # unless given
 MOST_CARDS = 1024
 LARGEST = 1e9  # of TFLOP/s, GB and GB/s
 
@@ -90,9 +91,11 @@ def add_kinds(command: argparse.ArgumentParser) -> None:
                 f"beats; on {THIS_MACHINE} blocks)")
     option("--acceptance", type=float, metavar="P",
            help="speculation: probability that a guess is kept")
-    option("--guesses", type=int, default=4, metavar="N", help="per round (default: 4)")
-    option("--draft-cost", type=float, default=0.1, metavar="C",
-           help="a pass of the draft, as a part of one of the model (default: 0.1)")
+    option("--guesses", type=int, metavar="N",
+           help=f"with --acceptance: per round (default: {GUESSES})")
+    option("--draft-cost", type=float, metavar="C",
+           help="with --acceptance: a pass of the draft, as a part of one of the model "
+                f"(default: {DRAFT_COST})")
     option("--over", choices=("batch", "context"),
            help="a table of speeds over the batch or the context, as far as it fits")
     option("--plot", metavar="FILE", help="draw it: .png, .svg or .pdf")
@@ -157,16 +160,23 @@ def read_config(name: str) -> Config:
             text = read_npz(path).files.get("config.json", b"null")
         else:
             text = path.read_bytes()
-        data = json.loads(text)
+        data = _parsed(text)
         if not isinstance(data, dict):
             raise ValueError("no JSON object of a config")
         return config_from_hf(data)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         # An .npz says its own name already.
         words = str(error).removeprefix(f"{path}: ")
         raise UsageError(f"{path}: {words}") from None
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error})") from None
 
 
 def text_of(options: argparse.Namespace) -> Text:
@@ -177,6 +187,19 @@ def text_of(options: argparse.Namespace) -> Text:
             raise UsageError(f"{name} is {value}; it must be 1 to {MOST:,}")
     check_pass(text.batch, text.prompt)
     return text
+
+
+def check_machine(options: argparse.Namespace, ours: bool) -> None:
+    """Raise UsageError for impossible numbers, before this machine is measured."""
+    for name in ("mfu", "mbu"):
+        if not 0 < (part := getattr(options, name)) <= 1:
+            raise UsageError(f"--{name} is {part}; it must be above 0, to 1")
+    if not 0 <= options.reserve <= LARGEST:
+        raise UsageError(f"--reserve is {options.reserve}; it must be 0 to 1e+09")
+    if not 1 <= options.cards <= MOST_CARDS:
+        raise UsageError(f"--cards is {options.cards}; it must be 1 to {MOST_CARDS}")
+    if options.cards > 1 and ours:
+        raise UsageError(f"--cards: {THIS_MACHINE} is one")
 
 
 def machine_of(options: argparse.Namespace) -> Hardware:
@@ -200,26 +223,9 @@ def machine_of(options: argparse.Namespace) -> Hardware:
             found = hardware(options.hardware or THIS_MACHINE)._replace(**given)
         except ValueError as error:
             raise UsageError(str(error)) from None
-    for name in ("mfu", "mbu"):
-        if not 0 < (part := getattr(options, name)) <= 1:
-            raise UsageError(f"--{name} is {part}; it must be above 0, to 1")
-    if not 0 <= options.reserve <= LARGEST:
-        raise UsageError(f"--reserve is {options.reserve}; it must be 0 to 1e+09")
-    found = found._replace(cards=cards_of(options, found))
-    return found.slowed(options.mfu, options.mbu)
-
-
-def cards_of(options: argparse.Namespace, machine: Hardware) -> int:
-    """How many cards share the model."""
-    if not 1 <= options.cards <= MOST_CARDS:
-        raise UsageError(f"--cards is {options.cards}; it must be 1 to {MOST_CARDS}")
-    if options.cards > 1 and machine.link is None:
-        raise UsageError(
-            f"--cards: give --link GB/s, that of {machine.name} is unknown"
-        )
-    if options.cards > 1 and machine.elementwise is not None:
-        raise UsageError(f"--cards: {THIS_MACHINE} is one")
-    return options.cards
+    if options.cards > 1 and found.link is None:
+        raise UsageError(f"--cards: give --link GB/s, that of {found.name} is unknown")
+    return found._replace(cards=options.cards).slowed(options.mfu, options.mbu)
 
 
 #  ---- flops ------------------------------------------------------------------
@@ -228,6 +234,8 @@ def cards_of(options: argparse.Namespace, machine: Hardware) -> int:
 def run_flops(options: argparse.Namespace) -> None:
     """Print what a text costs, or one of the README's tables."""
     if options.table:
+        if options.config is not None:
+            raise UsageError("--table has models of its own, so it takes no --config")
         rows = TABLES[options.table]()
         print(json.dumps(rows) if options.json else markdown(rows))
         return
@@ -284,26 +292,32 @@ def asked_of(options: argparse.Namespace) -> Asked:
     if group is not None and not 1 <= group <= MOST:
         raise UsageError(f"--group-size is {group}; it must be 1 to {MOST:,}")
     speculation = speculation_of(options)
-    machine = machine_of(options)
+    check_machine(options, ours)
     try:
         kinds = dtypes(weights, options.cache_dtype, options.activations_dtype, group)
-        config = one_card(config, machine.cards)
+        config = one_card(config, options.cards)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    machine = machine_of(options)
     causal = options.causal or ("blocks" if ours else FUSED)
     return Asked(config, text, machine, kinds, causal, speculation)
 
 
 def speculation_of(options: argparse.Namespace) -> dict[str, float]:
     """How much faster a draft makes it; nothing if none was asked for."""
+    guesses, draft_cost = options.guesses, options.draft_cost
     if options.acceptance is None:
+        if guesses is not None or draft_cost is not None:
+            raise UsageError("--guesses and --draft-cost are for --acceptance")
         return {}
-    if options.guesses > MOST_GUESSES:
-        raise UsageError(f"--guesses is {options.guesses}; at most {MOST_GUESSES}")
+    if options.over:
+        raise UsageError("--acceptance is not for --over")
+    guesses = GUESSES if guesses is None else guesses
+    draft_cost = DRAFT_COST if draft_cost is None else draft_cost
+    if guesses > MOST_GUESSES:
+        raise UsageError(f"--guesses is {guesses}; at most {MOST_GUESSES}")
     try:
-        times = speculative_speedup(
-            options.acceptance, options.guesses, options.draft_cost
-        )
+        times = speculative_speedup(options.acceptance, guesses, draft_cost)
     except ValueError as error:
         raise UsageError(str(error)) from None
     return {"speculation, times faster": times}
@@ -311,6 +325,7 @@ def speculation_of(options: argparse.Namespace) -> dict[str, float]:
 
 def run_roofline(options: argparse.Namespace) -> None:
     """Print the roofline, and draw it if asked."""
+    check_picture(options.plot)
     asked = asked_of(options)
     config, text, machine, kinds, causal, speculation = asked
     if options.over:

@@ -8,7 +8,7 @@ from functools import partial
 
 from npllama.cli.golden import progress
 from npllama.cli.options import UsageError
-from npllama.cli.plots import drawn
+from npllama.cli.plots import check_picture, drawn
 from npllama.cli.streaming import SINKS
 from npllama.contexts.steady import ALL_KEPT, WAYS, Tick, draw_steady, slope, ticks
 from npllama.contexts.steady import written as written_by
@@ -53,6 +53,7 @@ def run_endless(options: argparse.Namespace) -> None:
     """Write the text by every way, print the table, draw the picture."""
     if options.tokens < 4 * ROWS:
         raise UsageError(f"--tokens is {options.tokens}; {4 * ROWS} or more are needed")
+    check_picture(options.plot)
     model, W = load(options.weights), options.stream_window
     discard = max(1, W // 16) if options.discard is None else options.discard
     stream = Stream(W, options.sinks, discard)

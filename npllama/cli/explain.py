@@ -7,7 +7,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from npllama.cli.options import DEFAULTS as USUAL
 from npllama.cli.options import UsageError, generation_config, generator, helpers
+from npllama.cli.show import cut_lines
 from npllama.explain.collect import check_shown, explained
 from npllama.explain.page import page
 from npllama.explain.told import Asked, told
@@ -16,16 +18,17 @@ from npllama.files.whole import check_place, write_file
 
 # A page of so many tokens is still easy to go through.
 NEW_TOKENS = 60
+DEFAULTS = USUAL | {"max_new_tokens": NEW_TOKENS}
 
 
 def add_explain(commands) -> argparse.ArgumentParser:
     """The command ``explain``, without the options that it shares with others."""
     command = commands.add_parser(
         "explain",
-        help="write a text, and a page that shows how it came about",
-        description="Write a text, and a page that shows how it came about: for every "
-        "token the candidates after each step, the draw, attention, what each layer "
-        "would have said, and the cost.  Options are those of generate.",
+        help="write a page that shows how a text came about",
+        description="Write a page that holds a text and shows how it came about: for "
+        "every token the candidates after each step, the draw, attention, what each "
+        "layer would have said, and the cost.  Options are those of generate.",
         usage="%(prog)s [PROMPT] -o PAGE.html [options]",
     )
     option = command.add_argument
@@ -70,4 +73,6 @@ def run_explain(options: argparse.Namespace, prompt: str | list[int]) -> None:
     asked = Asked(prompt, options.seed, options.weights, files)
     write_file(out, page(told(found, asked), server))
     shown = f"{len(found.steps)} tokens, {out.stat().st_size / 1e6:.1f} MB"
+    for line in cut_lines([found.found.finish_reason], config, model):
+        print(line, file=sys.stderr)
     print(f"wrote {out} ({shown}); open it in a browser", file=sys.stderr)

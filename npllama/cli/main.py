@@ -46,6 +46,7 @@ from npllama.cli import serve_sim as serve_sim_cli
 from npllama.cli import tiles as tiles_cli
 from npllama.cli.generate import Help
 from npllama.cli.options import (
+    DEFAULTS,
     MODEL,
     UsageError,
     add_context_option,
@@ -148,9 +149,12 @@ def parser() -> Parser:
         prog="npllama", dest="command", metavar="COMMAND", help=SUPPRESS
     )
 
-    chosen = [generate_cli.add_generate(commands), chat_cli.add_chat(commands)]
-    chosen.append(explain_cli.add_explain(commands))
-    for command in chosen:
+    chosen = (
+        (generate_cli.add_generate(commands), DEFAULTS),
+        (chat_cli.add_chat(commands), DEFAULTS),
+        (explain_cli.add_explain(commands), explain_cli.DEFAULTS),
+    )
+    for command, defaults in chosen:
         titled(command, MODEL).add_argument(
             "--weights",
             default="stories",
@@ -158,7 +162,7 @@ def parser() -> Parser:
             help="an .npz, or the name of a shipped model (default: stories)",
         )
         add_context_option(command)
-        add_generation_options(command)
+        add_generation_options(command, defaults)
     for others in OTHERS:
         others.add_commands(commands)
     top.epilog = overview(commands.choices)

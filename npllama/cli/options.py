@@ -101,8 +101,13 @@ def in_context(model: Model, context: int | None) -> Model:
     return model._replace(config=config)
 
 
-def add_generation_options(command: argparse.ArgumentParser) -> None:
-    """One option for every field of `GenerationConfig`, and those for helpers."""
+def add_generation_options(
+    command: argparse.ArgumentParser, defaults: Mapping[str, Any] = DEFAULTS
+) -> None:
+    """One option for every field of `GenerationConfig`, and those for helpers.
+
+    The help tells `defaults` where the command has others than the fields.
+    """
     command.add_argument(
         "--seed",
         type=int,
@@ -130,7 +135,7 @@ def add_generation_options(command: argparse.ArgumentParser) -> None:
         if option.chapter not in groups:
             groups[option.chapter] = command.add_argument_group(option.chapter)
         group, flag = groups[option.chapter], "--" + name.replace("_", "-")
-        text = _help(name, option)
+        text = _help(name, option, defaults)
         if kinds[name] == "bool":
             action: Any = argparse.BooleanOptionalAction
             group.add_argument(flag, action=action, default=None, help=text)
@@ -141,9 +146,9 @@ def add_generation_options(command: argparse.ArgumentParser) -> None:
             group.add_argument(flag, type=read, metavar=shape, help=text)
 
 
-def _help(name: str, option: Option) -> str:
+def _help(name: str, option: Option, defaults: Mapping[str, Any]) -> str:
     """What an option does, its range and its default."""
-    default = (FIELD_DEFAULTS | DEFAULTS)[name]
+    default = (FIELD_DEFAULTS | dict(defaults))[name]
     usual = IN_WORDS.get(name, "on" if default is True else default or "off")
     legal = (
         "" if option.range is FLAG else f"{option.range.legal}{LOOKS.get(name, '')}; "
@@ -174,7 +179,8 @@ def _json_or_word(text: str) -> Any:
     except (ValueError, RecursionError):
         if text.isidentifier():
             return {"True": True, "False": False}.get(text, text)
-    raise argparse.ArgumentTypeError(f"{text!r:.60} is not JSON")
+    file = f"; for the file: @{text}" if Path(text).is_file() else ""
+    raise argparse.ArgumentTypeError(f"{text!r:.60} is not JSON{file}")
 
 
 NOTHING: Mapping[str, Any] = {}

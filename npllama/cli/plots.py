@@ -5,8 +5,24 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from npllama.cli.options import UsageError
+from npllama.cost.plot import ending_of
+
+MISSING = "--plot needs matplotlib: pip install 'npllama[plot]'"
+
+
+def check_picture(path: str | os.PathLike | None) -> None:
+    """Raise UsageError if no picture can be drawn there, before the work for it."""
+    if path is None:
+        return
+    try:
+        ending_of(path)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if find_spec("matplotlib") is None:
+        raise UsageError(MISSING)
 
 
 def drawn(path: str | os.PathLike, write: Callable[[], None]) -> None:
@@ -20,9 +36,7 @@ def drawn(path: str | os.PathLike, write: Callable[[], None]) -> None:
     try:
         write()
     except ModuleNotFoundError:
-        raise UsageError(
-            "--plot needs matplotlib: pip install 'npllama[plot]'"
-        ) from None
+        raise UsageError(MISSING) from None
     except ValueError as error:
         raise UsageError(str(error)) from None
     print(f"wrote {path}", file=sys.stderr)

@@ -9,7 +9,7 @@ from functools import partial
 
 from npllama.cli.options import UsageError
 from npllama.cli.perplexity import read_text
-from npllama.cli.plots import drawn
+from npllama.cli.plots import check_picture, drawn
 from npllama.compression.factored_keys import WAYS, Loss, factored_losses
 from npllama.compression.ranks import Ranks, Row, draw_spectra, study
 from npllama.cost.tables import markdown
@@ -48,6 +48,7 @@ def run_ranks(options: argparse.Namespace) -> None:
     """Read a text, and print both tables."""
     if options.length < LEAST:
         raise UsageError(f"--length is {options.length}; {LEAST} or more are needed")
+    check_picture(options.plot)
     model = load(options.weights)
     D = model.config.head_dim
     several = options.rank or [D // 4, D // 2, 3 * D // 4, D]

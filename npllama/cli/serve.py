@@ -27,7 +27,7 @@ from npllama import __version__
 from npllama.cli.options import UsageError, add_context_option, in_context
 from npllama.cost import cache_bytes
 from npllama.decoding.common import context_length
-from npllama.files.checkpoint import load
+from npllama.files.checkpoint import load, locate
 from npllama.files.ending import INTERRUPTED
 from npllama.serving.desk import Desk
 from npllama.serving.engine import Engine
@@ -119,6 +119,7 @@ def run_serve(options: argparse.Namespace) -> int:
     except ModuleNotFoundError:
         raise ValueError(NEEDS) from None
     limits, key = check(options), read_key(options.api_key)
+    locate(options.model)  # a missing file is told before the address
     bounds = Bounds(options.max_body_bytes, options.max_queue, options.max_seconds, key)
     state, place = State(bounds), listening(options.host, options.port)
     settings = uvicorn.Config(

@@ -1,7 +1,7 @@
 """Published speeds, to hold beside the bounds of the roofline.
 
-What programs reached on real cards, as their makers or users published it.  A bound
-that such a figure beats would be none.
+What programs reached on real cards, as their makers or users published it.  If one of
+these figures beat its bound, the bound would be wrong.
 
 References
 ----------
@@ -70,11 +70,13 @@ def _gpt_fast(model, kinds, cards, figure):
 
 
 def _first(card, kinds, model, cards, prompt, milliseconds):
+    """The first token after a prompt."""
     where = "TensorRT-LLM", card, cards, model, kinds
     return Speed(*where, 1, prompt, 1, milliseconds)
 
 
 def _throughput(card, kinds, batch, prompt, new, figure):
+    """All tokens of a batch."""
     where = "TensorRT-LLM", card, 1, "llama-2-7b", kinds
     return Speed(*where, batch, prompt, new, figure)
 

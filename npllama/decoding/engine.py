@@ -11,8 +11,8 @@ removes annotations, including the engine's own switches; gives an object with
 declared properties no others, as our machine does; spells out character classes;
 uses our formats where we have them, so that no date lies in the year 0; moves
 excluded bounds to the next float64; writes ``oneOf`` as ``anyOf`` where no value fits
-two options, and ``propertyNames`` as patterns of names.  The engine writes one space after ``:`` and
-``,``, and no other white space.
+two options, and ``propertyNames`` as patterns of names.  The engine writes one space
+after ``:`` and ``,``, and no other white space.
 """
 
 from __future__ import annotations

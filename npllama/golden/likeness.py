@@ -1,8 +1,10 @@
 """How much of a difference is left under a suspicion, and how little explains it.
 
-A *suspicion* names a fault and predicts the wrong tensor.  It *explains* the candidate
-if the candidate's distance from this prediction is within the floor, or near it and at
-most a tenth of the distance from the golden tensor.  It is *proved* if both hold.
+A *suspicion* names a fault and predicts the wrong tensor.  What is *left* is the
+candidate's distance from this prediction.  The suspicion *explains* the candidate if
+what is left is within one floor, or near the limit and at most a tenth of the distance
+from the golden tensor.  It is *proved* if what is left is within the limit and at most
+that tenth.  Distances are even errors, as `distance` defines them.
 """
 
 from __future__ import annotations
@@ -17,14 +19,15 @@ from npllama.golden.signs import ENOUGH, Finding
 from npllama.golden.slips import FITTED
 from npllama.golden.suspects import HIDDEN
 
-# How much of the error a fault may leave, and how many times the limit that may be: a
-# wrong model may be more sensitive to rounding than the right one.
+# The share of the error that a fault may leave, and how many times the limit this may
+# be: a wrong model may be more sensitive to rounding than the right one.
 LIKELY, NEAR = 0.1, 4
+# The share that a wrong mask may leave.
 AT_THE_END = 0.25
-# Of a large error this share may be left, however many times the limit it is.
+# This share of the error may be left, however many times the limit it is.
 LITTLE = 1e-3
-# Near the limit a fault must leave no more than a floor, and make it better than by
-# chance.
+# An error near the limit is not ten times what is left; it must shrink to this share at
+# least, which no wrong fault reaches by chance.
 BETTER = 0.65
 
 
@@ -59,15 +62,16 @@ def left_by(tensor: np.ndarray | None, y: np.ndarray, scene: Scene):
         return math.inf, math.inf
     hides = (valid & ~np.isfinite(y)).any()
     before = math.inf if hides else apart(y, exact, shown, scene)
-    # Numbers that are far too small are close to any prediction as small: no evidence.
+    # Tiny numbers are close to every prediction of tiny numbers, which is no evidence:
+    # what is left of a candidate smaller than the golden tensor counts as its share.
     zero = np.zeros_like(y)
-    sizes = (apart(x, zero, shown, scene) for x in (y, exact))
-    smaller = next(sizes) / max(next(sizes), 1e-300)
+    size, right = (apart(x, zero, shown, scene) for x in (y, exact))
+    smaller = size / max(right, 1e-300)
     return apart(y, tensor, shown, scene) / min(max(smaller, 1e-300), 1.0), before
 
 
 def apart(y: np.ndarray, tensor: np.ndarray, shown: np.ndarray, scene: Scene) -> float:
-    """Even error of the numbers that are shown; of the worst place, if only that is off."""
+    """Even error of the numbers shown; of the worst place, if only that is off."""
     name, exact = scene.row.name, scene.exact
     unit = units(by_position(name, np.where(np.isfinite(exact), exact, 0.0)))
     shown = by_position(name, shown)  # (P, H, N)

@@ -26,7 +26,7 @@ ENOUGH = 16
 # Plain products of an input and a weight: a wrong weight makes them unlike.
 PLAIN_PRODUCTS = {"lm_head", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj"}
 PLAIN_PRODUCTS |= {f"self_attn.{name}_proj" for name in "qkv"}
-# The cosine of a position that is right, whatever was rounded.
+# The least cosine between a position and the golden one, if only rounding is between.
 SURELY = 0.99
 # Cut digits leave an error of a few floors; a larger one has another cause.
 SMALL = 10
@@ -71,7 +71,7 @@ def _channel(wrong: np.ndarray) -> str:
 
 
 def not_written(scene: Scene) -> Iterator[Finding]:
-    """Positions, heads or coordinates that are zero, all others right; or all."""
+    """Zeros at some positions, heads or coordinates, all others right; or everywhere."""
     y, exact = candidate_of(scene), scene.exact
     if not np.isfinite(y[np.isfinite(exact)]).all():
         return

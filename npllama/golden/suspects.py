@@ -32,7 +32,7 @@ from npllama.golden.wrong import RIGHT, Parts, attend, scores_of
 from npllama.ops import einsum
 
 ALL = slice(None)
-# Products whose inputs lie on several devices, of which so many are tried.
+# Products whose inputs may lie on several devices, and how many devices are tried.
 SHARED, MOST_SHARES = ("o_proj", "down_proj"), 8
 
 

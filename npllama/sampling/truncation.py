@@ -81,7 +81,7 @@ def plain_top_p(row: Row, p: float) -> Row:
 
 
 def plain_min_p(row: Row, p: float) -> Row:
-    """Min-p in its plainest form: a p-th of the largest probability is enough."""
+    """Min-p in its plainest form: keep what has p times the largest probability."""
     probs = softmax(row)
     return np.where(probs >= p * probs.max(), row, row.dtype.type(-np.inf))
 

@@ -18,7 +18,8 @@ WORDS = st.one_of(
     st.text("ab", min_size=1, max_size=4), st.text("abA. ", min_size=1, max_size=2)
 )
 STRINGS = st.lists(WORDS, min_size=1, max_size=2)
-# Strings are compared sign by sign: no case, space, pattern or accent is overlooked.
+# Strings are compared character by character: case, spaces and accents count, and
+# nothing is a pattern.
 LITERAL: tuple[dict, ...] = (
     {"pieces": ["A", "b", "ab", "a"], "strings": ["ab"]},
     {"pieces": ["ab", "a", "b ", "a"], "strings": ["b "]},
