@@ -14,8 +14,8 @@ Face's tokenizers and llama.cpp.  (In the former, the bytes on both sides of it 
 neighbours and may merge.  Here they do not, as in llama.cpp.)  If the file names an
 unknown token, that takes the place of the byte.
 
-An added word is decoded to its name.  Hugging Face's tokenizers take its characters for
-letters of bytes if all of them can be, so there a word may lose its U+00E9 to U+FFFD.
+An added word is decoded to its name.  Hugging Face's tokenizers read a name as bytes if
+every character of it stands for one, so there an added "café" ends in U+FFFD.
 """
 
 from __future__ import annotations
