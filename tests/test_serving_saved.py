@@ -1,7 +1,9 @@
 """A saved cache: the same floats as one that was never put away, or a clear refusal."""
 
 import hashlib
+import io
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -311,6 +313,15 @@ def test_the_command_saves_and_continues_the_same_text(more, capsys, tmp_path):
             assert told == whole
     assert f"tokens in {path}]" in first.err
     assert "[cache: 4 of 5 prompt tokens]" in again.err
+
+
+def test_the_text_ends_its_line_before_the_cache_is_told(tmp_path, monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "stderr", screen)
+    path = tmp_path / "c.npz"
+    assert main([*STORY, "3", "Once upon", "--save-cache", str(path)]) == 0
+    assert f"\n[cache: 5 tokens in {path}]\n" in screen.getvalue()
 
 
 def test_generate_takes_a_cache_for_one_text_alone():

@@ -163,9 +163,10 @@ def write_text(
     else:
         growing = watch.time(pieces(*asked, cache, help_))
         new, ends = show_as_it_comes(shown, growing)
-    saving.keep(options, model, cache, tokens + new)
     if not options.json:
         show("\n")
+    saving.keep(options, model, cache, tokens + new)
+    if not options.json:
         for line in cut_lines(ends, config, model):
             print(line, file=sys.stderr)
         tell_about(options, config, watch)
