@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -179,7 +180,7 @@ def _json_or_word(text: str) -> Any:
     except (ValueError, RecursionError):
         if text.isidentifier():
             return {"True": True, "False": False}.get(text, text)
-    file = f"; for the file: @{text}" if Path(text).is_file() else ""
+    file = f"; for the file: @{text}" if os.path.isfile(text) else ""
     raise argparse.ArgumentTypeError(f"{text!r:.60} is not JSON{file}")
 
 
