@@ -96,6 +96,8 @@ def add_fields(writer, config, **changes):
     for key, value in (whole | changes).items():
         add = {float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}
         add |= {int: writer.add_uint32, list: writer.add_array}
+        for written in writer.kv_data:
+            written.pop(key, None)  # gguf 0.10 refuses to write a key twice
         if value is not None:
             add[type(value)](key, value)
 
