@@ -77,7 +77,7 @@ FUNCTIONS = {
         "visible",
         lambda right: lambda positions, N: right(positions - 1, N),
     ),
-    "rope scaling": ("speeds", lambda right: partial(without_scaling, right)),
+    "rope scaling": ("frequencies", lambda right: partial(without_scaling, right)),
     "eps": ("rms_norm", lambda right: partial(wrong_eps, right)),
 }
 
