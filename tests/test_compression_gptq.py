@@ -118,7 +118,8 @@ def test_rows_are_independent_and_h_has_no_unit(recipe, block, seed):
     w, hessian = layer(seed)
     found = gptq(w, hessian, recipe, block)
     assert_same(gptq(w[1:3], hessian, recipe, block).codes, found.codes[1:3])
-    assert_same(gptq(w, hessian * 2.0**7, recipe, block).codes, found.codes)
+    # An even power of two, whose root, which Cholesky takes, is a power of two as well.
+    assert_same(gptq(w, hessian * 2.0**8, recipe, block).codes, found.codes)
 
 
 @given(recipes, seeds)

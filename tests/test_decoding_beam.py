@@ -365,6 +365,7 @@ PHRASES = st.lists(PHRASES_OF_ONE | st.just([0, 1, 0]), min_size=1, max_size=3)
 @example([0, 0], [[0, 0, 1]])  # the longest beginning counts
 @example([0, 1, 2], [[0, 1], [1, 2]])  # they overlap
 @example([0, 1], [[0], [0]])  # demanded twice, found once
+@example([0, 1], [[0, 1, 0], [1, 1]])  # 1 ends the second, and gives the first up
 def test_progress_is_complete_when_every_phrase_occurs(text, phrases):
     read = progress(text, constraints_of(phrases))
     counts = Counter(map(tuple, phrases))
@@ -375,12 +376,15 @@ def test_progress_is_complete_when_every_phrase_occurs(text, phrases):
     }
     assert read.complete == (not any(missing.values()))
     assert bool(read.wanted) != read.complete
-    # Each wanted token brings the text further, and nothing else as far.
+    # Each wanted token begins or continues a phrase that is missing, and the best of
+    # them brings the text further, and nothing else as far.
     banks = [progress([*text, t], constraints_of(phrases)).bank for t in range(3)]
+    heads = [p[: n + 1] for p, lack in missing.items() if lack for n in range(len(p))]
     for token in read.wanted:
-        assert banks[token] > read.bank
+        grown = (*text, token)
+        assert any(grown[-len(head) :] == head for head in heads)
     if read.wanted:
-        assert max(banks) == max(banks[token] for token in read.wanted)
+        assert read.bank < max(banks) == max(banks[token] for token in read.wanted)
 
 
 def test_of_several_phrases_one_suffices():

@@ -59,7 +59,7 @@ class Progress(NamedTuple):
 
     bank: int  # how many tokens of phrases it holds
     complete: bool
-    wanted: list[int]  # tokens that would bring it further
+    wanted: list[int]  # tokens that begin or continue a phrase it lacks
 
 
 class Candidate(NamedTuple):
