@@ -126,7 +126,7 @@ def config_to_hf(config: Config) -> dict[str, Any]:
     rope = {
         key: value for key, value in asdict(config.rope).items() if value is not None
     }
-    if config.rope.rope_type != "yarn":
+    if config.rope.rope_type != "yarn" and config.rope.truncate:
         del rope["truncate"]
     data = asdict(config) | {"rope_parameters": rope}
     del data["rope"]

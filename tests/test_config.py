@@ -387,6 +387,7 @@ keys = st.sampled_from([*config_to_hf(DISTINCT), "rope_scaling", "rope_theta"])
 @example("rms_norm_eps", 10**400)
 @example("rope_parameters", {"rope_theta": 10**400})
 @example("architectures", 5)
+@example("rope_scaling", {"truncate": False})
 def test_any_value_anywhere_gives_a_config_or_one_line(key, value):
     try:
         config = config_from_hf(config_to_hf(DISTINCT) | {key: value})
