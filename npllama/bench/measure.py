@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -222,6 +222,15 @@ def scratch() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="npllama-bench-")
 
 
+@contextmanager
+def cells_model(copies: int) -> Iterator[Path]:
+    """The model of the cells in a file, with room for copies, gone afterwards."""
+    with scratch() as folder:
+        path = Path(folder) / f"{CELLS_SIZE}.npz"
+        write_model(preset(CELLS_SIZE), path, copies)
+        yield path
+
+
 def measure_sizes(asked: Asked, models: dict[str, str]) -> dict[str, Any]:
     """Prefill and decode of every size; those of the roofline beside the probe."""
     roofline = "roofline" in asked.parts
@@ -263,16 +272,12 @@ def measure(asked: Asked) -> dict[str, Any]:
             for S in ATTENTION
         ]
     if "cells" in parts:
-        with scratch() as folder:
-            path = Path(folder) / f"{CELLS_SIZE}.npz"
-            write_model(preset(CELLS_SIZE), path, 1 + ("llama.cpp" in models))
+        with cells_model(1 + ("llama.cpp" in models)) as path:
             results["cells"] = {"size": CELLS_SIZE} | cells.measure(
                 path, max(1, plan.rounds // 2), threads, models, progress
             )
     if "serving" in parts:
-        with scratch() as folder:
-            path = Path(folder) / f"{CELLS_SIZE}.npz"
-            write_model(preset(CELLS_SIZE), path, 1 + ("llama.cpp" in models))
+        with cells_model(1 + ("llama.cpp" in models)) as path:
             results["serving"] = {"size": CELLS_SIZE} | cells.measure_serving(
                 path, max(1, plan.rounds // 2), threads, models, progress
             )
